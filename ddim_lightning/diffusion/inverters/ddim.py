@@ -1,0 +1,34 @@
+"""DDIM inversion as diffusers does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ddim_lightning.diffusion.inverters.base import Inverter, State
+from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.diffusion.steps import inverse_step
+from ddim_lightning.types import VelocityFn
+
+
+@dataclass(frozen=True)
+class DDIM(Inverter):
+    """The explicit step of `DDIMInverseScheduler`, the parity baseline.
+
+    The velocity is evaluated at level ``i + 1`` with the timestep of level ``i`` and the sample is rotated along it. For a
+    model that predicts velocity this is not even to first order the inverse of the forward step, so reconstructions wash
+    out; it is here to be compared with.
+
+    Args:
+        keep_residual: See `Inverter`; off, because the baseline keeps nothing.
+
+    Source: Song et al. 2021, "Denoising diffusion implicit models", section 4.3; diffusers `DDIMInverseScheduler.step`.
+    """
+
+    keep_residual: bool = False
+
+    def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
+        latents = state[0]
+        return (inverse_step(latents, velocity_fn(latents, table[i]), table[i]),)
+
+    def count_calls(self, num_steps: int) -> int:  # noqa: D102
+        return num_steps + self.keep_residual

@@ -1,0 +1,75 @@
+"""One DDIM step is a rotation in the plane of the latents and their velocity.
+
+With ``x = cos(p) x0 + sin(p) e`` and ``v = cos(p) e - sin(p) x0`` the probability-flow ODE is ``dx/dp = v``. If ``x0`` and
+``e`` are held fixed over a step, ``x`` moves on a circle; this is DDIM with eta 0.
+
+Source: Song et al. 2021, "Denoising diffusion implicit models", equation 12; Salimans and Ho 2022, "Progressive
+distillation", appendix D.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ddim_lightning.types import Latents, Step
+
+
+def rotate(latents: Latents, velocity: Latents, angle: float) -> Latents:
+    """Move latents by ``angle`` radians towards clean (negative: towards noise): ``cos(angle) x - sin(angle) v``."""
+    return math.cos(angle) * latents - math.sin(angle) * velocity
+
+
+def forward_step(latents: Latents, velocity: Latents, step: Step) -> Latents:
+    """Denoise from level ``i`` to ``i + 1``; equal to `CogVideoXDDIMScheduler.step` in exact arithmetic."""
+    return rotate(latents, velocity, step.angle - step.angle_next)
+
+
+def inverse_step(latents: Latents, velocity: Latents, step: Step) -> Latents:
+    """Rotate from level ``i + 1`` to ``i`` along the velocity found at level ``i + 1``.
+
+    This is `DDIMInverseScheduler.step`. It does not undo `forward_step`: that needs the velocity at level ``i``; see
+    `solve_forward_step`.
+    """
+    return rotate(latents, velocity, step.angle_next - step.angle)
+
+
+def solve_forward_step(latents: Latents, velocity: Latents, step: Step) -> Latents:
+    """Solve `forward_step` for its argument, given the velocity at level ``i``: ``(x + sin(h) v) / cos(h)``."""
+    h = step.angle - step.angle_next
+    return (latents + math.sin(h) * velocity) / math.cos(h)
+
+
+def get_denoised(latents: Latents, velocity: Latents, angle: float) -> Latents:
+    """Return the clean latents that a velocity predicts: ``cos(angle) x - sin(angle) v``."""
+    return rotate(latents, velocity, angle)
+
+
+def get_noise(latents: Latents, velocity: Latents, angle: float) -> Latents:
+    """Return the noise that a velocity predicts: ``sin(angle) x + cos(angle) v``."""
+    return math.sin(angle) * latents + math.cos(angle) * velocity
+
+
+def add_noise(denoised: Latents, noise: Latents, angle: Tensor | float) -> Latents:
+    """Noise clean latents to a level: ``cos(angle) x0 + sin(angle) e``.
+
+    Args:
+        denoised: Clean latents, (b, f, c, h, w).
+        noise: Standard normal, same shape.
+        angle: Radians; a number, or a tensor that broadcasts against the latents.
+    """
+    cos, sin = _cos_sin(angle)
+    return cos * denoised + sin * noise
+
+
+def make_velocity(denoised: Latents, noise: Latents, angle: Tensor | float) -> Latents:
+    """Return the velocity at a level: ``cos(angle) e - sin(angle) x0``; arguments as in `add_noise`."""
+    cos, sin = _cos_sin(angle)
+    return cos * noise - sin * denoised
+
+
+def _cos_sin(angle: Tensor | float) -> tuple[Tensor | float, Tensor | float]:
+    if isinstance(angle, Tensor):
+        return angle.cos(), angle.sin()
+    return math.cos(angle), math.sin(angle)

@@ -1,0 +1,266 @@
+"""The contract between the floors: the sampler's step, a branch of a network call, and the records that travel.
+
+Axes are always ``b f c h w``. Latents are float32, frames are uint8 on their way in and out, angles are float64 radians
+(0 is clean, pi/2 is noise). Annotations use jaxtyping and are documentation: nothing checks them at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal, Protocol
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+Latents = Float[Tensor, "b f c h w"]
+"""Video latents, scaled by the VAE's ``scaling_factor``; float32 between steps."""
+Frames = UInt8[Tensor, "f c h w"]
+"""RGB frames of one clip, 0 .. 255."""
+Video = Float[Tensor, "b f c h w"]
+"""RGB video, 0 .. 1."""
+Strength = Float[Tensor, "layers"]
+"""How much a reading branch attends to the keys it reads, a value in 0 .. 1 per layer; lies on the CPU."""
+
+Stage = Literal["encode", "invert", "reconstruct", "edit", "decode"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row of the step table: it joins level ``i`` and the next cleaner level ``i + 1``.
+
+    Args:
+        i: Position in the table, 0 (next to noise) .. N - 1 (next to clean).
+        timestep: Training timestep the network is told, 0 .. 999.
+        angle: Angle of level ``i`` in radians.
+        angle_next: Angle of level ``i + 1`` in radians; smaller than ``angle``.
+    """
+
+    i: int
+    timestep: int
+    angle: float
+    angle_next: float
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One trajectory that is being denoised in a network call.
+
+    Args:
+        latents: (b, f, c, h, w) float32, at the level ``step.i``.
+        prompt: The text it is denoised under.
+        negative_prompt: The text that guidance moves away from.
+        guidance_scale: 1 evaluates ``prompt`` alone (one row); anything else evaluates ``[negative_prompt, prompt]``.
+        reads: Position, in the same call, of the branch whose keys and values this one also attends to.
+        wanted: Whether its velocity is wanted; a branch that is only read may stop after its last keys and values.
+    """
+
+    latents: Latents
+    prompt: str
+    negative_prompt: str = ""
+    guidance_scale: float = 1.0
+    reads: int | None = None
+    wanted: bool = True
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of its rows: one without guidance, ``(negative_prompt, prompt)`` with it."""
+        return (self.prompt,) if self.guidance_scale == 1.0 else (self.negative_prompt, self.prompt)
+
+
+class Denoiser(Protocol):
+    """A model, as the mathematics sees it: branches in, one guided velocity per branch out."""
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers have keys and values to read."""
+        ...
+
+    def __call__(
+        self, branches: Sequence[Branch], step: Step, strength: Strength | None = None
+    ) -> list[Latents | None]:
+        """Evaluate all branches in one network pass.
+
+        Args:
+            branches: The trajectories; see `Branch`.
+            step: The row of the step table; its ``timestep`` conditions the network.
+            strength: Per layer, 0 (reads nothing) .. 1 (reads fully); ``None`` when no branch reads.
+
+        Returns:
+            For each branch its float32 velocity, guidance applied, or ``None`` where it was not wanted.
+        """
+        ...
+
+
+VelocityFn = Callable[[Latents, Step], Latents]
+"""The one-branch partial of a `Denoiser`: all that an inverter sees."""
+
+StepCallback = Callable[[Step, Latents], None]
+"""Called once after every step with the row of the table and the latents it led to."""
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What an editor is asked for.
+
+    Args:
+        prompt: The text of the edited video.
+        negative_prompt: What guidance moves away from.
+        source_prompt: A description of the source clip, or ``None`` when there is none.
+        guidance_scale: Classifier-free guidance scale, >= 0; 1 turns guidance off.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    source_prompt: str | None = None
+    guidance_scale: float = 6.0
+
+
+@dataclass(frozen=True)
+class VideoLimits:
+    """What a model accepts, read from its configs before any weight is loaded.
+
+    Args:
+        num_frames: Most frames of one clip, 4k + 1.
+        height: Native height in pixels.
+        width: Native width in pixels.
+        multiple: Height and width must be multiples of this many pixels.
+        temporal: Frames per latent frame after the first.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    multiple: int
+    temporal: int
+
+
+@dataclass
+class FrameSelection:
+    """Which frames of a file were taken.
+
+    Not frozen, because it travels inside a `Clip`.
+
+    Args:
+        start: Index of the first frame taken.
+        stride: Mean distance between frames taken, >= 1; an int where it is a whole number.
+        count: Number of frames taken, 4k + 1.
+        dropped: Frames at the end of the file that the selection, ``count * stride`` frames long, does not reach.
+    """
+
+    start: int
+    stride: float
+    count: int
+    dropped: int
+
+
+@dataclass
+class Clip:
+    """One clip on its way into `predict_step`; any data module may yield it.
+
+    Not frozen, because Lightning rebuilds the dataclasses it finds in a batch.
+
+    Args:
+        id: Names the output folder; unique within a run.
+        frames: (f, c, h, w) uint8, already at the model's size.
+        fps: Frames per second of ``frames``, after the stride.
+        prompts: The edits wanted.
+        source_prompt: A description of the clip, if there is one.
+        negative_prompt: What guidance moves away from.
+        seed: The clip's own seed; ``None`` derives it from the module's seed and ``id``.
+        selection: Which frames of the file these are; ``None`` for clips that come from no file.
+        source: The file, for its audio; ``None`` when there is none.
+        warnings: Sentences for the result.
+    """
+
+    id: str
+    frames: Frames
+    fps: Fraction = Fraction(8)
+    prompts: tuple[str, ...] = ()
+    source_prompt: str | None = None
+    negative_prompt: str = ""
+    seed: int | None = None
+    selection: FrameSelection | None = None
+    source: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class BadClip:
+    """A clip that could not be read; it travels instead of a `Clip` so that its neighbours are not lost."""
+
+    id: str
+    source: str
+    reason: str
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass
+class Edit:
+    """One edited video: its prompt, its frames (f, c, h, w) uint8 and its final latents (1, f, c, h, w)."""
+
+    prompt: str
+    frames: Frames
+    latents: Latents
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class ClipResult:
+    """What `predict_step` returns and the writer reads.
+
+    Args:
+        clip: The clip, or the bad clip.
+        status: ``done`` or ``skipped``.
+        reason: Why it was skipped; ``None`` when done.
+        seed: The seed every random number of this clip came from.
+        vae_round_trip: The source through the VAE alone, the ceiling of every reconstruction; (f, c, h, w) uint8.
+        reconstruction: (f, c, h, w) uint8, or ``None`` when not asked for.
+        edits: One per prompt, in order.
+        trajectory: `Inversion.to_dict()` on the CPU when it is to be saved, else ``None``.
+        metrics: ``{"vae": {"psnr": dB, "ssim": ..}, "reconstruction": {"psnr": .., "ssim": .., "psnr_vs_vae": .., ..}}``.
+        seconds: Wall time by stage.
+        calls: Rows through the transformer by stage.
+        peak_gib: Peak device memory by stage; empty on a CPU.
+        settings: The module's settings, JSON-ready.
+        warnings: Sentences for the user.
+    """
+
+    clip: Clip | BadClip
+    status: Literal["done", "skipped"]
+    reason: str | None = None
+    seed: int = 0
+    vae_round_trip: Frames | None = None
+    reconstruction: Frames | None = None
+    edits: list[Edit] = field(default_factory=list)
+    trajectory: dict[str, Tensor] | None = None
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    peak_gib: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One tick of long work: which clip, which stage, and how many steps of it are done.
+
+    Args:
+        clip_id: The clip.
+        stage: What is being done to it.
+        label: The stage as a person reads it, ``edit 1/2`` for example.
+        done: Steps of the stage done, 0 when it starts.
+        total: Steps of the stage.
+        rows: Network rows a step of this stage evaluates on average, 0 for stages without the network.
+        rows_left: Network rows of the clip that come after this stage, so that time left can be told.
+    """
+
+    clip_id: str
+    stage: Stage
+    label: str
+    done: int
+    total: int
+    rows: float
+    rows_left: int

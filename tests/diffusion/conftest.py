@@ -1,0 +1,100 @@
+"""A model with a closed form: Gaussian data, whose mean is what the prompt says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler
+from torch import Tensor
+
+from ddim_lightning.diffusion.guidance import combine
+from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.types import Branch, Step
+
+DEVIATION = 0.3
+MEANS = {"": 0.0, "left": -0.7, "right": 0.9}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "rescale_betas_zero_snr": True,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+}
+
+
+def velocity_of(latents: Tensor, angle: float, prompt: str) -> Tensor:
+    """E[cos(p) e - sin(p) x0 | x] for x0 ~ N(mean, DEVIATION^2), e ~ N(0, 1)."""
+    cos, sin, mean = math.cos(angle), math.sin(angle), MEANS[prompt]
+    centred = (latents - cos * mean) / (cos**2 * DEVIATION**2 + sin**2)
+    return cos * sin * (1.0 - DEVIATION**2) * centred - sin * mean
+
+
+def transport(latents: Tensor, angle: float, angle_next: float, prompt: str) -> Tensor:
+    """The exact solution of the probability-flow ODE between two angles."""
+
+    def spread(p: float) -> float:
+        return math.sqrt((math.cos(p) * DEVIATION) ** 2 + math.sin(p) ** 2)
+
+    mean = MEANS[prompt]
+    z = (latents - math.cos(angle) * mean) / spread(angle)
+    return math.cos(angle_next) * mean + spread(angle_next) * z
+
+
+class GaussianDenoiser:
+    """A `Denoiser`; what a branch reads pulls its velocity towards that of the branch it reads."""
+
+    num_layers = 4
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[list[Branch], Step, Tensor | None]] = []
+
+    def __call__(
+        self, branches: Sequence[Branch], step: Step, strength: Tensor | None = None
+    ) -> list[Tensor | None]:
+        self.seen.append((list(branches), step, strength))
+        return [self._evaluate(branch, branches, step, strength) if branch.wanted else None for branch in branches]
+
+    def _evaluate(self, branch: Branch, branches: Sequence[Branch], step: Step, strength: Tensor | None) -> Tensor:
+        rows = [velocity_of(branch.latents, step.angle, prompt) for prompt in branch.prompts]
+        if branch.reads is not None:
+            assert strength is not None
+            read = branches[branch.reads]
+            pull = 0.5 * float(strength.mean())
+            rows = [(1 - pull) * row + pull * velocity_of(read.latents, step.angle, read.prompt) for row in rows]
+        return rows[0] if len(rows) == 1 else combine(rows[0], rows[1], branch.guidance_scale)
+
+
+@pytest.fixture
+def toy() -> GaussianDenoiser:
+    return GaussianDenoiser()
+
+
+@pytest.fixture
+def exact():  # type: ignore[no-untyped-def]
+    return transport
+
+
+@pytest.fixture
+def closed_form():  # type: ignore[no-untyped-def]
+    return velocity_of
+
+
+@pytest.fixture
+def clean() -> Tensor:
+    """Pairwise different sizes: a swapped axis cannot pass."""
+    return 0.3 * torch.randn(1, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.2
+
+
+@pytest.fixture
+def make_table():  # type: ignore[no-untyped-def]
+    def make(num_steps: int, snr_shift_scale: float = 1.0) -> StepTable:
+        scheduler = CogVideoXDDIMScheduler(**SCHEDULE, snr_shift_scale=snr_shift_scale)
+        scheduler.set_timesteps(num_steps)
+        return StepTable.make(scheduler.alphas_cumprod, scheduler.timesteps.tolist())
+
+    return make
