@@ -1,0 +1,94 @@
+"""The reference script's numbers, file by file; `tests/parity/README.md` says what each file holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from safetensors import safe_open
+from torch import Tensor
+
+from ddim_lightning.diffusion.editors import EditState, KVInjection
+from ddim_lightning.diffusion.inverters import DDIM
+from ddim_lightning.diffusion.loop import edit, invert, reconstruct
+from ddim_lightning.diffusion.trajectory import Inversion
+from ddim_lightning.models.attention import apply_attention, sdpa_attention
+from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.schedulers import make_schedulers, make_step_table
+from ddim_lightning.types import EditRequest
+
+FOLDER = Path(os.environ.get("DDIM_PARITY_DIR", Path(__file__).parent / "parity"))
+FILES = sorted(FOLDER.glob("*.safetensors"))
+
+
+@dataclass(frozen=True)
+class FromNoise(KVInjection):
+    """The script's editor, started from the very noise that the script drew."""
+
+    noise: Tensor | None = None
+
+    def start(self, *arguments: Any) -> EditState:
+        return replace(super().start(*arguments), latents=self.noise)
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def load_case(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], CogVideoXTransformer3DModel]:
+    with safe_open(path, framework="pt") as file:
+        metadata = {name: json.loads(text) for name, text in file.metadata().items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    config = {k: v for k, v in metadata["transformer_config"].items() if not k.startswith("_")}
+    transformer = CogVideoXTransformer3DModel(**config).eval().requires_grad_(False)
+    prefix = "transformer."
+    transformer.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    apply_attention(transformer, sdpa_attention)
+    return metadata, tensors, transformer
+
+
+def make_editor(spec: dict[str, Any], noise: Tensor) -> KVInjection:
+    guidance = "script_dynamic" if spec.get("dynamic") else "constant"
+    if spec.get("start", "random") == "inverted":
+        return KVInjection(source_rows="paired", initial="inverted", guidance=guidance)
+    return FromNoise(source_rows="paired", initial="random", guidance=guidance, noise=noise)
+
+
+def test_parity_has_cases() -> None:
+    assert FILES, f"no parity files in {FOLDER}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_parity(path: Path) -> None:
+    metadata, tensors, transformer = load_case(path)
+    spec = metadata["spec"]
+    embeds = {"": tensors["empty_embeds"], "edit": tensors["prompt_embeds"]}
+    denoiser = CogVideoXDenoiser(transformer, embeds.__getitem__)
+    table = make_step_table(make_schedulers(metadata["scheduler"])[0], spec["steps"])
+
+    inversion: Inversion = invert(denoiser, tensors["latents"], table, DDIM())
+    for i, theirs in enumerate(tensors["inverse_trajectory"]):
+        assert relative_error(inversion.levels[len(table) - 1 - i], theirs) <= 1e-4, f"inverse step {i}"
+    assert relative_error(reconstruct(denoiser, inversion), tensors["plain_reconstruction"]) <= 1e-4
+
+    path_of_edit: list[Tensor] = []
+    request = EditRequest("edit", guidance_scale=spec["guidance"])
+    edited = edit(
+        denoiser,
+        inversion,
+        make_editor(spec, tensors["noise"]),
+        request,
+        callback=lambda step, latents: path_of_edit.append(latents),
+    )
+    assert relative_error(edited, tensors["injected_reconstruction"]) <= 1e-4
+    for i, theirs in enumerate(tensors["injected_trajectory"]):
+        assert relative_error(path_of_edit[i], theirs) <= 1e-4, f"edit step {i}"
+    rows = 2 if spec["guidance"] == 1.0 else 4
+    assert denoiser.rows == (2 + rows) * len(table)
