@@ -1,0 +1,118 @@
+"""Clips by position, each decoded when it is asked for, and their way to the ranks of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch.utils.data import Dataset, DistributedSampler
+
+from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride, make_size
+from ddim_lightning.data.manifest import ClipRequest
+from ddim_lightning.data.video import read_clip
+from ddim_lightning.types import BadClip, Clip, VideoLimits
+
+
+class VideoDataset(Dataset[Clip | BadClip]):
+    """Clips read from files, at the size and length of a model.
+
+    A file that cannot be read becomes a `BadClip`; what is wrong with the settings is raised here, before any file is
+    opened.
+
+    Args:
+        requests: The clips wanted.
+        limits: What the model takes.
+        stride: Distance between frames, >= 1, or ``spread``.
+        height: In pixels; ``None`` is the model's own.
+        width: In pixels; ``None`` is the model's own.
+        fit: What happens to frames of another shape: ``crop``, ``pad`` or ``stretch``.
+
+    Raises:
+        ValueError: If the size, the stride or the number of frames of a request breaks a rule of the model.
+    """
+
+    def __init__(
+        self,
+        requests: Sequence[ClipRequest],
+        *,
+        limits: VideoLimits,
+        stride: Stride = 1,
+        height: int | None = None,
+        width: int | None = None,
+        fit: Fit = "crop",
+    ) -> None:
+        check_stride(stride)
+        for request in requests:
+            if request.num_frames is not None:
+                try:
+                    check_num_frames(request.num_frames, limits)
+                except ValueError as error:
+                    raise ValueError(f"{request.origin}: {error}" if request.origin else str(error)) from None
+        self.requests = list(requests)
+        self.limits = limits
+        self.stride = stride
+        self.height, self.width = make_size(limits, height, width)
+        self.fit = fit
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __getitem__(self, index: int) -> Clip | BadClip:
+        """Read one clip.
+
+        Args:
+            index: Position among the requests, 0 .. len - 1.
+
+        Returns:
+            The clip, or a `BadClip` with the reason in one line.
+        """
+        request = self.requests[index]
+        source = str(request.video)
+        try:
+            frames, fps, choice = read_clip(
+                request.video,
+                limits=self.limits,
+                start=request.start,
+                num_frames=request.num_frames,
+                stride=self.stride,
+                height=self.height,
+                width=self.width,
+                fit=self.fit,
+            )
+        except (OSError, ValueError) as error:
+            return BadClip(request.id, source, reason=str(error), prompts=request.prompts)
+        return Clip(
+            id=request.id,
+            frames=frames,
+            fps=fps,
+            prompts=request.prompts,
+            source_prompt=request.source_prompt,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            selection=choice.selection,
+            source=source,
+            warnings=(choice.warning,) if choice.warning else (),
+        )
+
+
+class ShardSampler(DistributedSampler[Any]):
+    """Every sample once over all ranks, in order, without padding: rank r takes r, r + world, r + 2 world, ...
+
+    Lightning leaves a `DistributedSampler` alone. Its own would either repeat samples or fail with fewer samples than
+    ranks. A rank may get none: the data module must then allow loaders of zero length.
+
+    Args:
+        dataset: What is sampled.
+        rank: This process, 0 .. world_size - 1.
+        world_size: How many processes share the samples.
+    """
+
+    def __init__(self, dataset: Dataset[Any], rank: int, world_size: int) -> None:
+        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False)
+        self.positions = range(rank, len(dataset), world_size)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)

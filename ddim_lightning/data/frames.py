@@ -1,0 +1,190 @@
+"""Which frames of a file the model sees, and at what size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from ddim_lightning.types import FrameSelection, VideoLimits
+
+Fit = Literal["crop", "pad", "stretch"]
+"""How a frame of another shape fills the model's: cut at the sides, framed by black bars, or distorted."""
+Stride = float | Literal["spread"]
+"""Distance between the frames taken, >= 1, or ``spread``: evenly over the rest of the clip."""
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """The frames of a file that were chosen.
+
+    Args:
+        total: Frames the file has.
+        start: Index of the first frame.
+        stride: Exact mean distance between the frames, >= 1.
+        count: How many frames.
+        reason: Why there are not more.
+    """
+
+    total: int
+    start: int
+    stride: Fraction
+    count: int
+    reason: str
+
+    @property
+    def indices(self) -> list[int]:
+        """Where the frames stand in the file: those on show at the times of the frames of the new clip."""
+        return [self.start + math.floor(i * self.stride) for i in range(self.count)]
+
+    @property
+    def selection(self) -> FrameSelection:
+        """The choice as it travels with the clip."""
+        stride = int(self.stride) if self.stride.denominator == 1 else float(self.stride)
+        return FrameSelection(self.start, stride, self.count, dropped=max(0, self.total - self._end))
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence about the frames at the end that are left out; ``None`` when there are none."""
+        if self._end >= self.total:
+            return None
+        return f"frames {self._end}..{self.total - 1} of {self.total} were not used ({self.reason})"
+
+    @property
+    def _end(self) -> int:
+        return self.start + math.floor(self.count * self.stride)
+
+
+def check_stride(stride: Stride) -> None:
+    """Check that frames can be taken at this distance.
+
+    Args:
+        stride: A number >= 1 or ``spread``.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if stride == "spread" or (isinstance(stride, (int, float)) and 1 <= stride < math.inf):
+        return
+    raise ValueError(f"stride must be a number >= 1 or 'spread', got {stride!r}")
+
+
+def check_num_frames(num_frames: int, limits: VideoLimits) -> None:
+    """Check a number of frames against the model alone.
+
+    Args:
+        num_frames: How many frames are asked for.
+        limits: What the model takes.
+
+    Raises:
+        ValueError: If the number is not 4k + 1 (4 being ``limits.temporal``), below 5 or beyond the model.
+    """
+    temporal = limits.temporal
+    if num_frames <= temporal or num_frames % temporal != 1 % temporal:
+        raise ValueError(f"num_frames must be {temporal}k + 1 and at least {temporal + 1}, got {num_frames}")
+    if num_frames > limits.num_frames:
+        raise ValueError(f"num_frames must be at most {limits.num_frames}, what the model takes, got {num_frames}")
+
+
+def choose_frames(
+    total: int, limits: VideoLimits, *, start: int = 0, num_frames: int | None = None, stride: Stride = 1
+) -> FrameChoice:
+    """Choose frames of a clip.
+
+    Args:
+        total: Frames the file has.
+        limits: What the model takes: 4k + 1 frames (4 being ``limits.temporal``), at most ``limits.num_frames``.
+        start: Index of the first frame, >= 0.
+        num_frames: How many; ``None`` is the largest 4k + 1 that the clip and the model allow.
+        stride: Distance between frames in frames of the file, >= 1; ``spread`` makes the chosen frames last as long as
+            everything from ``start`` to the end.
+
+    Returns:
+        The choice.
+
+    Raises:
+        ValueError: If fewer than 5 frames can be used, or the explicit number breaks a rule or exceeds the clip.
+    """
+    check_stride(stride)
+    temporal = limits.temporal
+    rest = max(0, total - start)
+    exact = None if stride == "spread" else Fraction(repr(stride))
+    usable = rest if exact is None else math.ceil(rest / exact)
+    if usable <= temporal:
+        raise ValueError(
+            f"too few frames: {usable} of {total} can be used (start={start}, stride={stride}), "
+            f"at least {temporal + 1} are needed"
+        )
+    if num_frames is None:
+        most = min(usable, limits.num_frames)
+        num_frames = (most - 1) // temporal * temporal + 1
+        is_model = num_frames == limits.num_frames
+        reason = f"model takes {num_frames}" if is_model else f"the count must be {temporal}k + 1"
+    else:
+        check_num_frames(num_frames, limits)
+        if num_frames > usable:
+            raise ValueError(
+                f"num_frames must be at most {usable}, what the clip of {total} frames holds "
+                f"(start={start}, stride={stride}), got {num_frames}"
+            )
+        reason = f"num_frames={num_frames}"
+    return FrameChoice(total, start, exact or Fraction(rest, num_frames), num_frames, reason)
+
+
+def make_size(limits: VideoLimits, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+    """Make the size that frames are brought to.
+
+    Args:
+        limits: What the model takes.
+        height: In pixels; ``None`` is the model's own.
+        width: In pixels; ``None`` is the model's own.
+
+    Returns:
+        Height and width in pixels.
+
+    Raises:
+        ValueError: If one of them is not a positive multiple of ``limits.multiple``.
+    """
+    height = limits.height if height is None else height
+    width = limits.width if width is None else width
+    for name, value in (("height", height), ("width", width)):
+        if value < 1 or value % limits.multiple:
+            raise ValueError(f"{name} must be a positive multiple of {limits.multiple} pixels, got {value}")
+    return height, width
+
+
+def fit_frame(
+    frame: Tensor, height: int, width: int, fit: Fit = "crop", *, pixel_aspect: Fraction = Fraction(1)
+) -> Tensor:
+    """Bring a frame to the model's size, by bicubic interpolation with antialiasing.
+
+    Args:
+        frame: (c, h, w) uint8.
+        height: Of the result, in pixels.
+        width: Of the result, in pixels.
+        fit: ``crop`` keeps the aspect and cuts two sides, evenly; ``pad`` keeps the aspect and everything, and adds two
+            black bars; ``stretch`` keeps everything and loses the aspect.
+        pixel_aspect: Width over height of a pixel as it is meant to be shown; the result has square pixels.
+
+    Returns:
+        (c, height, width) uint8
+    """
+    h, w = frame.shape[-2:]
+    if fit == "crop":
+        shape = Fraction(width, height) / pixel_aspect
+        crop_h, crop_w = max(1, min(h, round(w / shape))), max(1, min(w, round(h * shape)))
+        top, left = (h - crop_h) // 2, (w - crop_w) // 2
+        frame = frame[:, top : top + crop_h, left : left + crop_w]
+    inner_h, inner_w = height, width
+    if fit == "pad":
+        shape = Fraction(w, h) * pixel_aspect
+        inner_h, inner_w = max(1, min(height, round(width / shape))), max(1, min(width, round(height * shape)))
+    frame = transforms.resize(frame, [inner_h, inner_w], InterpolationMode.BICUBIC, antialias=True)
+    top, left = (height - inner_h) // 2, (width - inner_w) // 2
+    padded: Tensor = transforms.pad(frame, [left, top, width - inner_w - left, height - inner_h - top])
+    return padded

@@ -1,0 +1,268 @@
+"""From what the user names (a file, a folder, a glob, a manifest, a list) to one checked request per clip."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+# fmt: off
+VIDEO_SUFFIXES = frozenset({
+    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
+    ".webm", ".wmv", ".y4m",
+})
+# fmt: on
+"""What counts as a video in a folder or behind a glob, in lower case."""
+MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
+"""What is read as a list of clips."""
+
+_ID = re.compile(r"\w[\w.-]{0,63}")
+
+
+@dataclass(frozen=True)
+class ClipRequest:
+    """One clip that is wanted.
+
+    Args:
+        video: The file.
+        id: Names the output folder; unique within a run.
+        prompts: The edits wanted.
+        source_prompt: A description of the clip, if there is one.
+        negative_prompt: What guidance moves away from.
+        start: Index of the first frame, >= 0.
+        num_frames: How many frames; ``None`` is as many as possible.
+        seed: The clip's own seed, >= 0; ``None`` derives it from the module's seed and ``id``.
+        origin: The row of the manifest it came from, for messages; empty when there is none.
+    """
+
+    video: Path = Path()
+    id: str = ""
+    prompts: tuple[str, ...] = ()
+    source_prompt: str | None = None
+    negative_prompt: str = ""
+    start: int = 0
+    num_frames: int | None = None
+    seed: int | None = None
+    origin: str = ""
+
+
+Videos = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
+"""What a user may name: a file, a folder, a glob, a manifest, or a list of files."""
+
+
+def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
+    """Find the clips that are meant, each with an id of its own.
+
+    Args:
+        videos: A video; a folder (its videos, by name, not those of its subfolders); a glob (its videos, by name); a
+            manifest (see `read_manifest`); or a list of videos. What exists under exactly this name is no glob.
+        default: What holds for every clip, where a row of a manifest does not say otherwise.
+
+    Returns:
+        At least one request. Ids are those of the manifest, else file names without their suffix, made safe and unique.
+
+    Raises:
+        OSError: If something named does not exist or is a folder where a video is expected; always the exact subclass.
+        ValueError: If no video is found, or a manifest breaks a rule.
+    """
+    if not isinstance(videos, (str, os.PathLike)):
+        paths = [Path(video).expanduser() for video in videos]
+        if not paths:
+            raise ValueError("videos must name at least one file, got an empty list")
+        return _assign_ids([replace(default, video=_check_file(path)) for path in paths])
+    path = Path(videos).expanduser()
+    if path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
+        return _assign_ids(read_manifest(path, default))
+    if path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
+        paths = _only_videos(path.iterdir())
+    elif glob.has_magic(str(path)) and not path.exists():
+        paths = _only_videos(Path(name) for name in glob.iglob(str(path), recursive=True))
+    else:
+        paths = [_check_file(path)]
+    if not paths:
+        raise ValueError(f"videos must name at least one file, but {path} holds no video ({_suffixes()})")
+    return _assign_ids([replace(default, video=path) for path in paths])
+
+
+def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
+    """Read a list of clips: CSV with a header, or JSONL with an object a line, in UTF-8.
+
+    The columns are ``video`` (required, relative to the manifest), ``prompts``, ``source_prompt``, ``negative_prompt``,
+    ``start``, ``num_frames``, ``seed`` and ``id``. In CSV several prompts are separated by ``|``; in JSONL they are a
+    list of strings, or one string. An empty cell, ``null`` and a column that is left out mean the default.
+
+    Args:
+        path: The manifest, ``.csv`` or ``.jsonl``.
+        default: What holds where a row says nothing.
+
+    Returns:
+        One request a row, in order; ``id`` is empty where the row gives none.
+
+    Raises:
+        OSError: If the manifest or a video in it is missing or a folder; always the exact subclass.
+        ValueError: If a row breaks a rule; the message names the column and the row (the header of a CSV is row 1, as
+            in a spreadsheet; the rows of a JSONL are its lines).
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be UTF-8 text: {error.reason} at byte {error.start}") from error
+    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
+    requests = [_make_request(path, origin, row, default) for origin, row in rows]
+    if not requests:
+        raise ValueError(f"{path} must have at least one row")
+    return requests
+
+
+def _only_videos(paths: Iterator[Path]) -> list[Path]:
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+    )
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(VIDEO_SUFFIXES))
+
+
+def _check_file(path: Path) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"video {path} does not exist")
+    if path.is_dir():
+        raise IsADirectoryError(f"video {path} is a folder, not a file")
+    return path
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.reader(io.StringIO(text), strict=True)
+    try:
+        table = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num}: must be CSV, got a mistake in it: {error}") from error
+    columns = [name.strip() for name in table[0]] if table else []
+    _check_columns(f"{path} row 1", columns)
+    for number, cells in enumerate(table[1:], start=2):
+        if not cells:
+            continue
+        if len(cells) != len(columns):
+            got = f"{len(cells)} (quote cells that contain commas)"
+            raise ValueError(f"{path} row {number}: must have {len(columns)} cells, got {got}")
+        row: dict[str, Any] = {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if cell.strip()}
+        if "prompts" in row:
+            row["prompts"] = [prompt.strip() for prompt in row["prompts"].split("|")]
+        yield f"{path} row {number}", row
+
+
+def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        origin = f"{path} row {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{origin}: must be one JSON object ({error.msg} at character {error.pos})") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{origin}: must be one JSON object, got {line.strip()}")
+        _check_columns(origin, list(row))
+        yield origin, {name: value for name, value in row.items() if value is not None}
+
+
+def _check_columns(origin: str, columns: list[str]) -> None:
+    known = list(_PARSERS)
+    for name in columns:
+        if name not in known:
+            raise ValueError(f"{origin}, column {name!r}: must be one of {', '.join(known)}")
+        if columns.count(name) > 1:
+            raise ValueError(f"{origin}, column {name}: must appear once, got {columns.count(name)}")
+    if "video" not in columns:
+        raise ValueError(f"{origin}: must have the column video, got {', '.join(columns) or 'no column'}")
+
+
+def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipRequest) -> ClipRequest:
+    values: dict[str, Any] = {"origin": origin}
+    for name, value in row.items():
+        try:
+            values[name] = _PARSERS[name](value)
+        except ValueError as error:
+            raise ValueError(f"{origin}, column {name}: {error}, got {value!r}") from None
+    if "video" not in values:
+        raise ValueError(f"{origin}, column video: must name a file, got nothing")
+    try:
+        values["video"] = _check_file(path.parent / Path(values["video"]).expanduser())
+    except OSError as error:
+        raise type(error)(f"{origin}, column video: {error}") from None
+    return replace(default, **values)
+
+
+def _parse_text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("must be text")
+    return value
+
+
+def _parse_negative(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be text")
+    return value
+
+
+def _parse_prompts(value: object) -> tuple[str, ...]:
+    prompts = [value] if isinstance(value, str) else value
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
+        raise ValueError("must be prompts, none of them empty")
+    return tuple(prompts)
+
+
+def _parse_integer(value: object) -> int:
+    # `True` is an int to Python, and `int` takes 1_000 and 2.5
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
+        raise ValueError("must be an integer >= 0")
+    return int(str(value))
+
+
+def _parse_id(value: object) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise ValueError("must be a folder name: letters, digits, '_', '.', '-', first no '.' or '-', at most 64")
+    return value
+
+
+_PARSERS: dict[str, Callable[[object], Any]] = {
+    "video": _parse_text,
+    "prompts": _parse_prompts,
+    "source_prompt": _parse_text,
+    "negative_prompt": _parse_negative,
+    "start": _parse_integer,
+    "num_frames": _parse_integer,
+    "seed": _parse_integer,
+    "id": _parse_id,
+}
+
+
+def _assign_ids(requests: list[ClipRequest]) -> list[ClipRequest]:
+    """Give every clip an id; ids that differ in case only would meet in one folder on some file systems."""
+    taken: dict[str, str] = {}
+    for request in requests:
+        key = request.id.casefold()
+        if key in taken:
+            raise ValueError(f"{request.origin}, column id: must be unique, got {request.id!r} as in {taken[key]}")
+        if key:
+            taken[key] = request.origin
+    return [request if request.id else replace(request, id=_free_id(request.video, taken)) for request in requests]
+
+
+def _free_id(video: Path, taken: dict[str, str]) -> str:
+    stem = re.sub(r"[^\w.-]+", "_", video.stem).lstrip(".-")[:58] or "clip"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    name = next(name for name in names if name.casefold() not in taken)
+    taken[name.casefold()] = str(video)
+    return name

@@ -1,0 +1,147 @@
+"""Video files for prediction, under any Trainer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from ddim_lightning.data.dataset import ShardSampler, VideoDataset
+from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride
+from ddim_lightning.data.manifest import ClipRequest, Videos, find_clips
+from ddim_lightning.types import BadClip, Clip, VideoLimits
+
+
+class VideoDataModule(LightningDataModule):
+    """Clips from files, one `Clip` (or `BadClip`) a batch, each exactly once over all devices.
+
+    What is named is checked here, before any weight is loaded. The size and the number of frames come from the module's
+    ``video_limits``; under a module without it, ``height`` and ``width`` must be given and the clips alone limit the
+    number of frames. Clips are decoded by worker processes ahead of the device; their frames pass through shared memory
+    (``/dev/shm``): where a container has little of it, use ``num_workers=0``.
+
+    Args:
+        videos: A video, a folder, a glob, a list of videos, or a manifest: CSV or JSONL with the columns ``video``,
+            ``prompts`` (in CSV separated by ``|``), ``source_prompt``, ``negative_prompt``, ``start``, ``num_frames``,
+            ``seed``, ``id``. What a row leaves out comes from the arguments below.
+        prompts: The edits wanted of every clip.
+        source_prompt: A description of the clips; an empty one is none.
+        negative_prompt: What guidance moves away from.
+        num_frames: Frames of a clip, 4k + 1; ``None`` is as many as the clip and the model allow.
+        start: Index of the first frame, >= 0.
+        stride: Distance between frames, >= 1, or ``spread``: evenly over the rest of the clip.
+        height: In pixels, a multiple of what the model needs; ``None`` is the model's own.
+        width: In pixels, likewise.
+        fit: What happens to frames of another shape: ``crop`` keeps the aspect, ``pad`` adds black bars, ``stretch``
+            distorts.
+        num_workers: Processes that decode, >= 0.
+
+    Raises:
+        OSError: If something named does not exist or is a folder where a video is expected; always the exact subclass.
+        ValueError: If an argument or a row of the manifest breaks its rule, or no video is found.
+    """
+
+    def __init__(
+        self,
+        videos: Videos,
+        prompts: str | Sequence[str] = (),
+        *,
+        source_prompt: str | None = None,
+        negative_prompt: str = "",
+        num_frames: int | None = None,
+        start: int = 0,
+        stride: Stride = 1,
+        height: int | None = None,
+        width: int | None = None,
+        fit: Fit = "crop",
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__()
+        check_stride(stride)
+        if start < 0:
+            raise ValueError(f"start must be an integer >= 0, got {start}")
+        if fit not in get_args(Fit):
+            raise ValueError(f"fit must be one of {', '.join(get_args(Fit))}, got {fit!r}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be >= 0, got {num_workers}")
+        prompts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+        if not all(prompt.strip() for prompt in prompts):
+            raise ValueError(f"prompts must not be empty texts, got {prompts}")
+        default = ClipRequest(
+            prompts=prompts,
+            source_prompt=source_prompt or None,
+            negative_prompt=negative_prompt,
+            start=start,
+            num_frames=num_frames,
+        )
+        self.requests = find_clips(videos, default)
+        self.num_frames = num_frames
+        self.stride = stride
+        self.height = height
+        self.width = width
+        self.fit: Fit = fit
+        self.num_workers = num_workers
+        # With fewer clips than devices some devices have nothing to do.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def all_prompts(self) -> list[str]:
+        """Every text a clip may be conditioned on: prompts, source prompts, negative prompts; each once, in order."""
+        texts: dict[str, None] = {}
+        for request in self.requests:
+            texts.update(dict.fromkeys(request.prompts))
+            if request.source_prompt is not None:
+                texts[request.source_prompt] = None
+            texts[request.negative_prompt] = None
+        return list(texts)
+
+    def setup(self, stage: str) -> None:
+        """Take the model's limits and check the settings against them; Lightning calls it.
+
+        Args:
+            stage: What the Trainer is about to do.
+
+        Raises:
+            ValueError: If the size or a number of frames breaks a rule of the model.
+        """
+        limits = self._limits()
+        if self.num_frames is not None:
+            check_num_frames(self.num_frames, limits)
+        self.dataset = VideoDataset(
+            self.requests,
+            limits=limits,
+            stride=self.stride,
+            height=self.height,
+            width=self.width,
+            fit=self.fit,
+        )
+
+    def predict_dataloader(self) -> DataLoader[Clip | BadClip]:
+        """Make the loader of this rank's clips."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return DataLoader(
+            self.dataset,
+            batch_size=1,
+            sampler=ShardSampler(self.dataset, rank, world_size),
+            collate_fn=_take_only,
+            num_workers=self.num_workers,
+            prefetch_factor=1 if self.num_workers else None,  # a clip of 49 x 480 x 720 is 50 MB
+        )
+
+    def _limits(self) -> VideoLimits:
+        limits: VideoLimits | None = None
+        if self.trainer:
+            limits = getattr(self.trainer.lightning_module, "video_limits", None)
+        if limits is not None:
+            return limits
+        if self.height is None or self.width is None:
+            got = f"{self.height} x {self.width}"
+            raise ValueError(f"height and width must be given where the module has no `video_limits`, got {got}")
+        return VideoLimits(sys.maxsize, self.height, self.width, multiple=1, temporal=1)
+
+
+def _take_only(batch: list[Clip | BadClip]) -> Clip | BadClip:
+    """Unpack the batch: one clip, as it is."""
+    return batch[0]

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch.utils.data import DistributedSampler
+
+from ddim_lightning.data.dataset import ShardSampler, VideoDataset
+from ddim_lightning.data.manifest import ClipRequest
+from ddim_lightning.data.video import read_clip
+from ddim_lightning.types import BadClip, Clip, FrameSelection, VideoLimits
+
+LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)
+
+
+def test_a_clip_carries_what_was_asked_for(carphone):
+    request = ClipRequest(carphone, "phone", ("a robot", "a bear"), "a man", "blur", start=20, num_frames=5, seed=7)
+    clip = VideoDataset([request], limits=LIMITS, stride=2, height=64, fit="pad")[0]
+    frames = clip.frames
+    clip.frames = torch.zeros(0)
+    assert clip == Clip(
+        id="phone",
+        frames=clip.frames,
+        fps=Fraction(15000, 1001),
+        prompts=("a robot", "a bear"),
+        source_prompt="a man",
+        negative_prompt="blur",
+        seed=7,
+        selection=FrameSelection(start=20, stride=2, count=5, dropped=90),
+        source=str(carphone),
+        warnings=("frames 30..119 of 120 were not used (num_frames=5)",),
+    )
+    wanted, _, _ = read_clip(carphone, limits=LIMITS, start=20, num_frames=5, stride=2, height=64, fit="pad")
+    assert frames.shape == (5, 3, 64, 48)
+    assert torch.equal(frames, wanted)
+
+
+def test_a_bad_file_does_not_stop_its_neighbours(tmp_path, carphone):
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    requests = [
+        ClipRequest(text, "text", ("a robot",)),
+        ClipRequest(carphone, "late", start=118),
+        ClipRequest(tmp_path / "gone.mp4", "gone"),
+        ClipRequest(carphone, "good"),
+    ]
+    dataset = VideoDataset(requests, limits=LIMITS)
+    *bad, good = (dataset[i] for i in range(len(dataset)))
+    assert bad == [
+        BadClip(
+            "text",
+            str(text),
+            f"{text} is not a video that can be read: Invalid data found when processing input",
+            ("a robot",),
+        ),
+        BadClip(
+            "late", str(carphone), "too few frames: 2 of 120 can be used (start=118, stride=1), at least 5 are needed"
+        ),
+        BadClip("gone", str(tmp_path / "gone.mp4"), f"[Errno 2] No such file or directory: '{tmp_path / 'gone.mp4'}'"),
+    ]
+    assert isinstance(good, Clip)
+    assert good.frames.shape == (9, 3, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 100}, "^width must be a positive multiple of 16 pixels, got 100$"),
+        ({"stride": 0}, "^stride must be a number >= 1 or 'spread', got 0$"),
+    ],
+)
+def test_wrong_settings_are_raised_before_a_file_is_opened(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        VideoDataset([ClipRequest(tmp_path / "gone.mp4", "gone")], limits=LIMITS, **settings)
+
+
+@pytest.mark.parametrize(("origin", "prefix"), [("", ""), ("clips.csv row 3", "clips.csv row 3: ")])
+def test_a_wrong_count_names_its_row(tmp_path, origin, prefix):
+    requests = [ClipRequest(tmp_path / "gone.mp4", "gone", num_frames=8, origin=origin)]
+    with pytest.raises(ValueError, match=rf"^{prefix}num_frames must be 4k \+ 1 and at least 5, got 8$"):
+        VideoDataset(requests, limits=LIMITS)
+
+
+@pytest.mark.parametrize(("clips", "world"), [(5, 2), (1, 2), (7, 3), (6, 3), (4, 1), (2, 5)])
+def test_shards_cover_everything_once_in_order(clips, world):
+    dataset = VideoDataset([ClipRequest()] * clips, limits=LIMITS)
+    shards = [ShardSampler(dataset, rank, world) for rank in range(world)]
+    assert all(isinstance(shard, DistributedSampler) for shard in shards)  # what makes Lightning leave it alone
+    assert [len(list(shard)) for shard in shards] == [len(shard) for shard in shards]
+    assert sorted(index for shard in shards for index in shard) == list(range(clips))
+    assert all(list(shard) == sorted(shard) for shard in shards)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1

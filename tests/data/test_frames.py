@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+import pytest
+import torch
+
+from ddim_lightning.data.frames import check_num_frames, choose_frames, fit_frame, make_size
+from ddim_lightning.types import FrameSelection, VideoLimits
+
+LIMITS = VideoLimits(num_frames=49, height=480, width=720, multiple=16, temporal=4)
+
+
+def test_unset_count_is_the_most_that_the_model_takes():
+    choice = choose_frames(132, LIMITS)
+    assert choice.indices == list(range(49))
+    assert choice.selection == FrameSelection(start=0, stride=1, count=49, dropped=83)
+    assert choice.warning == "frames 49..131 of 132 were not used (model takes 49)"
+
+
+def test_unset_count_is_the_largest_4k_plus_1_of_a_short_clip():
+    choice = choose_frames(20, LIMITS, start=2)
+    assert choice.indices == list(range(2, 19))
+    assert choice.selection == FrameSelection(start=2, stride=1, count=17, dropped=1)
+    assert choice.warning == "frames 19..19 of 20 were not used (the count must be 4k + 1)"
+
+
+def test_nothing_is_said_when_nothing_is_left_out():
+    choice = choose_frames(9, LIMITS)
+    assert choice.selection == FrameSelection(start=0, stride=1, count=9, dropped=0)
+    assert choice.warning is None
+
+
+def test_explicit_count():
+    choice = choose_frames(132, LIMITS, start=10, num_frames=5, stride=3)
+    assert choice.indices == [10, 13, 16, 19, 22]
+    assert choice.selection == FrameSelection(start=10, stride=3, count=5, dropped=107)
+    assert choice.warning == "frames 25..131 of 132 were not used (num_frames=5)"
+
+
+def test_last_frame_of_a_stride_may_be_the_last_of_the_clip():
+    choice = choose_frames(9, LIMITS, stride=2)
+    assert choice.indices == [0, 2, 4, 6, 8]
+    assert choice.selection.dropped == 0
+
+
+def test_fractional_stride_is_exact():
+    choice = choose_frames(23, LIMITS, num_frames=9, stride=2.4)
+    assert choice.stride == Fraction(12, 5)
+    assert choice.indices == [0, 2, 4, 7, 9, 12, 14, 16, 19]
+    assert choice.selection.stride == 2.4
+
+
+@pytest.mark.parametrize(("total", "start"), [(132, 0), (49, 0), (50, 0), (100, 7), (1000, 3)])
+def test_spread_covers_everything_evenly(total, start):
+    choice = choose_frames(total, LIMITS, start=start, stride="spread")
+    count, rest = choice.count, total - start
+    assert count == 49
+    assert choice.count * choice.stride == rest  # the new clip lasts as long as the old
+    gaps = {b - a for a, b in zip(choice.indices, choice.indices[1:], strict=False)}
+    assert gaps <= {rest // count, rest // count + 1}
+    assert choice.indices[0] == start
+    assert total - choice.indices[-1] <= rest // count + 1
+    assert choice.selection.dropped == 0
+    assert choice.warning is None
+
+
+def test_spread_over_a_clip_shorter_than_the_model_takes():
+    assert choose_frames(8, LIMITS, stride="spread").indices == [0, 1, 3, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("total", "options", "message"),
+    [
+        (4, {}, "too few frames: 4 of 4 can be used (start=0, stride=1), at least 5 are needed"),
+        (132, {"start": 200}, "too few frames: 0 of 132 can be used (start=200, stride=1), at least 5 are needed"),
+        (12, {"stride": 3}, "too few frames: 4 of 12 can be used (start=0, stride=3), at least 5 are needed"),
+        (4, {"stride": "spread"}, "too few frames: 4 of 4 can be used (start=0, stride=spread), at least 5 are needed"),
+        (132, {"num_frames": 8}, "num_frames must be 4k + 1 and at least 5, got 8"),
+        (132, {"num_frames": 1}, "num_frames must be 4k + 1 and at least 5, got 1"),
+        (132, {"num_frames": 53}, "num_frames must be at most 49, what the model takes, got 53"),
+        (
+            20,
+            {"num_frames": 21, "start": 2},
+            "num_frames must be at most 18, what the clip of 20 frames holds (start=2, stride=1), got 21",
+        ),
+        (132, {"stride": 0.5}, "stride must be a number >= 1 or 'spread', got 0.5"),
+        (132, {"stride": "wide"}, "stride must be a number >= 1 or 'spread', got 'wide'"),
+        (132, {"stride": float("nan")}, "stride must be a number >= 1 or 'spread', got nan"),
+        (132, {"stride": float("inf")}, "stride must be a number >= 1 or 'spread', got inf"),
+    ],
+)
+def test_broken_rules_are_named(total, options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        choose_frames(total, LIMITS, **options)
+
+
+def test_any_number_of_frames_without_temporal_compression():
+    free = VideoLimits(num_frames=1000, height=48, width=32, multiple=1, temporal=1)
+    check_num_frames(8, free)
+    assert choose_frames(38, free).count == 38
+
+
+def test_size():
+    assert make_size(LIMITS) == (480, 720)
+    assert make_size(LIMITS, width=64) == (480, 64)
+    with pytest.raises(ValueError, match=r"^width must be a positive multiple of 16 pixels, got 100$"):
+        make_size(LIMITS, 32, 100)
+    with pytest.raises(ValueError, match=r"^height must be a positive multiple of 16 pixels, got 0$"):
+        make_size(LIMITS, 0, 32)
+
+
+def bars(height: int, width: int) -> torch.Tensor:
+    """Red grows to the right, green grows downwards, blue is constant."""
+    x = torch.linspace(0, 255, width).expand(height, width)
+    y = torch.linspace(0, 255, height)[:, None].expand(height, width)
+    return torch.stack([x, y, torch.full_like(x, 77)]).round().to(torch.uint8)
+
+
+def test_crop_cuts_evenly_at_the_sides():
+    frame = bars(40, 120)  # three times as wide as high, wanted 3 : 2
+    out = fit_frame(frame, 20, 30, "crop")
+    assert out.shape == (3, 20, 30)
+    assert out.dtype == torch.uint8
+    # columns 30 .. 89 of 120 remain, all rows
+    assert out[0, 10, 0].item() == pytest.approx(255 * 30.5 / 119, abs=2)
+    assert out[0, 10, -1].item() == pytest.approx(255 * 88.5 / 119, abs=2)
+    assert out[1, 0, 0].item() == pytest.approx(255 * 0.5 / 39, abs=2)
+    assert out[1, -1, 0].item() == pytest.approx(255 * 38.5 / 39, abs=2)
+
+
+def test_crop_cuts_evenly_at_top_and_bottom():
+    out = fit_frame(bars(120, 40), 30, 20, "crop")
+    assert out[1, 0, 5].item() == pytest.approx(255 * 30.5 / 119, abs=2)
+    assert out[1, -1, 5].item() == pytest.approx(255 * 88.5 / 119, abs=2)
+    assert out[0, 5, -1].item() == pytest.approx(255 * 38.5 / 39, abs=2)
+
+
+def test_pad_keeps_all_between_black_bars():
+    out = fit_frame(bars(40, 120), 30, 60, "pad")  # becomes 20 x 60
+    assert (out[:, :5] == 0).all()
+    assert (out[:, 25:] == 0).all()
+    assert (out[2, 5:25] == 77).all()
+    assert out[0, 10, 0].item() == pytest.approx(0, abs=3)
+    assert out[0, 10, -1].item() == pytest.approx(255, abs=3)
+
+
+def test_stretch_keeps_all():
+    out = fit_frame(bars(40, 120), 32, 16, "stretch")
+    assert out.shape == (3, 32, 16)
+    assert (out[2] == 77).all()
+    assert out[0, 10, -1].item() == pytest.approx(255, abs=9)
+    assert out[1, -1, 5].item() == pytest.approx(255, abs=9)
+
+
+def test_wide_pixels_are_made_square():
+    # 40 x 60 pixels, each twice as wide as high, are shown as 40 x 120
+    out = fit_frame(bars(40, 60), 30, 60, "pad", pixel_aspect=Fraction(2))
+    assert (out[2, 5:25] == 77).all()
+    assert (out[:, :5] == 0).all()
+    cropped = fit_frame(bars(40, 60), 20, 30, "crop", pixel_aspect=Fraction(2))
+    assert cropped[0, 10, 0].item() == pytest.approx(255 * 15 / 59, abs=3)  # columns 15 .. 44 of 60
+    assert cropped[0, 10, -1].item() == pytest.approx(255 * 44 / 59, abs=3)
+
+
+def test_a_frame_of_the_right_size_is_left_alone():
+    frame = torch.randint(0, 256, (3, 16, 24), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for fit in ("crop", "pad", "stretch"):
+        assert torch.equal(fit_frame(frame, 16, 24, fit), frame)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ddim_lightning.data.manifest import ClipRequest, find_clips, read_manifest
+
+DEFAULT = ClipRequest(prompts=("a dog",), source_prompt="a cat", negative_prompt="blur", start=3, num_frames=9)
+HEADER = "video,prompts,source_prompt,negative_prompt,start,num_frames,seed,id\n"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for name in ("b.mp4", "a.mov", "A.mp4", "notes.txt", ".hidden.mp4", "c.MKV"):
+        (tmp_path / name).write_text("not looked into")
+    (tmp_path / "sub.mp4").mkdir()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "d.mp4").touch()
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    return tmp_path
+
+
+def names(requests: list[ClipRequest]) -> list[tuple[str, str]]:
+    return [(request.id, request.video.name) for request in requests]
+
+
+def test_a_folder_gives_its_videos_by_name_with_ids_that_differ_also_without_case(folder):
+    requests = find_clips(folder, DEFAULT)
+    assert names(requests) == [("A", "A.mp4"), ("a-2", "a.mov"), ("b", "b.mp4"), ("c", "c.MKV"), ("gone", "gone.mp4")]
+    assert {request.prompts for request in requests} == {("a dog",)}
+    assert {(request.start, request.num_frames) for request in requests} == {(3, 9)}
+
+
+def test_a_glob_gives_videos_only(folder):
+    assert names(find_clips(f"{folder}/[ab].*", DEFAULT)) == [("a", "a.mov"), ("b", "b.mp4")]
+    assert names(find_clips(f"{folder}/**/d*", DEFAULT)) == [("d", "d.mp4")]
+
+
+def test_what_exists_under_the_name_is_no_glob(tmp_path):
+    (tmp_path / "take [1].mp4").touch()
+    assert names(find_clips(str(tmp_path / "take [1].mp4"), DEFAULT)) == [("take_1_", "take [1].mp4")]
+
+
+def test_a_file_and_a_list_keep_their_order(folder):
+    assert names(find_clips(str(folder / "b.mp4"), DEFAULT)) == [("b", "b.mp4")]
+    requests = find_clips([folder / "c.MKV", str(folder / "b.mp4"), folder / "more" / ".." / "b.mp4"], DEFAULT)
+    assert names(requests) == [("c", "c.MKV"), ("b", "b.mp4"), ("b-2", "b.mp4")]
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("my holiday (1)", "my_holiday_1_"),
+        ("..", "clip"),
+        ("-f", "f"),
+        ("été", "été"),
+        ("x" * 90, "x" * 58),
+        ("?!", "_"),
+    ],
+)
+def test_ids_are_safe_folder_names(tmp_path, stem, name):
+    (tmp_path / f"{stem}.mp4").touch()
+    assert find_clips([tmp_path / f"{stem}.mp4"], DEFAULT)[0].id == name
+
+
+@pytest.mark.parametrize(
+    ("videos", "error", "message"),
+    [
+        ("{0}/missing.mp4", FileNotFoundError, "video {0}/missing.mp4 does not exist"),
+        ("{0}/missing", FileNotFoundError, "video {0}/missing does not exist"),
+        ("{0}/missing.csv", FileNotFoundError, "video {0}/missing.csv does not exist"),
+        ("{0}/sub.mp4", IsADirectoryError, "video {0}/sub.mp4 is a folder, not a file"),
+        (["{0}/b.mp4", "{0}/more"], IsADirectoryError, "video {0}/more is a folder, not a file"),
+        (["{0}/b.mp4", "{0}/x.mp4"], FileNotFoundError, "video {0}/x.mp4 does not exist"),
+        ([], ValueError, "videos must name at least one file, got an empty list"),
+        ("{0}/z*", ValueError, "videos must name at least one file, but {0}/z* holds no video (.3gp .avi"),
+        ("{0}/empty", ValueError, "videos must name at least one file, but {0}/empty holds no video (.3gp .avi"),
+    ],
+)
+def test_what_is_not_there(folder, videos, error, message):
+    (folder / "empty").mkdir()
+    put = folder.as_posix()
+    videos = [video.format(put) for video in videos] if isinstance(videos, list) else videos.format(put)
+    with pytest.raises(error) as caught:
+        find_clips(videos, DEFAULT)
+    assert type(caught.value) is error
+    assert str(caught.value).startswith(message.format(put))
+    assert "\n" not in str(caught.value)
+
+
+def test_csv(folder):
+    path = folder / "clips.csv"
+    rows = 'b.mp4,a fox | a wolf ,"a cat, asleep",,7,13,42,fox\n\nmore/d.mp4,,,ugly,,,,\nb.mp4,,,,0,,0,\n'
+    path.write_text("\ufeff" + HEADER + rows, encoding="utf-8")
+    one, two, three = find_clips(path, DEFAULT)
+    assert one == ClipRequest(
+        folder / "b.mp4", "fox", ("a fox", "a wolf"), "a cat, asleep", "blur", 7, 13, 42, f"{path} row 2"
+    )
+    assert two == ClipRequest(folder / "more/d.mp4", "d", ("a dog",), "a cat", "ugly", 3, 9, None, f"{path} row 4")
+    assert three == ClipRequest(folder / "b.mp4", "b", ("a dog",), "a cat", "blur", 0, 9, 0, f"{path} row 5")
+
+
+def test_jsonl(folder):
+    path = folder / "clips.jsonl"
+    rows = [
+        {"video": str(folder / "a.mov"), "prompts": ["a | b", "c"], "start": 2, "seed": None, "negative_prompt": ""},
+        {"id": "Ω-1", "video": "c.MKV", "prompts": "one, with \u2028 inside"},
+    ]
+    path.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    one, two = find_clips(str(path), DEFAULT)
+    assert one == ClipRequest(folder / "a.mov", "a", ("a | b", "c"), "a cat", "", 2, 9, None, f"{path} row 1")
+    assert two.prompts == ("one, with \u2028 inside",)
+    assert (two.id, two.video, two.origin) == ("Ω-1", folder / "c.MKV", f"{path} row 3")
+
+
+def test_columns_may_come_in_any_order_and_be_left_out(folder):
+    (folder / "clips.csv").write_text("id,video\nx,b.mp4\n")
+    assert names(read_manifest(folder / "clips.csv", DEFAULT)) == [("x", "b.mp4")]
+
+
+def test_given_ids_come_before_made_ones(folder):
+    (folder / "clips.csv").write_text("video,id\nb.mp4,\na.mov,b\n")
+    assert names(find_clips(folder / "clips.csv", DEFAULT)) == [("b-2", "b.mp4"), ("b", "a.mov")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("video,start\nb.mp4,1\nb.mp4,x\n", "clips.csv row 3, column start: must be an integer >= 0, got 'x'"),
+        ("video,start\nb.mp4,-1\n", "clips.csv row 2, column start: must be an integer >= 0, got '-1'"),
+        ("video,num_frames\nb.mp4,8.5\n", "clips.csv row 2, column num_frames: must be an integer >= 0, got '8.5'"),
+        ("video,seed\nb.mp4,1_000\n", "clips.csv row 2, column seed: must be an integer >= 0, got '1_000'"),
+        (
+            "video,prompts\nb.mp4,a||b\n",
+            "clips.csv row 2, column prompts: must be prompts, none of them empty, got ['a', '', 'b']",
+        ),
+        (
+            "video,id\nb.mp4,../up\n",
+            (
+                "clips.csv row 2, column id: must be a folder name: letters, digits, '_', '.', '-', "
+                "first no '.' or '-', at most 64, got '../up'"
+            ),
+        ),
+        ("video,id\nb.mp4,x\na.mov,X\n", "clips.csv row 3, column id: must be unique, got 'X' as in {path} row 2"),
+        (
+            "video,prompt\nb.mp4,x\n",
+            (
+                "clips.csv row 1, column 'prompt': must be one of video, prompts, source_prompt, negative_prompt, "
+                "start, num_frames, seed, id"
+            ),
+        ),
+        ("video,seed,video\nb.mp4,1,b.mp4\n", "clips.csv row 1, column video: must appear once, got 2"),
+        ("prompts,seed\nx,1\n", "clips.csv row 1: must have the column video, got prompts, seed"),
+        ("", "clips.csv row 1: must have the column video, got no column"),
+        ("video\n", "clips.csv must have at least one row"),
+        ("video,seed\n,1\n", "clips.csv row 2, column video: must name a file, got nothing"),
+        ("video,prompts\nb.mp4,a, b\n", "clips.csv row 2: must have 2 cells, got 3 (quote cells that contain commas)"),
+        ('video,prompts\nb.mp4,"a\n', "clips.csv line 2: must be CSV, got a mistake in it: unexpected end of data"),
+    ],
+)
+def test_mistakes_in_a_csv_name_row_and_column(folder, text, message):
+    path = folder / "clips.csv"
+    path.write_text(text)
+    message = f"{folder}/{message.format(path=path)}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        find_clips(path, DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"video": "b.mp4", "start": true}', "row 2, column start: must be an integer >= 0, got True"),
+        ('{"video": "b.mp4", "seed": 2.0}', "row 2, column seed: must be an integer >= 0, got 2.0"),
+        ('{"video": "b.mp4", "prompts": [1]}', "row 2, column prompts: must be prompts, none of them empty, got [1]"),
+        ('{"video": "b.mp4", "prompts": " "}', "row 2, column prompts: must be prompts, none of them empty, got ' '"),
+        ('{"video": "b.mp4", "source_prompt": 3}', "row 2, column source_prompt: must be text, got 3"),
+        ('{"video": "b.mp4", "negative_prompt": []}', "row 2, column negative_prompt: must be text, got []"),
+        ('{"video": 3}', "row 2, column video: must be text, got 3"),
+        ('{"video": null}', "row 2, column video: must name a file, got nothing"),
+        ('{"seed": 3}', "row 2: must have the column video, got seed"),
+        ('["b.mp4"]', 'row 2: must be one JSON object, got ["b.mp4"]'),
+        ('{"video": "b.mp4"', "row 2: must be one JSON object (Expecting ',' delimiter at character 17)"),
+    ],
+)
+def test_mistakes_in_a_jsonl_name_row_and_column(folder, line, message):
+    path = folder / "clips.jsonl"
+    path.write_text('{"video": "b.mp4"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path} {message}')}$"):
+        find_clips(path, DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "rest"),
+    [("x.mp4", FileNotFoundError, "does not exist"), ("more", IsADirectoryError, "is a folder, not a file")],
+)
+def test_files_missing_from_a_manifest_name_the_row(folder, name, error, rest):
+    path = folder / "clips.csv"
+    path.write_text(f"video\nb.mp4\n{name}\n")
+    with pytest.raises(error) as caught:
+        find_clips(path, DEFAULT)
+    assert type(caught.value) is error
+    assert str(caught.value) == f"{path} row 3, column video: video {folder / name} {rest}"
+
+
+def test_a_manifest_must_be_utf8(folder):
+    (folder / "clips.csv").write_bytes("video,prompts\nb.mp4,été\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"clips\.csv must be UTF-8 text: .+ at byte 20$"):
+        find_clips(folder / "clips.csv", DEFAULT)
