@@ -219,7 +219,7 @@ class ClipResult:
         reconstruction: (f, c, h, w) uint8, or ``None`` when not asked for.
         edits: One per prompt, in order.
         trajectory: `Inversion.to_dict()` on the CPU when it is to be saved, else ``None``.
-        metrics: ``{"vae": {"psnr": dB, "ssim": ..}, "reconstruction": {"psnr": .., "ssim": .., "psnr_vs_vae": .., ..}}``.
+        metrics: ``{"vae": {"psnr": dB, "ssim": ..}, "reconstruction": {"psnr": .., "psnr_vs_vae": .., ..}}``.
         seconds: Wall time by stage.
         calls: Rows through the transformer by stage.
         peak_gib: Peak device memory by stage; empty on a CPU.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from diffusers import CogVideoXTransformer3DModel
 from safetensors import safe_open
 from torch import Tensor

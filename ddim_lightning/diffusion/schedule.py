@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -32,8 +33,8 @@ def make_angle(alpha_cumprod: float) -> float:
 class StepTable:
     """N steps joining N + 1 noise levels, numbered along the sampler: level 0 is noise, level N is clean.
 
-    Steps are looked up by position. Subtracting ``1000 // N`` from a timestep, as the diffusers schedulers do, misses the
-    next timestep whenever N does not divide 1000; a table cannot.
+    Steps are looked up by position. Subtracting ``1000 // N`` from a timestep, as the diffusers schedulers do, misses
+    the next timestep whenever N does not divide 1000; a table cannot.
 
     Args:
         timesteps: N training timesteps, strictly descending.
@@ -47,13 +48,11 @@ class StepTable:
         if len(self.angles) != len(self.timesteps) + 1:
             raise ValueError(f"angles: must have one entry more than timesteps, got {len(self.angles)} and {len(self)}")
         for name, values in (("timesteps", self.timesteps), ("angles", self.angles)):
-            if any(later >= earlier for earlier, later in zip(values, values[1:], strict=False)):
+            if any(later >= earlier for earlier, later in pairwise(values)):
                 raise ValueError(f"{name}: must descend strictly from noise to clean, got {values}")
 
     @classmethod
-    def make(
-        cls, alphas_cumprod: Tensor, timesteps: Sequence[int], final_alpha_cumprod: float = 1.0
-    ) -> StepTable:
+    def make(cls, alphas_cumprod: Tensor, timesteps: Sequence[int], final_alpha_cumprod: float = 1.0) -> StepTable:
         """Make the table of a sampler.
 
         Args:

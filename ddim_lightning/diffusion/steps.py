@@ -1,7 +1,7 @@
 """One DDIM step is a rotation in the plane of the latents and their velocity.
 
-With ``x = cos(p) x0 + sin(p) e`` and ``v = cos(p) e - sin(p) x0`` the probability-flow ODE is ``dx/dp = v``. If ``x0`` and
-``e`` are held fixed over a step, ``x`` moves on a circle; this is DDIM with eta 0.
+With ``x = cos(p) x0 + sin(p) e`` and ``v = cos(p) e - sin(p) x0`` the probability-flow ODE is ``dx/dp = v``. If ``x0``
+and ``e`` are held fixed over a step, ``x`` moves on a circle; this is DDIM with eta 0.
 
 Source: Song et al. 2021, "Denoising diffusion implicit models", equation 12; Salimans and Ho 2022, "Progressive
 distillation", appendix D.

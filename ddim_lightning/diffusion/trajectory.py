@@ -36,7 +36,7 @@ class Inversion:
     calls: int
 
     def to_dict(self) -> dict[str, Tensor]:
-        """Return the tensors to save, on the CPU: ``levels``, ``angles``, ``timesteps``, ``state.k`` and ``residual``."""
+        """Return the tensors to save, on the CPU: ``levels``, ``angles``, ``timesteps``, ``state.k``, ``residual``."""
         tensors = {
             "levels": self.levels,
             "angles": torch.tensor(self.table.angles, dtype=torch.float64),

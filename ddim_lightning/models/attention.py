@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""(query, key, value, bias) -> output. Query, key, value: (rows, heads, tokens, channels); the bias is added to the logits
-and broadcasts to (rows, heads, query tokens, key tokens), or is None."""
+"""(query, key, value, bias) -> output. Query, key, value: (rows, heads, tokens, channels); the bias is added to the
+logits and broadcasts to (rows, heads, query tokens, key tokens), or is None."""
 
 
 def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
@@ -30,7 +30,8 @@ def xformers_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor |
     if bias is not None:
         rows, tokens, heads, _ = query.shape
         bias = bias.expand(rows, heads, tokens, key.shape[1]).contiguous()
-    return memory_efficient_attention(query, key, value, attn_bias=bias).transpose(1, 2)
+    output: Tensor = memory_efficient_attention(query, key, value, attn_bias=bias)
+    return output.transpose(1, 2)
 
 
 def resolve_attention(name: str, device: torch.device) -> AttentionFn:
@@ -55,7 +56,9 @@ def resolve_attention(name: str, device: torch.device) -> AttentionFn:
         return xformers_attention
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
-        raise ValueError(f"attention: must be 'auto', 'sdpa', 'xformers' or the dotted path of a function, got {name!r}")
+        raise ValueError(
+            f"attention: must be 'auto', 'sdpa', 'xformers' or the dotted path of a function, got {name!r}"
+        )
     try:
         function: AttentionFn = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
@@ -76,9 +79,10 @@ def _xformers_runs() -> bool:
 class ReadingAttnProcessor:
     """Attention over text and video tokens in which the first rows may also read rows behind them.
 
-    Does what diffusers' `CogVideoXAttnProcessor2_0` does, except that the rotary table covers the whole sequence (identity
-    for the text tokens), the kernel is chosen by name, and rows can read other rows. ``set_attention_backend`` has no
-    effect on CogVideoX and ``enable_xformers_memory_efficient_attention`` breaks it; hence a processor of our own.
+    Does what diffusers' `CogVideoXAttnProcessor2_0` does, except that the rotary table covers the whole sequence
+    (identity for the text tokens), the kernel is chosen by name, and rows can read other rows.
+    ``set_attention_backend`` has no effect on CogVideoX and ``enable_xformers_memory_efficient_attention`` breaks it;
+    hence a processor of our own.
 
     Args:
         attend: The kernel.
@@ -132,11 +136,11 @@ class ReadingAttnProcessor:
         self, query: Tensor, key: Tensor, value: Tensor, reads: Tensor, log_strength: Tensor | None
     ) -> Tensor:
         readers, tokens, bias = reads.shape[0], key.shape[2], None
-        own_and_read = [torch.cat([kv[:readers], kv[reads]], dim=2) for kv in (key, value)]
+        keys, values = (torch.cat([kv[:readers], kv[reads]], dim=2) for kv in (key, value))
         if log_strength is not None:
             bias = torch.cat([query.new_zeros(tokens), log_strength.to(query.dtype).expand(tokens)])
             bias = bias.expand(1, 1, tokens, 2 * tokens)
-        reading = self.attend(query[:readers], *own_and_read, bias)
+        reading = self.attend(query[:readers], keys, values, bias)
         if readers == query.shape[0]:
             return reading
         return torch.cat([reading, self.attend(query[readers:], key[readers:], value[readers:], None)])

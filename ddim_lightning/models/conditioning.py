@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -23,9 +23,7 @@ class PromptEncoder:
         max_length: Tokens per prompt, the transformer's ``max_text_seq_length``.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, text_encoder: T5EncoderModel, max_length: int
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_encoder: T5EncoderModel, max_length: int) -> None:
         self.tokenizer = tokenizer
         self.text_encoder: T5EncoderModel | None = text_encoder
         self.max_length = max_length
@@ -41,13 +39,23 @@ class PromptEncoder:
         if prompt not in self._embeds:
             if self.text_encoder is None:
                 raise ValueError(f"prompt: the text encoder was released before it saw {prompt!r}")
-            ids = self.tokenizer(
-                prompt, padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
-            ).input_ids
             with torch.no_grad():
-                self._embeds[prompt] = self.text_encoder(ids.to(self.text_encoder.device))[0]
+                self._embeds[prompt] = self.encode_batch([prompt])
             self._warnings[prompt] = self._find_warnings(prompt)
         return self._embeds[prompt]
+
+    def encode_batch(self, prompts: Sequence[str]) -> Tensor:
+        """Return fresh embeddings of a batch, (b, ``max_length``, width), with gradients where they are wanted."""
+        assert self.text_encoder is not None
+        ids = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
+        ).input_ids
+        embeds: Tensor = self.text_encoder(ids.to(self.text_encoder.device))[0]
+        return embeds
+
+    def forget(self) -> None:
+        """Drop what was encoded, for a text encoder whose weights have changed."""
+        self._embeds.clear()
 
     def __contains__(self, prompt: str) -> bool:
         """Whether a prompt was encoded already."""
@@ -68,11 +76,14 @@ class PromptEncoder:
         if len(pieces) > self.max_length - 1:
             lost = self.tokenizer.convert_tokens_to_string(pieces[self.max_length - 1 :])
             found.append(
-                f"prompt truncated: the model reads {self.max_length - 1} of its {len(pieces)} tokens; not read: {lost!r}"
+                f"prompt truncated: the model reads {self.max_length - 1} of its {len(pieces)} tokens; "
+                f"not read: {lost!r}"
             )
         unknown = [word for word in prompt.split() if self.tokenizer.unk_token_id in self._get_ids(word)]
         if unknown:
-            found.append(f"prompt {prompt!r}: the tokenizer does not know {', '.join(map(repr, dict.fromkeys(unknown)))}")
+            found.append(
+                f"prompt {prompt!r}: the tokenizer does not know {', '.join(map(repr, dict.fromkeys(unknown)))}"
+            )
         return found
 
     def _get_ids(self, word: str) -> list[int]:

@@ -17,17 +17,15 @@ from ddim_lightning.types import Branch, Latents, Step, Strength
 class CogVideoXDenoiser:
     """A CogVideoX transformer as a `Denoiser`.
 
-    Latents enter as float32, pass the network in its own dtype and their velocities leave as float32; guidance is combined
-    in float32.
+    Latents enter as float32, pass the network in its own dtype and their velocities leave as float32; guidance is
+    combined in float32.
 
     Args:
         transformer: With our attention processor in every block (`apply_attention`).
         encode_prompt: Prompt to embeddings, (1, tokens, width).
     """
 
-    def __init__(
-        self, transformer: CogVideoXTransformer3DModel, encode_prompt: Callable[[str], Tensor]
-    ) -> None:
+    def __init__(self, transformer: CogVideoXTransformer3DModel, encode_prompt: Callable[[str], Tensor]) -> None:
         self.transformer = transformer
         self.encode_prompt = encode_prompt
         self.rows = 0
@@ -61,7 +59,7 @@ class CogVideoXDenoiser:
         self, latents: Tensor, embeds: Tensor, timestep: int, reads: list[int], strength: Strength | None
     ) -> Tensor:
         device, dtype = latents.device, self.transformer.dtype
-        rows, frames, _, height, width = latents.shape
+        rows = latents.shape[0]
         self.rows += rows
         if reads and strength is not None and bool((strength == 1.0).all()):
             strength = None  # Full strength everywhere needs no bias, and the plain kernel is faster without one.
@@ -70,19 +68,19 @@ class CogVideoXDenoiser:
             latents.to(dtype),
             embeds.to(dtype),
             torch.full((rows,), timestep, device=device),
-            self._get_rotary(frames, height, width, device),
+            self.get_rotary(latents),
             torch.tensor(reads, device=device) if reads else None,
             strength.to(device) if reads and strength is not None else None,
         )
         return velocity.float() if latents.dtype == torch.float32 else velocity.to(latents.dtype)
 
-    def _get_rotary(
-        self, frames: int, height: int, width: int, device: torch.device
-    ) -> tuple[Tensor, Tensor] | None:
+    def get_rotary(self, latents: Latents) -> tuple[Tensor, Tensor] | None:
+        """Return the rotary table for latents of this size, ``None`` for a model without rotary embeddings."""
+        _, frames, _, height, width = latents.shape
         key = (frames, height, width)
         if key not in self._rotary:
             rotary = self.transformer.config.use_rotary_positional_embeddings
-            self._rotary[key] = make_rotary_table(self.transformer, *key, device) if rotary else None
+            self._rotary[key] = make_rotary_table(self.transformer, *key, latents.device) if rotary else None
         return self._rotary[key]
 
 
@@ -93,7 +91,7 @@ def _cumulate(sizes: list[int]) -> list[int]:
 def _list_reads(
     b: int, branches: Sequence[Branch], prompts: list[tuple[str, ...]], start: dict[int, int], size: int
 ) -> list[int]:
-    """For each network row of branch ``b``, the row it reads: paired if the source has as many, else the source's last."""
+    """For each row of branch ``b``, the row it reads: paired if the source has as many, else the source's last."""
     source = branches[b].reads
     if source is None:
         return []

@@ -30,7 +30,7 @@ def run_network(
     Returns:
         (rows, f, c, h, w) velocities, same dtype.
     """
-    rows, frames, _, height, width = latents.shape
+    _, frames, _, height, width = latents.shape
     num_text, patch = prompt_embeds.shape[1], transformer.config.patch_size
     time_embeds = transformer.time_embedding(transformer.time_proj(timestep).to(latents.dtype))
     tokens = transformer.embedding_dropout(transformer.patch_embed(prompt_embeds, latents))

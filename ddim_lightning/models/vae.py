@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from torch import Tensor
 
 from ddim_lightning.types import Latents, Video
 
@@ -14,8 +15,8 @@ def encode_video(vae: AutoencoderKLCogVideoX, video: Video, generator: torch.Gen
     Args:
         vae: The autoencoder.
         video: (b, f, c, h, w), 0 .. 1, with f = 4k + 1; or uint8, 0 .. 255.
-        generator: Samples the posterior with it; without one the posterior's mode is taken, which is deterministic and does
-            not move the latent by the posterior's spread.
+        generator: Samples the posterior with it; without one the posterior's mode is taken, which is deterministic and
+            does not move the latent by the posterior's spread.
 
     Returns:
         (b, f, c, h, w) float32 latents, scaled by the VAE's ``scaling_factor``.
@@ -23,8 +24,9 @@ def encode_video(vae: AutoencoderKLCogVideoX, video: Video, generator: torch.Gen
     pixels = video.to(vae.device)
     pixels = pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels
     posterior = vae.encode((pixels * 2.0 - 1.0).to(vae.dtype).transpose(1, 2)).latent_dist
-    latents = posterior.mode() if generator is None else posterior.sample(generator)
-    return latents.transpose(1, 2).float() * vae.config.scaling_factor
+    latents: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
+    scale: float = vae.config.scaling_factor
+    return latents.transpose(1, 2).float() * scale
 
 
 def decode_latents(vae: AutoencoderKLCogVideoX, latents: Latents) -> Video:
@@ -37,6 +39,11 @@ def decode_latents(vae: AutoencoderKLCogVideoX, latents: Latents) -> Video:
     Returns:
         (b, f, c, h, w) float32, clamped to 0 .. 1, not quantised.
     """
+    frames = (latents.shape[1] - 1) * vae.config.temporal_compression_ratio + 1
+    if latents.shape[1] % 2 == 0:
+        # diffusers decodes frames in pairs and keeps the first one single only where their number is odd: of two latent
+        # frames it would make eight. The decoder is causal, so one more at the end makes the number odd and is cut off.
+        latents = torch.cat([latents, latents[:, -1:]], dim=1)
     unscaled = (latents / vae.config.scaling_factor).to(vae.dtype).transpose(1, 2)
-    video = vae.decode(unscaled).sample.transpose(1, 2).float()
+    video: Tensor = vae.decode(unscaled).sample.transpose(1, 2)[:, :frames].float()
     return (video / 2.0 + 0.5).clamp(0.0, 1.0)

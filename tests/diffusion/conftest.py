@@ -53,9 +53,7 @@ class GaussianDenoiser:
     def __init__(self) -> None:
         self.seen: list[tuple[list[Branch], Step, Tensor | None]] = []
 
-    def __call__(
-        self, branches: Sequence[Branch], step: Step, strength: Tensor | None = None
-    ) -> list[Tensor | None]:
+    def __call__(self, branches: Sequence[Branch], step: Step, strength: Tensor | None = None) -> list[Tensor | None]:
         self.seen.append((list(branches), step, strength))
         return [self._evaluate(branch, branches, step, strength) if branch.wanted else None for branch in branches]
 

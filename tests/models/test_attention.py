@@ -60,7 +60,7 @@ def test_network_equals_diffusers_forward(rotary, transformer, flat_transformer,
 
 
 def attend_by_hand(attn, hidden: Tensor, rotary, extra: Tensor | None, strength: float) -> Tensor:  # type: ignore[no-untyped-def]
-    """One row of tokens; ``extra`` are the tokens of the row that it reads. Softmax written out, in double precision."""
+    """One row of tokens; ``extra`` are the tokens of the row it reads. Softmax written out, in double precision."""
 
     def project(tokens: Tensor, projection, norm=None) -> Tensor:  # type: ignore[no-untyped-def]
         heads = projection(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2)

@@ -17,18 +17,18 @@ from ddim_lightning.types import Branch, EditRequest, Step, Strength
 class KVInjection(Editor):
     """The reference script's idea, started from the inverted latent and told what the source shows.
 
-    At every step the latents of the stored trajectory pass through the network beside the edited ones, and the edited rows
-    attend to their own and to the source's keys and values. The source's latents are always those of the trajectory: no
-    error of the source branch can accumulate. Its keys and values are recomputed, never cached: for CogVideoX-5B at
-    49 x 480 x 720 they would take 9 GB a step.
+    At every step the latents of the stored trajectory pass through the network beside the edited ones, and the edited
+    rows attend to their own and to the source's keys and values. The source's latents are always those of the
+    trajectory: no error of the source branch can accumulate. Its keys and values are recomputed, never cached: for
+    CogVideoX-5B at 49 x 480 x 720 they would take 9 GB a step.
 
     Args:
         layers: Half-open range of layers that read the source; ``None`` as the end is the last layer.
         steps: Half-open range of steps, counted from noise; outside it the source is not evaluated at all.
         strength: 0 (reads nothing) .. 1 (the script): log(strength) is added to the logits of the source's keys.
-        source_rows: ``shared``: one source row under the source prompt, or the inversion's own prompt when there is none,
-            read by all rows of the edit. ``paired``: the script's layout, one source row per row of the edit, under the
-            negative and the edit prompt.
+        source_rows: ``shared``: one source row under the source prompt, or the inversion's own prompt when there is
+            none, read by all rows of the edit. ``paired``: the script's layout, one source row per row of the edit,
+            under the negative and the edit prompt.
         initial: ``inverted`` starts from level 0 of the trajectory, ``random`` (the script) from fresh noise.
         guidance: ``constant``, or ``script_dynamic`` for parity with the script's ``use_dynamic_cfg``.
 
@@ -62,8 +62,11 @@ class KVInjection(Editor):
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        for name, (first, end), size in (("layers", self.layers, num_layers), ("steps", self.steps, len(inversion.table))):
-            if max(first, end or 0) > size:
+        for name, (first, end), size in (
+            ("layers", self.layers, num_layers),
+            ("steps", self.steps, len(inversion.table)),
+        ):
+            if max(first + 1 if end is None else first, end or 0) > size:
                 raise ValueError(f"{name}: must end within the {size} that there are, got {(first, end)}")
         latents = inversion.state[0]
         if self.initial == "random":
@@ -88,7 +91,8 @@ class KVInjection(Editor):
     def count_calls(self, request: EditRequest, num_steps: int) -> int:  # noqa: D102
         guided = 1 if request.guidance_scale == 1.0 else 2
         source = guided if self.source_rows == "paired" else 1
-        reading = len(range(num_steps)[slice(*self.steps)]) if self.strength > 0.0 and self.layers[0] != self.layers[1] else 0
+        reads = self.strength > 0.0 and self.layers[0] != self.layers[1]
+        reading = len(range(num_steps)[slice(*self.steps)]) if reads else 0
         return guided * num_steps + source * reading
 
     def _strength(self, num_layers: int, step: Step, num_steps: int) -> Strength | None:

@@ -24,8 +24,8 @@ class Inverter(ABC):
 
     Args:
         keep_residual: Keep what the last step down misses, ``z - forward(level N - 1)``, one latent, so that
-            `reconstruct` can add it back. The step next to clean is by far the largest of the trailing schedule and leaves
-            most of the error. Costs one call.
+            `reconstruct` can add it back. The step next to clean is by far the largest of the trailing schedule and
+            leaves most of the error. Costs one call.
     """
 
     keep_residual: bool = True

@@ -14,9 +14,10 @@ from ddim_lightning.types import VelocityFn
 class UniInv(Inverter):
     """The default inverter: one call per step, far closer to the true inverse than `DDIM` at the same cost.
 
-    The forward step from level ``i`` needs the velocity at level ``i``, which the way up does not know yet. Uni-Inv goes
-    there with the velocity of the step before (``y = cos(h) x + sin(h) v_before``), evaluates the model at ``y`` and solves
-    the forward step with that velocity. The first step, from clean, has no velocity before it and takes ``y = x``.
+    The forward step from level ``i`` needs the velocity at level ``i``, which the way up does not know yet. Uni-Inv
+    goes there with the velocity of the step before (``y = cos(h) x + sin(h) v_before``), evaluates the model at ``y``
+    and solves the forward step with that velocity. The first step, from clean, has no velocity before it and takes
+    ``y = x``.
 
     Args:
         keep_residual: See `Inverter`.
