@@ -1,0 +1,21 @@
+"""Plumbing to diffusers and transformers.
+
+Importing this package is the door to both: it quiets xformers and checks that torch and torchvision fit each other.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+# xformers warns at import about every torch it was not built for. Who asks for it by name gets an error that says more.
+logging.getLogger("xformers").setLevel(logging.ERROR)
+
+try:
+    import torchvision  # noqa: F401
+except RuntimeError as error:  # "operator torchvision::nms does not exist"; it would take lightning and T5 down with it
+    raise ImportError(
+        f"torchvision does not fit torch {torch.__version__} ({error}): install both together from one index, for "
+        "example with 'pip install --force-reinstall torch torchvision'; a CPU-only build of torch has no torchvision"
+    ) from error

@@ -1,0 +1,232 @@
+"""What a pipeline folder holds, read and checked before any weight is loaded."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+
+from ddim_lightning.models.tiny import tiny_folder
+from ddim_lightning.types import VideoLimits
+
+RECOMMENDED = "zai-org/CogVideoX-5b"
+
+CONFIGS = {
+    "transformer": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "scheduler": "scheduler_config.json",
+}
+WEIGHTS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+TOKENIZERS = ("tokenizer.json", "spiece.model")
+
+_CLASSES = {"transformer": CogVideoXTransformer3DModel, "vae": AutoencoderKLCogVideoX}
+_PIPELINES = ("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline")  # the same parts, put to different use
+_CONFIG_FILES = ["model_index.json", *(f"{part}/{file}" for part, file in CONFIGS.items())]
+_WEIGHT_FILES = [f"{part}/{stem}{end}" for part, stem in WEIGHTS.items() for end in ("*.safetensors", "*.index.json")]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pipeline folder that is a CogVideoX text-to-video model.
+
+    Args:
+        model: The model as the user named it.
+        folder: Where it lies on this machine.
+        configs: By part, its config with the defaults of its class filled in.
+    """
+
+    model: str
+    folder: Path
+    configs: dict[str, dict[str, Any]]
+
+
+def resolve_model(model: str) -> Path | str:
+    """Tell a folder from a hub id.
+
+    Args:
+        model: ``tiny`` for the bundled model, a folder, or a hub id ``owner/name``.
+
+    Returns:
+        The folder, or the hub id when no folder of that name is here.
+
+    Raises:
+        FileNotFoundError: A path that does not exist.
+        NotADirectoryError: A file.
+    """
+    if model == "tiny":
+        return tiny_folder()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(f"model: must be a pipeline folder or a hub id, got the file {model}")
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) is None:
+        raise FileNotFoundError(f"model: no folder {model!r}: give 'tiny', a pipeline folder or a hub id 'owner/name'")
+    return model
+
+
+def read_limits(model: str, *, require_rotary: bool = True) -> VideoLimits:
+    """Read which videos a model accepts; see `read_checkpoint` for ``Args`` and ``Raises``."""
+    configs = read_checkpoint(model, require_rotary=require_rotary).configs
+    return make_limits(configs["transformer"], configs["vae"])
+
+
+def make_limits(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> VideoLimits:
+    """Make the limits from the configs of a transformer and a VAE."""
+    spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+    return VideoLimits(
+        num_frames=transformer["sample_frames"],
+        height=transformer["sample_height"] * spatial,
+        width=transformer["sample_width"] * spatial,
+        multiple=spatial * transformer["patch_size"],
+        temporal=int(vae["temporal_compression_ratio"]),
+    )
+
+
+def read_checkpoint(model: str, *, weights: bool = False, require_rotary: bool = True) -> Checkpoint:
+    """Read the configs of a model and check that it is one that can be inverted.
+
+    Args:
+        model: ``tiny``, a folder, or a hub id ``owner/name``.
+        weights: Whether the weights are wanted too: they are fetched from the hub and their headers checked.
+        require_rotary: Whether a transformer without rotary position embeddings is refused.
+
+    Raises:
+        FileNotFoundError: No such folder, or a part or a weight file of it is missing.
+        NotADirectoryError: A file where a folder is needed.
+        ValueError: Not a CogVideoX text-to-video pipeline, one that is not supported, or files that cannot be read.
+        OSError: The hub cannot be reached or has no such model.
+    """
+    source = resolve_model(model)
+    folder = source if isinstance(source, Path) else _load_from_hub(source, weights=weights)
+    _check_pipeline(model, folder)
+    configs = {part: _read_config(model, folder, part) for part in CONFIGS}
+    _check_transformer(model, configs["transformer"], require_rotary=require_rotary)
+    _check_parts_fit(model, configs)
+    if weights or isinstance(source, Path):
+        _check_files(model, folder)
+    return Checkpoint(model, folder, configs)
+
+
+def _load_from_hub(model: str, *, weights: bool) -> Path:
+    files = [*_CONFIG_FILES, *_WEIGHT_FILES, "tokenizer/*"] if weights else _CONFIG_FILES
+    try:
+        return Path(snapshot_download(model, allow_patterns=files, ignore_patterns=["*.fp16.*", "*.bf16.*"]))
+    except Exception as error:  # its transport errors are no OSErrors, and their home changes with the hub's version
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise OSError(f"model: no folder {model!r} here, and it cannot be had from the hub: {reason}") from error
+
+
+def _check_pipeline(model: str, folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"model: {model} is no pipeline folder: it has no model_index.json beside transformer/, vae/ and the others"
+        )
+    kind = _read_json(index).get("_class_name")
+    if kind == "CogVideoXImageToVideoPipeline":
+        raise ValueError(_unsupported(model, "an image-to-video model"))
+    if kind not in _PIPELINES:
+        raise ValueError(f"model: {model} is a {kind}, not a CogVideoXPipeline; use {RECOMMENDED}")
+
+
+def _read_config(model: str, folder: Path, part: str) -> dict[str, Any]:
+    path = folder / part / CONFIGS[part]
+    if not path.is_file():
+        raise FileNotFoundError(f"model: {model} has no {part}: {path} is missing")
+    config = _read_json(path)
+    if part not in _CLASSES:
+        return config
+    expected = _CLASSES[part].__name__
+    if config.get("_class_name", expected) != expected:
+        raise ValueError(f"model: the {part} of {model} must be a {expected}, got a {config['_class_name']}")
+    parameters = inspect.signature(_CLASSES[part]).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters} | config
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model: {path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"model: {path} must hold a JSON object, got a {type(content).__name__}")
+    return content
+
+
+def _check_transformer(model: str, config: Mapping[str, Any], *, require_rotary: bool) -> None:
+    if config["in_channels"] != config["out_channels"] or config["ofs_embed_dim"] is not None:
+        raise ValueError(_unsupported(model, f"an image-to-video model ({config['in_channels']} input channels)"))
+    if config["patch_size_t"] is not None:
+        raise ValueError(_unsupported(model, f"a CogVideoX1.5 (patch_size_t is {config['patch_size_t']})"))
+    if require_rotary and not config["use_rotary_positional_embeddings"]:
+        raise ValueError(
+            f"model: {model} is refused because its transformer has no rotary position embeddings "
+            f"(use_rotary_positional_embeddings is false), without which DDIM inversion is not known to hold; use "
+            f"{RECOMMENDED}, or pass require_rotary=False to try"
+        )
+
+
+def _unsupported(model: str, kind: str) -> str:
+    return f"model: {model} is {kind}, which is not yet supported; use {RECOMMENDED}"
+
+
+def _check_parts_fit(model: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    pairs = (("in_channels", "vae", "latent_channels"), ("text_embed_dim", "text_encoder", "d_model"))
+    for ours, part, theirs in pairs:
+        wanted, got = configs["transformer"][ours], configs[part].get(theirs)
+        if wanted != got:
+            raise ValueError(
+                f"model: the parts of {model} do not fit: the transformer's {ours} is {wanted}, "
+                f"the {theirs} of its {part} is {got}"
+            )
+
+
+def read_weight_shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
+    """Read the names and shapes of all weights of a part from the headers of its files."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _weight_files(folder / part, WEIGHTS[part]):
+        with safe_open(path, framework="pt") as file:
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no dict
+    return shapes
+
+
+def _check_files(model: str, folder: Path) -> None:
+    for part, stem in WEIGHTS.items():
+        for path in _weight_files(folder / part, stem):
+            _check_weight_file(model, path)
+    if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZERS):
+        raise FileNotFoundError(
+            f"model: {model} has no tokenizer: {folder / 'tokenizer'} needs {' or '.join(TOKENIZERS)}"
+        )
+
+
+def _weight_files(folder: Path, stem: str) -> list[Path]:
+    index = folder / f"{stem}.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+    return [folder / f"{stem}.safetensors"]
+
+
+def _check_weight_file(model: str, path: Path) -> None:
+    if not path.is_file() and any(path.parent.glob("*.bin")):
+        raise ValueError(
+            f"model: {model} has pickled weights only ({path.parent}/*.bin), which may run code when read; only "
+            "safetensors are read: save it again with save_pretrained"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"model: {model} lacks weights: {path} is missing")
+    try:
+        with safe_open(path, framework="pt"):
+            pass  # opening reads the header and compares it with the file's length
+    except SafetensorError as error:
+        raise ValueError(f"model: {path} is truncated or damaged: {error}") from error

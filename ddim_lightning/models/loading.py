@@ -1,0 +1,150 @@
+"""From a model's name or folder to the real diffusers objects, frozen, on their device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXTransformer3DModel,
+    DDIMInverseScheduler,
+    ModelMixin,
+)
+from diffusers.utils import logging as diffusers_logging
+from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from ddim_lightning.models.checkpoint import (
+    Checkpoint,
+    make_limits,
+    read_checkpoint,
+    read_limits,
+    read_weight_shapes,
+    resolve_model,
+)
+from ddim_lightning.models.schedulers import make_schedulers
+from ddim_lightning.types import VideoLimits
+
+__all__ = ["Components", "load_components", "load_text_encoder", "read_limits", "resolve_model"]
+
+
+@dataclass
+class Components:
+    """The real diffusers objects of one model, frozen and in eval mode.
+
+    Args:
+        transformer: Predicts velocities.
+        vae: Between videos and latents.
+        text_encoder: ``None`` once every prompt is encoded and it is released.
+        tokenizer: As the text encoder.
+        scheduler: The sampling schedule.
+        inverse_scheduler: Its inverse, on the same schedule.
+        limits: Which videos the model accepts.
+    """
+
+    transformer: CogVideoXTransformer3DModel
+    vae: AutoencoderKLCogVideoX
+    text_encoder: T5EncoderModel | None
+    tokenizer: PreTrainedTokenizerBase | None
+    scheduler: CogVideoXDDIMScheduler
+    inverse_scheduler: DDIMInverseScheduler
+    limits: VideoLimits
+
+
+def load_components(model: str, *, device: torch.device, dtype: torch.dtype, require_rotary: bool = True) -> Components:
+    """Load a model from safetensors, straight onto its device.
+
+    Args:
+        model: ``tiny``, a folder, or a hub id ``owner/name``.
+        device: Where the weights go, without a copy on the host and without offload.
+        dtype: Of all weights.
+        require_rotary: Whether a transformer without rotary position embeddings is refused.
+
+    Raises:
+        FileNotFoundError: No such folder, or a part of it is missing.
+        NotADirectoryError: A file where a folder is needed.
+        ValueError: A model that is not supported, schedulers that disagree, or weights that do not fit their config.
+        OSError: The hub cannot be reached or has no such model.
+    """
+    checkpoint = read_checkpoint(model, weights=True, require_rotary=require_rotary)
+    configs = checkpoint.configs
+    scheduler, inverse_scheduler = make_schedulers(configs["scheduler"])
+    with _hidden_progress_bars():
+        return Components(
+            transformer=_load_module(CogVideoXTransformer3DModel, checkpoint, "transformer", device, dtype),
+            vae=_load_module(AutoencoderKLCogVideoX, checkpoint, "vae", device, dtype),
+            text_encoder=_load_module(T5EncoderModel, checkpoint, "text_encoder", device, dtype),
+            tokenizer=_load_tokenizer(checkpoint),
+            scheduler=scheduler,
+            inverse_scheduler=inverse_scheduler,
+            limits=make_limits(configs["transformer"], configs["vae"]),
+        )
+
+
+def load_text_encoder(model: str, *, device: torch.device, dtype: torch.dtype) -> T5EncoderModel:
+    """Load the text encoder of a model alone; see `load_components` for ``Args`` and ``Raises``."""
+    checkpoint = read_checkpoint(model, weights=True, require_rotary=False)
+    with _hidden_progress_bars():
+        encoder: T5EncoderModel = _load_module(T5EncoderModel, checkpoint, "text_encoder", device, dtype)
+    return encoder
+
+
+def _load_module(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:
+    try:
+        _check_weights(kind, checkpoint, part)
+        module = kind.from_pretrained(
+            checkpoint.folder / part,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, TypeError, ValueError) as error:
+        raise _misfit(checkpoint, part, error) from error
+    return module.requires_grad_(False).eval()
+
+
+def _check_weights(kind: Any, checkpoint: Checkpoint, part: str) -> None:
+    """Compare names and shapes of the weights with the config; transformers would draw missing ones at random."""
+    config = checkpoint.configs[part]
+    with torch.device("meta"):
+        module = kind.from_config(config) if issubclass(kind, ModelMixin) else kind(kind.config_class.from_dict(config))
+    found = read_weight_shapes(checkpoint.folder, part)
+    for name, parameter in module.named_parameters():
+        if name not in found:
+            raise ValueError(f"{name} is missing")
+        if found[name] != parameter.shape:
+            raise ValueError(f"{name} is {found[name]}, the config wants {tuple(parameter.shape)}")
+
+
+def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = T5Tokenizer.from_pretrained(
+            checkpoint.folder / "tokenizer", local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise _misfit(checkpoint, "tokenizer", error) from error
+    return tokenizer
+
+
+def _misfit(checkpoint: Checkpoint, part: str, error: Exception) -> ValueError:
+    reason = str(error).partition("\n")[0]
+    return ValueError(f"model: the files in {checkpoint.folder / part} do not fit together: {reason}")
+
+
+@contextmanager
+def _hidden_progress_bars() -> Iterator[None]:
+    """Hide the libraries' bars, a dozen for one model; the command line draws its own."""
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()

@@ -1,0 +1,80 @@
+"""Video to latents and back, with the axes and scales of the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
+
+from ddim_lightning.models.loading import Components, load_components
+from ddim_lightning.models.vae import decode_latents, encode_video
+
+VIDEO = torch.rand(2, 9, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_model: Path) -> Components:
+    return load_components(str(tiny_model), device=torch.device("cpu"), dtype=torch.float32)
+
+
+@pytest.fixture
+def vae(parts: Components) -> AutoencoderKLCogVideoX:
+    return parts.vae
+
+
+@torch.no_grad()
+def test_encoding_is_the_scaled_mode_with_frames_before_channels(vae: AutoencoderKLCogVideoX) -> None:
+    latents = encode_video(vae, VIDEO)
+    theirs = vae.encode(VIDEO.transpose(1, 2) * 2 - 1).latent_dist.mode() * 0.7
+    assert latents.shape == (2, 3, 8, 6, 10) and latents.dtype == torch.float32
+    assert torch.equal(latents, theirs.transpose(1, 2))
+
+
+@torch.no_grad()
+def test_bytes_and_floats_are_the_same_video(vae: AutoencoderKLCogVideoX) -> None:
+    frames = (VIDEO * 255).round().to(torch.uint8)
+    assert torch.equal(encode_video(vae, frames), encode_video(vae, frames.float() / 255))
+
+
+@torch.no_grad()
+def test_sampling_the_posterior_takes_a_generator_and_nothing_else(vae: AutoencoderKLCogVideoX) -> None:
+    draws = [encode_video(vae, VIDEO, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], encode_video(vae, VIDEO))
+
+
+@torch.no_grad()
+def test_decoding_is_the_pipelines(parts: Components) -> None:
+    pipeline = CogVideoXPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, parts.scheduler)
+    latents = torch.randn(1, 3, 8, 6, 10, generator=torch.Generator().manual_seed(3))
+    theirs = pipeline.video_processor.postprocess_video(pipeline.decode_latents(latents), output_type="pt")
+    video = decode_latents(parts.vae, latents)
+    assert video.shape == (1, 9, 3, 24, 40) and video.min() >= 0 and video.max() <= 1
+    torch.testing.assert_close(video, theirs, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_frames", [1, 5, 9, 13, 17])
+def test_every_4k_plus_1_comes_back_with_its_own_count(num_frames: int, vae: AutoencoderKLCogVideoX) -> None:
+    video = torch.rand(1, num_frames, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    latents = encode_video(vae, video)
+    assert latents.shape[1] == (num_frames - 1) // 4 + 1
+    assert decode_latents(vae, latents).shape == video.shape
+
+
+@torch.no_grad()
+def test_even_counts_decode_as_the_beginning_of_a_longer_clip(vae: AutoencoderKLCogVideoX) -> None:
+    """Two latent frames are the beginning of three: but for the norms, which see the whole of the three."""
+    latents = 0.3 * torch.randn(1, 3, 8, 4, 6, generator=torch.Generator().manual_seed(2))
+    latents[:, 2] = latents[:, 1]
+    short, long = decode_latents(vae, latents[:, :2]), decode_latents(vae, latents)
+    assert torch.equal(short, long[:, :5])
+
+
+@torch.no_grad()
+def test_half_precision_autoencoder_gives_float32(tiny_model: Path) -> None:
+    vae = load_components(str(tiny_model), device=torch.device("cpu"), dtype=torch.bfloat16).vae
+    latents = encode_video(vae, VIDEO[:1])
+    assert latents.dtype == decode_latents(vae, latents).dtype == torch.float32
