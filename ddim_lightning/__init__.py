@@ -1,0 +1,64 @@
+"""DDIM inversion and prompted editing of videos with CogVideoX, as a Lightning module.
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ddim_lightning.datamodule import VideoDataModule
+    from ddim_lightning.diffusion.editors import Editor, KVInjection
+    from ddim_lightning.diffusion.inverters import DDIM, Inverter, UniInv
+    from ddim_lightning.diffusion.trajectory import Inversion
+    from ddim_lightning.module import DDIMInversionModule
+    from ddim_lightning.types import BadClip, Branch, Clip, ClipResult, Denoiser, EditRequest, Step
+    from ddim_lightning.writer import VideoWriter
+
+_HOMES = {
+    "VideoDataModule": "datamodule",
+    "DDIMInversionModule": "module",
+    "VideoWriter": "writer",
+    "Editor": "diffusion.editors",
+    "KVInjection": "diffusion.editors",
+    "DDIM": "diffusion.inverters",
+    "Inverter": "diffusion.inverters",
+    "UniInv": "diffusion.inverters",
+    "Inversion": "diffusion.trajectory",
+    "BadClip": "types",
+    "Branch": "types",
+    "Clip": "types",
+    "ClipResult": "types",
+    "Denoiser": "types",
+    "EditRequest": "types",
+    "Step": "types",
+}
+
+__all__ = [
+    "DDIM",
+    "BadClip",
+    "Branch",
+    "Clip",
+    "ClipResult",
+    "DDIMInversionModule",
+    "Denoiser",
+    "EditRequest",
+    "Editor",
+    "Inversion",
+    "Inverter",
+    "KVInjection",
+    "Step",
+    "UniInv",
+    "VideoDataModule",
+    "VideoWriter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,94 @@
+"""A loaded model and its six acts, without Lightning: load, encode, invert, reconstruct, edit, decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ddim_lightning.diffusion.editors import Editor
+from ddim_lightning.diffusion.inverters import Inverter
+from ddim_lightning.diffusion.loop import edit, invert, reconstruct
+from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.diffusion.trajectory import Inversion
+from ddim_lightning.models.conditioning import PromptEncoder
+from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.loading import Components
+from ddim_lightning.models.vae import decode_latents, encode_video
+from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
+
+
+@dataclass
+class InversionEngine:
+    """A loaded model and how it is to be used; one clip at a time.
+
+    Args:
+        components: The loaded model, with our attention processor in its transformer.
+        prompts: Its prompt encoder.
+        table: The step table, for both directions.
+        inverter: The way up.
+        editor: How new prompts meet the trajectory.
+        inversion_prompt: The text of the inversion.
+    """
+
+    components: Components
+    prompts: PromptEncoder
+    table: StepTable
+    inverter: Inverter
+    editor: Editor
+    inversion_prompt: str = ""
+
+    def __post_init__(self) -> None:
+        self.denoiser = CogVideoXDenoiser(self.components.transformer, self.prompts)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        device: torch.device = self.components.transformer.device
+        return device
+
+    def move(self, device: torch.device) -> None:
+        """Move the model to another device; does nothing where it is there already."""
+        if device != self.device:
+            modules: list[nn.Module | None] = [
+                self.components.transformer,
+                self.components.vae,
+                self.components.text_encoder,
+            ]
+            for module in modules:
+                if module is not None:
+                    module.to(device)
+            self.prompts.forget()
+            self.denoiser = CogVideoXDenoiser(self.components.transformer, self.prompts)
+
+    def encode(self, video: Video | Frames) -> Latents:
+        """Encode (b, f, c, h, w) floats in 0 .. 1, or (f, c, h, w) uint8 frames, to latents by the posterior's mode."""
+        return encode_video(self.components.vae, video if video.ndim == 5 else video[None])
+
+    def decode(self, latents: Latents) -> Video:
+        """Decode latents to (b, f, c, h, w) floats in 0 .. 1."""
+        return decode_latents(self.components.vae, latents)
+
+    def invert(self, latents: Latents, *, seed: int = 0, callback: StepCallback | None = None) -> Inversion:
+        """Find the noise of clean latents (b, f, c, h, w); see `diffusion.loop.invert`."""
+        return invert(
+            self.denoiser,
+            latents,
+            self.table,
+            self.inverter,
+            prompt=self.inversion_prompt,
+            generator=torch.Generator().manual_seed(seed),
+            callback=callback,
+        )
+
+    def reconstruct(self, inversion: Inversion, *, callback: StepCallback | None = None) -> Latents:
+        """Come back from the noise; see `diffusion.loop.reconstruct`."""
+        return reconstruct(self.denoiser, inversion, callback=callback)
+
+    def edit(
+        self, inversion: Inversion, request: EditRequest, *, seed: int = 0, callback: StepCallback | None = None
+    ) -> Latents:
+        """Rebuild under a new prompt; see `diffusion.loop.edit`."""
+        generator = torch.Generator().manual_seed(seed)
+        return edit(self.denoiser, inversion, self.editor, request, generator=generator, callback=callback)

@@ -1,0 +1,282 @@
+"""The Lightning face: `predict_step` runs the whole job on a clip, `training_step` trains the denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, cast
+
+import torch
+from diffusers import CogVideoXPipeline
+from lightning import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from ddim_lightning.diffusion.editors import Editor, KVInjection
+from ddim_lightning.diffusion.inverters import Inverter, UniInv
+from ddim_lightning.engine import InversionEngine
+from ddim_lightning.job import ClipJob, make_clip_seed
+from ddim_lightning.models.attention import apply_attention, resolve_attention
+from ddim_lightning.models.conditioning import PromptEncoder
+from ddim_lightning.models.loading import Components, load_components, load_text_encoder, read_limits
+from ddim_lightning.models.schedulers import make_step_table
+from ddim_lightning.models.vae import encode_video
+from ddim_lightning.runtime.compile import apply_compile
+from ddim_lightning.specs import PartSpec, describe_part, make_part
+from ddim_lightning.training import Training, compute_loss, make_optimizer
+from ddim_lightning.types import BadClip, Clip, ClipResult, Progress, VideoLimits
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+class DDIMInversionModule(LightningModule):
+    """DDIM inversion, reconstruction and prompted editing of videos with CogVideoX.
+
+    Weights load straight to the Trainer's device in `configure_model`, from safetensors, frozen. They are not
+    submodules: Lightning neither moves them after a run nor writes them into checkpoints.
+
+    Args:
+        model: ``"tiny"`` (the bundled model), a folder in diffusers' layout, or a hub id such as
+            ``"zai-org/CogVideoX-5b"``.
+        num_inference_steps: Steps of the inversion and of each way back, >= 1.
+        guidance_scale: Classifier-free guidance of the edits, >= 0; 1 turns it off.
+        inverter: The way up: an `Inverter`, a class name of `ddim_lightning.diffusion.inverters`, the class path of
+            your own, or ``{class_path, init_args}``.
+        editor: How a new prompt meets the trajectory: likewise, an `Editor` of `ddim_lightning.diffusion.editors`.
+        inversion_prompt: The text of the inversion and the reconstruction.
+        reconstruct: Also reconstruct every clip, and measure how well.
+        save_trajectory: Put the latents of all levels into the result.
+        attention: ``auto``, ``sdpa``, ``xformers``, or the dotted path of a function of your own.
+        dtype: ``auto`` (bfloat16 on an accelerator, float32 on a CPU), ``bfloat16``, ``float16`` or ``float32``.
+        compile: Compile the transformer's blocks: ``True``, or a mode of `torch.compile`.
+        require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
+        on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
+        seed: The run's seed; every clip derives its own from it and its id.
+        training: What trains under `Trainer.fit`, a `Training` or its fields; ``None`` keeps everything frozen.
+
+    Raises:
+        ValueError: An argument out of its range.
+    """
+
+    def __init__(
+        self,
+        model: str = "tiny",
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 6.0,
+        inverter: Inverter | PartSpec | None = None,
+        editor: Editor | PartSpec | None = None,
+        inversion_prompt: str = "",
+        reconstruct: bool = True,
+        save_trajectory: bool = False,
+        attention: str = "auto",
+        dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+        compile: bool | str = False,  # noqa: A002
+        require_rotary: bool = True,
+        on_error: Literal["skip", "raise"] = "skip",
+        seed: int = 0,
+        training: Training | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps: must be at least 1, got {num_inference_steps}")
+        if guidance_scale < 0:
+            raise ValueError(f"guidance_scale: must not be negative, got {guidance_scale}")
+        for name, value, allowed in (("dtype", dtype, ("auto", *DTYPES)), ("on_error", on_error, ("skip", "raise"))):
+            if value not in allowed:
+                raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
+        self.inverter = make_part(inverter or UniInv(), Inverter, "ddim_lightning.diffusion.inverters", "inverter")  # type: ignore[type-abstract]
+        self.editor = make_part(editor or KVInjection(), Editor, "ddim_lightning.diffusion.editors", "editor")  # type: ignore[type-abstract]
+        self.model = model
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+        self.inversion_prompt = inversion_prompt
+        self.reconstruct = reconstruct
+        self.save_trajectory = save_trajectory
+        self.attention = attention
+        self.dtype_name = dtype
+        self.compile_mode = compile
+        self.require_rotary = require_rotary
+        self.on_error = on_error
+        self.seed = seed
+        self.training_options = Training(**training) if isinstance(training, Mapping) else training
+        # Objects other than plain values in the hyperparameters would break loading with weights_only.
+        self.settings: dict[str, Any] = {
+            "model": model,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "inverter": describe_part(self.inverter),
+            "editor": describe_part(self.editor),
+            "inversion_prompt": inversion_prompt,
+            "reconstruct": reconstruct,
+            "save_trajectory": save_trajectory,
+            "attention": attention,
+            "dtype": dtype,
+            "compile": compile,
+            "require_rotary": require_rotary,
+            "on_error": on_error,
+            "seed": seed,
+            "training": None if self.training_options is None else asdict(self.training_options),
+        }
+        self.save_hyperparameters(self.settings)
+        self.progress_listeners: list[Callable[[Progress], None]] = []
+        self._engine: InversionEngine | None = None
+
+    @property
+    def video_limits(self) -> VideoLimits:
+        """What the model accepts, read from its configs; needs no weights."""
+        return read_limits(self.model, require_rotary=self.require_rotary)
+
+    @property
+    def engine(self) -> InversionEngine:
+        """The loaded model and its acts; loads it when that has not happened yet."""
+        if self._engine is None:
+            self.load(self.device)
+        assert self._engine is not None
+        return self._engine
+
+    @property
+    def components(self) -> Components:
+        """The loaded diffusers and transformers objects."""
+        return self.engine.components
+
+    @property
+    def pipeline(self) -> CogVideoXPipeline:
+        """The components as a pipeline of diffusers."""
+        parts = self.components
+        self._keep_text_encoder()
+        return CogVideoXPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, parts.scheduler)
+
+    def load(self, device: torch.device) -> None:
+        """Load the model onto a device; the Trainer does it by itself, through `configure_model`."""
+        default = "float32" if device.type == "cpu" else "bfloat16"
+        dtype = DTYPES[default if self.dtype_name == "auto" else self.dtype_name]
+        attend = resolve_attention(self.attention, device)
+        parts = load_components(self.model, device=device, dtype=dtype, require_rotary=self.require_rotary)
+        apply_attention(parts.transformer, attend)
+        if self.compile_mode:
+            apply_compile(parts.transformer.transformer_blocks, self.compile_mode)
+        assert parts.tokenizer is not None
+        assert parts.text_encoder is not None
+        prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
+        table = make_step_table(parts.scheduler, self.num_inference_steps)
+        self._engine = InversionEngine(parts, prompts, table, self.inverter, self.editor, self.inversion_prompt)
+        if self.training_options is not None:
+            # Only what trains becomes a submodule, and with it a part of checkpoints and of what Lightning moves.
+            for name in self.training_options.parts:
+                self.register_module(name, getattr(parts, name).requires_grad_(True))
+
+    def configure_model(self) -> None:
+        """Load the model onto the Trainer's device, once.
+
+        Lightning calls this without a Trainer when it loads a checkpoint; then only weights that train are needed.
+        """
+        device = self.device if self._trainer is None else self.trainer.strategy.root_device
+        if self._engine is not None:
+            self._engine.move(device)
+        elif self._trainer is not None or self.training_options is not None:
+            self.load(device)
+
+    def on_predict_start(self) -> None:
+        """Encode every prompt of the run once and release the text encoder."""
+        list_prompts = getattr(getattr(self.trainer, "datamodule", None), "all_prompts", None)
+        if list_prompts is None:
+            self._keep_text_encoder()
+            rank_zero_info("The data module lists no prompts (all_prompts): the text encoder stays in memory.")
+            return
+        self.encode_prompts([self.inversion_prompt, "", *list_prompts()])
+        self.components.text_encoder = None
+        self.engine.prompts.release()
+
+    def encode_prompts(self, prompts: Sequence[str]) -> None:
+        """Encode prompts, each once; loads the text encoder again if it was released."""
+        if not all(prompt in self.engine.prompts for prompt in prompts):
+            self._keep_text_encoder()
+            for prompt in prompts:
+                self.engine.prompts(prompt)
+
+    def predict_step(self, batch: Clip | BadClip, batch_idx: int) -> ClipResult:
+        """Do the whole job on one clip.
+
+        Args:
+            batch: The clip; `VideoDataModule` makes them, and any other data module may.
+            batch_idx: Not used.
+
+        Returns:
+            The result, on the CPU; with ``on_error="skip"`` a failed clip has status ``skipped`` and a reason.
+        """
+        if isinstance(batch, BadClip):
+            if self.on_error == "raise":
+                raise ValueError(batch.reason)
+            return self._skip(batch, batch.reason)
+        seed = make_clip_seed(self.seed, batch.id) if batch.seed is None else batch.seed
+        try:
+            job = ClipJob(
+                self.engine,
+                batch,
+                seed=seed,
+                guidance_scale=self.guidance_scale,
+                reconstruct=self.reconstruct,
+                save_trajectory=self.save_trajectory,
+                on_progress=self._report,
+            )
+            result = job.run()
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            return self._skip(batch, f"{type(error).__name__}: {error}")
+        result.settings = self.settings
+        return result
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the velocity loss of a batch.
+
+        Args:
+            batch: ``prompts``, a caption per clip, and either ``latents`` (b, f, c, h, w), clean and scaled, or
+                ``frames`` (b, f, c, h, w) uint8, which the frozen VAE encodes.
+            batch_idx: Not used.
+        """
+        # The draw depends on the step and the rank alone: a resumed run draws what an unbroken one would.
+        draw = f"{self.global_step}/{self.global_rank}"
+        return self._compute_loss(batch, draw, self._get_training().caption_dropout, "train/loss")
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log the velocity loss of a batch at levels and noise that are the same every time."""
+        self._compute_loss(batch, f"validation/{batch_idx}/{self.global_rank}", 0.0, "val/loss")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW over what trains, with linear warm-up and one cosine over the whole training."""
+        options = {k: v for k, v in asdict(self._get_training()).items() if k not in ("parts", "caption_dropout")}
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        return cast(OptimizerLRScheduler, make_optimizer(self.parameters(), num_steps, **options))
+
+    def _get_training(self) -> Training:
+        if self.training_options is None:
+            raise ValueError("training: must say what trains before fit, got None")
+        return self.training_options
+
+    def _compute_loss(self, batch: Mapping[str, Any], draw: str, caption_dropout: float, name: str) -> Tensor:
+        latents = batch["latents"].float() if "latents" in batch else self._encode_batch(batch["frames"])
+        generator = torch.Generator().manual_seed(make_clip_seed(self.seed, draw))
+        loss = compute_loss(self.engine, latents, batch["prompts"], generator, caption_dropout)
+        self.log(name, loss, prog_bar=True, batch_size=len(latents), sync_dist=True)
+        return loss
+
+    @torch.no_grad()
+    def _encode_batch(self, frames: Tensor) -> Tensor:
+        return encode_video(self.components.vae, frames)
+
+    def _skip(self, clip: Clip | BadClip, reason: str) -> ClipResult:
+        return ClipResult(clip, "skipped", reason, settings=self.settings)
+
+    def _report(self, progress: Progress) -> None:
+        for listener in self.progress_listeners:
+            listener(progress)
+
+    def _keep_text_encoder(self) -> None:
+        """Have a text encoder, loading it again if it was released."""
+        parts, prompts = self.engine.components, self.engine.prompts
+        if parts.text_encoder is None:
+            parts.text_encoder = load_text_encoder(self.model, device=self.engine.device, dtype=parts.transformer.dtype)
+        prompts.text_encoder = parts.text_encoder

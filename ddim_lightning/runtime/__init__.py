@@ -1,0 +1,1 @@
+"""Speed and measurement, applied from outside to a model that is already right."""

@@ -1,0 +1,132 @@
+"""A training step of the denoiser: draw levels and noise, predict the velocity, compare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim_lightning.diffusion.objective import velocity_loss
+from ddim_lightning.diffusion.steps import add_noise
+from ddim_lightning.engine import InversionEngine
+from ddim_lightning.models.network import run_network
+from ddim_lightning.types import Latents
+
+
+@dataclass(frozen=True)
+class Training:
+    """What of the model trains, and how.
+
+    Args:
+        parts: ``transformer``, ``text_encoder`` or both; whatever is not named stays frozen and out of checkpoints.
+        caption_dropout: Chance, 0 .. 1, that a caption is replaced by the empty one, which guidance needs.
+        learning_rate: Peak of AdamW's learning rate.
+        betas: AdamW's moments.
+        weight_decay: AdamW's weight decay.
+        warmup_steps: Steps of linear warm-up.
+
+    Raises:
+        ValueError: A part that cannot train, or a chance out of range.
+    """
+
+    parts: tuple[str, ...] = ("transformer",)
+    caption_dropout: float = 0.1
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.parts or set(self.parts) - {"transformer", "text_encoder"}:
+            raise ValueError(f"training.parts: must be of transformer, text_encoder, got {self.parts}")
+        if not 0.0 <= self.caption_dropout <= 1.0:
+            raise ValueError(f"training.caption_dropout: must lie in 0 .. 1, got {self.caption_dropout}")
+
+
+def draw_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
+    """Draw training timesteps, one from each of ``count`` equal parts of the schedule, in random order.
+
+    Args:
+        count: How many, b.
+        num_train_timesteps: Length of the schedule.
+        generator: Source of the draw.
+
+    Returns:
+        (b,) int64, 0 .. ``num_train_timesteps - 1``.
+    """
+    parts = torch.randperm(count, generator=generator)
+    drawn = (parts + torch.rand(count, generator=generator)) / count * num_train_timesteps
+    return drawn.long().clamp_(max=num_train_timesteps - 1)
+
+
+def compute_loss(
+    engine: InversionEngine,
+    latents: Latents,
+    prompts: Sequence[str],
+    generator: torch.Generator,
+    caption_dropout: float = 0.0,
+) -> Tensor:
+    """Return the velocity loss of a batch, with gradients to whatever part of the model wants them.
+
+    Args:
+        engine: The model.
+        latents: (b, f, c, h, w) clean latents.
+        prompts: One caption a clip.
+        generator: Source of levels, noise and dropped captions; lies on the CPU, so that a seed means the same
+            everywhere.
+        caption_dropout: Chance, 0 .. 1, that a caption is replaced by the empty one, which guidance needs.
+
+    Returns:
+        A scalar.
+    """
+    size, parts = latents.shape[0], engine.components
+    timesteps = draw_timesteps(size, len(parts.scheduler.alphas_cumprod), generator)
+    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    dropped = torch.rand(size, generator=generator) < caption_dropout
+    told = ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
+    alphas = parts.scheduler.alphas_cumprod[timesteps].double()
+    angle = torch.atan2((1.0 - alphas).sqrt(), alphas.sqrt()).to(latents).view(-1, 1, 1, 1, 1)
+    velocity = run_network(
+        parts.transformer,
+        add_noise(latents, noise, angle).to(parts.transformer.dtype),
+        engine.prompts.encode_batch(told).to(parts.transformer.dtype),
+        timesteps.to(latents.device),
+        engine.denoiser.get_rotary(latents),
+    )
+    return velocity_loss(velocity.float(), latents, noise, angle)
+
+
+def make_optimizer(
+    parameters: Iterable[Tensor],
+    num_steps: int,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    warmup_steps: int,
+) -> dict[str, Any]:
+    """Make AdamW with linear warm-up and one cosine over the whole training.
+
+    Args:
+        parameters: What trains.
+        num_steps: Optimiser steps of the training, where the cosine ends.
+        learning_rate: The peak.
+        betas: AdamW's moments.
+        weight_decay: AdamW's weight decay.
+        warmup_steps: Steps of linear warm-up.
+
+    Returns:
+        What `LightningModule.configure_optimizers` returns.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / max(warmup_steps, 1))
+        return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / num_steps)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,266 @@
+"""The Lightning face under a real Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, DDIMInverseScheduler
+from lightning import Callback, LightningDataModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from ddim_lightning import BadClip, Clip, DDIMInversionModule, KVInjection, UniInv
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "enable_checkpointing": False,
+}
+
+
+def make_clip(name: str, **fields: object) -> Clip:
+    generator = torch.Generator().manual_seed(len(name))
+    frames = torch.randint(0, 256, (5, 3, 16, 24), generator=generator, dtype=torch.uint8)
+    return Clip(name, frames, **({"prompts": ("a red circle",)} | fields))  # type: ignore[arg-type]
+
+
+class Clips(LightningDataModule):
+    def __init__(self, clips: list[Clip | BadClip]) -> None:
+        super().__init__()
+        self.clips = clips
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.clips, batch_size=None)  # type: ignore[arg-type]
+
+
+class ListedClips(Clips):
+    def all_prompts(self) -> list[str]:
+        return [prompt for clip in self.clips for prompt in clip.prompts]
+
+
+def make_module(model: Path, **options: Any) -> DDIMInversionModule:
+    return DDIMInversionModule(str(model), **({"num_inference_steps": 2} | options))
+
+
+def predict(module: DDIMInversionModule, data: LightningDataModule, **options: Any) -> list[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Trainer(**QUIET | options).predict(module, data)  # type: ignore[return-value]
+
+
+def test_the_real_components_are_at_hand(tiny_model: Path) -> None:
+    module = make_module(tiny_model)
+    predict(module, Clips([make_clip("a")]))
+    assert type(module.components.scheduler) is CogVideoXDDIMScheduler
+    assert type(module.components.inverse_scheduler) is DDIMInverseScheduler
+    assert type(module.pipeline) is CogVideoXPipeline
+    assert module.pipeline.transformer is module.components.transformer
+    assert module.video_limits == module.components.limits
+
+
+def test_frozen_weights_stay_out_of_lightnings_hands(tiny_model: Path) -> None:
+    module = make_module(tiny_model)
+    predict(module, Clips([make_clip("a")]))
+    assert list(module.parameters()) == [] and module.state_dict() == {}
+    assert not any(p.requires_grad for p in module.components.transformer.parameters())
+
+
+def test_text_encoder_is_released_when_the_data_lists_its_prompts(tiny_model: Path) -> None:
+    module = make_module(tiny_model)
+    listed = [make_clip("a"), make_clip("bb", prompts=("a square", "a cross"))]
+    results = predict(module, ListedClips(listed))
+    assert [result.status for result in results] == ["done", "done"]
+    assert module.components.text_encoder is None
+    # Another run brings other prompts: it comes back.
+    (result,) = predict(module, ListedClips([make_clip("c", prompts=("a triangle",))]))
+    assert result.status == "done" and module.components.text_encoder is None
+    assert module.pipeline.text_encoder is not None
+
+
+def test_text_encoder_stays_for_foreign_data(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    module = make_module(tiny_model)
+    with caplog.at_level("INFO"):
+        predict(module, Clips([make_clip("a")]))
+    assert module.components.text_encoder is not None
+    assert "the text encoder stays in memory" in caplog.text
+
+
+def test_one_bad_clip_loses_nothing_of_the_others(tiny_model: Path) -> None:
+    wrong_size = make_clip("bb")
+    wrong_size.frames = wrong_size.frames[..., :20]
+    bad = BadClip("ccc", "ccc.mp4", "not a video")
+    results = predict(make_module(tiny_model), Clips([make_clip("a"), wrong_size, bad, make_clip("dddd")]))
+    assert [(r.clip.id, r.status) for r in results] == [
+        ("a", "done"),
+        ("bb", "skipped"),
+        ("ccc", "skipped"),
+        ("dddd", "done"),
+    ]
+    assert results[1].reason == "ValueError: frames: height and width must be multiples of 8, got 16 x 20"
+    assert results[2].reason == "not a video"
+
+
+@pytest.mark.parametrize("kind", ["bad", "wrong"])
+def test_raising_instead_of_skipping(kind: str, tiny_model: Path) -> None:
+    clip: Any = BadClip("b", "b.mp4", "not a video") if kind == "bad" else make_clip("b")
+    if kind == "wrong":
+        clip.frames = clip.frames[:4]
+    with pytest.raises(ValueError, match="not a video" if kind == "bad" else "count must be 4k"):
+        predict(make_module(tiny_model, on_error="raise"), Clips([clip]))
+
+
+def test_neighbours_and_order_change_no_byte(tiny_model: Path) -> None:
+    editor = KVInjection(initial="random")
+    names = ("a", "bb", "ccc")
+    forward = predict(make_module(tiny_model, editor=editor), ListedClips([make_clip(n) for n in names]))
+    backward = predict(make_module(tiny_model, editor=editor), Clips([make_clip(n) for n in names[::-1]]))
+    for one, other in zip(forward, backward[::-1], strict=True):
+        assert one.clip.id == other.clip.id and one.seed == other.seed
+        assert torch.equal(one.edits[0].latents, other.edits[0].latents)
+        assert torch.equal(one.reconstruction, other.reconstruction)
+    assert len({result.seed for result in forward}) == 3
+
+
+def test_a_clips_own_seed_wins(tiny_model: Path) -> None:
+    (result,) = predict(make_module(tiny_model), Clips([make_clip("a", seed=42)]))
+    assert result.seed == 42
+
+
+def test_bf16_true_precision_leaves_bytes_and_angles_alone(tiny_model: Path) -> None:
+    (plain,) = predict(make_module(tiny_model), Clips([make_clip("a")]))
+    (result,) = predict(make_module(tiny_model), Clips([make_clip("a")]), precision="bf16-true")
+    assert torch.equal(plain.edits[0].latents, result.edits[0].latents)
+
+
+def test_network_in_bfloat16_on_request(tiny_model: Path) -> None:
+    module = make_module(tiny_model, dtype="bfloat16")
+    (result,) = predict(module, Clips([make_clip("a")]))
+    assert module.components.transformer.dtype == module.components.vae.dtype == torch.bfloat16
+    assert result.edits[0].latents.dtype == torch.float32 and result.status == "done"
+
+
+def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model: Path, tmp_path: Path) -> None:
+    module = make_module(tiny_model, inverter="DDIM", editor=KVInjection(layers=(1, 2), strength=0.5), seed=3)
+    trainer = Trainer(**QUIET)
+    trainer.predict(module, Clips([make_clip("a")]))
+    trainer.save_checkpoint(tmp_path / "module.ckpt")
+    assert (tmp_path / "module.ckpt").stat().st_size < 10_000
+    again = DDIMInversionModule.load_from_checkpoint(tmp_path / "module.ckpt", weights_only=True)
+    assert (again.inverter, again.editor, again.settings) == (module.inverter, module.editor, module.settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps: must be at least 1, got 0"),
+        ({"guidance_scale": -1.0}, "guidance_scale: must not be negative, got -1.0"),
+        ({"dtype": "int8"}, "dtype: must be one of auto, bfloat16, float16, float32, got 'int8'"),
+        ({"on_error": "ignore"}, "on_error: must be one of skip, raise, got 'ignore'"),
+        ({"training": {"parts": ["vae"]}}, "training.parts: must be of transformer, text_encoder"),
+        ({"training": {"caption_dropout": 2}}, "training.caption_dropout: must lie in 0 .. 1, got 2"),
+    ],
+)
+def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DDIMInversionModule("tiny", **options)
+
+
+def test_compiled_blocks_agree_and_keep_their_keys(tiny_model: Path) -> None:
+    # Without guidance two graphs have to be compiled: one row, and one row that reads another.
+    clips = Clips([make_clip("a")])
+    (eager,) = predict(make_module(tiny_model, guidance_scale=1.0), clips)
+    module = make_module(tiny_model, guidance_scale=1.0, compile=True)
+    (compiled,) = predict(module, clips)
+    assert all(block._compiled_call_impl is not None for block in module.components.transformer.transformer_blocks)
+    assert not any("_orig_mod" in key for key in module.components.transformer.state_dict())
+    ours, theirs = compiled.edits[0].latents, eager.edits[0].latents
+    assert float((ours - theirs).norm() / theirs.norm()) <= 1e-4
+
+
+class Latents(LightningDataModule):
+    """Training batches of latents that depend on the step alone, as an endless stream that resumes should."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        items = []
+        for k in range(self.trainer.global_step, 6):  # type: ignore[union-attr]
+            latents = torch.randn(3, 2, 8, 4, 6, generator=torch.Generator().manual_seed(k))
+            items.append({"latents": latents, "prompts": ["a red circle", "a square", ""]})
+        return DataLoader(items, batch_size=None)  # type: ignore[arg-type]
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        frames = torch.randint(0, 256, (2, 5, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        return DataLoader([{"frames": frames, "prompts": ["a red circle", "a cross"]}], batch_size=None)  # type: ignore[arg-type]
+
+
+class Losses(Callback):
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *rest: Any) -> None:
+        self.values.append(float(outputs["loss"]))
+
+
+def fit(module: DDIMInversionModule, *callbacks: Callback, **options: Any) -> tuple[Trainer, list[float]]:
+    losses = Losses()
+    settings = QUIET | {"max_steps": 6, "num_sanity_val_steps": 0, "callbacks": [losses, *callbacks]}
+    trainer = Trainer(**settings | {"enable_checkpointing": bool(callbacks)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, Latents(), **options)
+    return trainer, losses.values
+
+
+def make_training(model: Path, *parts: str) -> DDIMInversionModule:
+    return make_module(model, training={"parts": parts, "learning_rate": 1e-2, "warmup_steps": 0})
+
+
+def test_training_moves_what_trains_and_nothing_else(tiny_model: Path) -> None:
+    before = make_module(tiny_model).components
+    module = make_training(tiny_model, "transformer", "text_encoder")
+    trainer, losses = fit(module)
+    assert losses[-1] < losses[0]
+    for name in ("transformer", "text_encoder", "vae"):
+        moved = [
+            not torch.equal(a, b)
+            for a, b in zip(
+                getattr(before, name).parameters(), getattr(module.components, name).parameters(), strict=True
+            )
+        ]
+        assert any(moved) == (name != "vae")
+    assert {key.split(".")[0] for key in module.state_dict()} == {"transformer", "text_encoder"}
+    assert torch.isfinite(trainer.callback_metrics["val/loss"])
+
+
+def test_training_is_reproducible_and_resumes_exactly(tiny_model: Path, tmp_path: Path) -> None:
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    _, losses = fit(make_training(tiny_model, "transformer"), keep)
+    _, again = fit(make_training(tiny_model, "transformer"))
+    assert len(losses) == 6 and losses == again
+    resumed = make_training(tiny_model, "transformer")
+    _, rest = fit(resumed, ckpt_path=tmp_path / "step=3.ckpt")
+    assert rest == losses[3:]
+    loaded = DDIMInversionModule.load_from_checkpoint(tmp_path / "step=6.ckpt", weights_only=True)
+    for ours, theirs in zip(loaded.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert loaded.components.transformer.proj_out.weight is loaded.transformer.proj_out.weight
+
+
+def test_fit_without_saying_what_trains_is_refused(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="training: must say what trains before fit, got None"):
+        fit(make_module(tiny_model))
+
+
+def test_settings_describe_the_run(tiny_model: Path) -> None:
+    (result,) = predict(make_module(tiny_model), Clips([make_clip("a")]))
+    assert result.settings["inverter"] == {
+        "class_path": "ddim_lightning.diffusion.inverters.uni_inv.UniInv",
+        "init_args": asdict(UniInv()),
+    }
+    assert result.settings["num_inference_steps"] == 2
