@@ -1,0 +1,45 @@
+"""What a number was measured on and with: goes into every result file."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddim_lightning.report.environment import read_environment
+
+
+def read_block(commit: str | None = None) -> dict[str, Any]:
+    """Return the environment block of a result, JSON-ready.
+
+    Args:
+        commit: The commit measured; read from git where the code runs in a checkout.
+    """
+    block = read_environment()
+    return {
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "commit": commit or _ask(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]),
+        "gpus": block["gpus"],
+        "driver_and_power_limit": _ask(
+            ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
+        ),
+        "cuda": block["cuda"],
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "platform": block["platform"],
+        "cpu_threads": torch.get_num_threads(),
+        "versions": block["versions"],
+        "broken": block["broken"],
+    }
+
+
+def _ask(command: list[str]) -> str | None:
+    """Return what a command prints, ``None`` where it is missing or fails."""
+    if shutil.which(command[0]) is None:
+        return None
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

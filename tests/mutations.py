@@ -1,0 +1,344 @@
+"""Break the mathematics in listed ways, one at a time, and see whether the named test notices.
+
+    python tests/mutations.py [PART OF A NAME]
+
+Every mutation is applied to a temporary copy of the package; the tree itself is never changed. The exit status is 1
+when a mutation survives, when its text is not found exactly once, or when a named test fails without any mutation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("ddim_lightning", "tests", "configs", "setup.cfg")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One listed fault.
+
+    Args:
+        name: What goes wrong, in words.
+        file: Relative to ``ddim_lightning/``.
+        old: The text that is replaced; must occur exactly once.
+        new: What it is replaced with.
+        test: The test that must fail, relative to ``tests/``.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = (
+    Mutation(
+        "the sign of the rotation",
+        "diffusion/steps.py",
+        "return math.cos(angle) * latents - math.sin(angle) * velocity",
+        "return math.cos(angle) * latents + math.sin(angle) * velocity",
+        "diffusion/test_steps.py::test_forward_step_is_the_textbook_ddim_step",
+    ),
+    Mutation(
+        "the inverse step turns the wrong way",
+        "diffusion/steps.py",
+        "return rotate(latents, velocity, step.angle_next - step.angle)",
+        "return rotate(latents, velocity, step.angle - step.angle_next)",
+        "diffusion/test_steps.py::test_inverse_step_rotates_from_the_cleaner_level",
+    ),
+    Mutation(
+        "cos for sin in the solved forward step",
+        "diffusion/steps.py",
+        "return (latents + math.sin(h) * velocity) / math.cos(h)",
+        "return (latents + math.cos(h) * velocity) / math.cos(h)",
+        "diffusion/test_steps.py::test_solving_undoes_the_forward_step",
+    ),
+    Mutation(
+        "the solved forward step is not divided by the cosine",
+        "diffusion/steps.py",
+        "return (latents + math.sin(h) * velocity) / math.cos(h)",
+        "return latents + math.sin(h) * velocity",
+        "diffusion/test_inverters.py::test_uni_inv_climbs_as_published",
+    ),
+    Mutation(
+        "noise and signal swapped in the training target",
+        "diffusion/steps.py",
+        "return cos * noise - sin * denoised",
+        "return cos * denoised - sin * noise",
+        "diffusion/test_steps.py::test_velocity_loss_is_zero_for_the_truth_and_counts_every_element",
+    ),
+    Mutation(
+        "angles measured from the other axis",
+        "diffusion/schedule.py",
+        "return math.atan2(math.sqrt(1.0 - alpha_cumprod), math.sqrt(alpha_cumprod))",
+        "return math.atan2(math.sqrt(alpha_cumprod), math.sqrt(1.0 - alpha_cumprod))",
+        "diffusion/test_schedule.py::test_angle_is_zero_when_clean_and_a_right_angle_at_zero_snr",
+    ),
+    Mutation(
+        "each step leads to the level it came from",
+        "diffusion/schedule.py",
+        "self.angles[1:][i])",
+        "self.angles[:-1][i])",
+        "diffusion/test_schedule.py::test_table_joins_neighbouring_levels",
+    ),
+    Mutation(
+        "the level of a neighbouring timestep",
+        "diffusion/schedule.py",
+        "levels = [float(alphas_cumprod[t]) for t in timesteps]",
+        "levels = [float(alphas_cumprod[t - 1]) for t in timesteps]",
+        "diffusion/test_schedule.py::test_odd_step_counts_hit_their_own_timesteps",
+    ),
+    Mutation(
+        "guidance extrapolates from the prompt",
+        "diffusion/guidance.py",
+        "return negative + scale * (positive - negative)",
+        "return positive + scale * (positive - negative)",
+        "diffusion/test_guidance.py::test_combination_extrapolates_from_the_negative_through_the_positive",
+    ),
+    Mutation(
+        "guidance away from the prompt",
+        "diffusion/guidance.py",
+        "return negative + scale * (positive - negative)",
+        "return positive + scale * (negative - positive)",
+        "models/test_denoiser.py::test_guidance_is_two_rows_combined",
+    ),
+    Mutation(
+        "DDIM is told the timestep it leaves",
+        "diffusion/inverters/ddim.py",
+        "velocity_fn(latents, table[i])",
+        "velocity_fn(latents, table[min(i + 1, len(table) - 1)])",
+        "diffusion/test_inverters.py::test_ddim_climbs_as_the_diffusers_formula",
+    ),
+    Mutation(
+        "Uni-Inv does not predict",
+        "diffusion/inverters/uni_inv.py",
+        "inverse_step(latents, before[0], step) if before else latents",
+        "latents",
+        "diffusion/test_inverters.py::test_uni_inv_climbs_as_published",
+    ),
+    Mutation(
+        "Uni-Inv predicts downwards",
+        "diffusion/inverters/uni_inv.py",
+        "inverse_step(latents, before[0], step)",
+        "2 * latents - inverse_step(latents, before[0], step)",
+        "diffusion/test_inverters.py::test_round_trip_orders",
+    ),
+    Mutation(
+        "the levels are kept from clean to noise",
+        "diffusion/loop.py",
+        "torch.stack(levels[::-1])",
+        "torch.stack(levels)",
+        "diffusion/test_inverters.py::test_levels_run_from_noise_to_clean_and_the_callback_sees_each",
+    ),
+    Mutation(
+        "the inversion ignores its prompt",
+        "diffusion/loop.py",
+        "model, calls = make_velocity_fn(denoiser, prompt), 0",
+        'model, calls = make_velocity_fn(denoiser, ""), 0',
+        "diffusion/test_inverters.py::test_uni_inv_climbs_as_published",
+    ),
+    Mutation(
+        "the reconstruction forgets the prompt of the inversion",
+        "diffusion/loop.py",
+        "make_velocity_fn(denoiser, inversion.prompt)",
+        'make_velocity_fn(denoiser, "")',
+        "diffusion/test_inverters.py::test_round_trip",
+    ),
+    Mutation(
+        "the residual is not added",
+        "diffusion/loop.py",
+        "return state[0] if inversion.residual is None else state[0] + inversion.residual",
+        "return state[0]",
+        "diffusion/test_inverters.py::test_uni_inv_comes_back_far_better_than_ddim",
+    ),
+    Mutation(
+        "the residual with the wrong sign",
+        "diffusion/loop.py",
+        "residual = latents - landed",
+        "residual = landed - latents",
+        "diffusion/test_inverters.py::test_residual_is_what_the_last_step_misses",
+    ),
+    Mutation(
+        "the residual of the clean level itself",
+        "diffusion/loop.py",
+        "(levels[1],)",
+        "(levels[0],)",
+        "diffusion/test_inverters.py::test_residual_is_what_the_last_step_misses",
+    ),
+    Mutation(
+        "the source row stands one level too far",
+        "diffusion/editors/kv_injection.py",
+        "source = inversion.levels[step.i]",
+        "source = inversion.levels[step.i + 1]",
+        "diffusion/test_editors.py::test_default_is_one_shared_source_row_on_the_trajectory",
+    ),
+    Mutation(
+        "the source prompt is ignored",
+        "diffusion/editors/kv_injection.py",
+        "told = inversion.prompt if request.source_prompt is None else request.source_prompt",
+        "told = inversion.prompt",
+        "diffusion/test_editors.py::test_shared_row_is_told_the_source_prompt_when_there_is_one",
+    ),
+    Mutation(
+        "the source prompt where the inversion's belongs",
+        "diffusion/editors/kv_injection.py",
+        "told = inversion.prompt if request.source_prompt is None else request.source_prompt",
+        'told = request.source_prompt or ""',
+        "diffusion/test_editors.py::test_default_is_one_shared_source_row_on_the_trajectory",
+    ),
+    Mutation(
+        "the random start is not drawn from the generator",
+        "diffusion/editors/kv_injection.py",
+        "torch.randn(latents.shape, generator=generator, dtype=latents.dtype)",
+        "torch.randn(latents.shape, dtype=latents.dtype)",
+        "diffusion/test_editors.py::test_random_start_depends_on_the_seed_alone",
+    ),
+    Mutation(
+        "the strength is ignored",
+        "models/network.py",
+        "log_strength = None if strength is None else strength.log()",
+        "log_strength = None",
+        "models/test_denoiser.py::test_strength_is_per_layer",
+    ),
+    Mutation(
+        "the strength of the first layer for all",
+        "models/network.py",
+        "log_strength[layer]",
+        "log_strength[0]",
+        "models/test_denoiser.py::test_strength_is_per_layer",
+    ),
+    Mutation(
+        "the strength weighs the row's own keys",
+        "models/attention.py",
+        "torch.cat([query.new_zeros(tokens), log_strength.to(query.dtype).expand(tokens)])",
+        "torch.cat([log_strength.to(query.dtype).expand(tokens), query.new_zeros(tokens)])",
+        "models/test_attention.py::test_reading_is_attention_over_both_sets_of_keys",
+    ),
+    Mutation(
+        "rows read themselves instead of the source",
+        "models/attention.py",
+        "kv[reads]",
+        "kv[:readers]",
+        "models/test_attention.py::test_reading_is_attention_over_both_sets_of_keys",
+    ),
+    Mutation(
+        "the source's values are read under the own keys",
+        "models/attention.py",
+        "for kv in (key, value))",
+        "for kv in (key, value.flip(0)))",
+        "models/test_attention.py::test_reading_is_attention_over_both_sets_of_keys",
+    ),
+    Mutation(
+        "the rotary table turns the text tokens",
+        "models/conditioning.py",
+        "torch.cat([sin.new_zeros(text), sin])",
+        "torch.cat([sin.new_ones(text), sin])",
+        "models/test_attention.py::test_rotary_table_is_the_pipelines_behind_identity_rows",
+    ),
+    Mutation(
+        "the rotary table stands in front of the text",
+        "models/conditioning.py",
+        "return torch.cat([cos.new_ones(text), cos]), torch.cat([sin.new_zeros(text), sin])",
+        "return torch.cat([cos, cos.new_ones(text)]), torch.cat([sin, sin.new_zeros(text)])",
+        "test_parity.py::test_parity",
+    ),
+    Mutation(
+        "the network is told the position instead of the timestep",
+        "models/denoiser.py",
+        "self._run(latents, embeds, step.timestep, reads, strength)",
+        "self._run(latents, embeds, step.i, reads, strength)",
+        "test_parity.py::test_parity",
+    ),
+    Mutation(
+        "a pair of rows reads one source row",
+        "models/denoiser.py",
+        "picked = range(own) if own == read else [read - 1] * own",
+        "picked = [read - 1] * own",
+        "test_parity.py::test_parity",
+    ),
+)
+
+
+def run_tests(copy: Path, *tests: str) -> tuple[int, str]:
+    """Run tests in the copy, whose package, not the installed one, is what they import.
+
+    They run in a fork of this process, which has imported the heavy libraries once for all.
+
+    Returns:
+        pytest's exit status and what it printed.
+    """
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if child == 0:
+            os.chdir(copy)
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            sys.path.insert(0, str(copy))
+            os.environ["PYTHONPATH"] = str(copy)
+            status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *(f"tests/{test}" for test in tests)])
+            sys.stdout.flush()
+            os._exit(status)
+        _, waited = os.waitpid(child, 0)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(waited), output.read()
+
+
+def judge(mutation: Mutation, copy: Path) -> str | None:
+    """Apply one mutation, run its test, undo it, and return what is wrong: ``None`` when the test killed it."""
+    file = copy / "ddim_lightning" / mutation.file
+    source = file.read_text(encoding="utf-8")
+    if source.count(mutation.old) != 1:
+        return f"its text occurs {source.count(mutation.old)} times in {mutation.file}"
+    file.write_text(source.replace(mutation.old, mutation.new), encoding="utf-8")
+    status, output = run_tests(copy, mutation.test)
+    file.write_text(source, encoding="utf-8")
+    if status == pytest.ExitCode.OK:
+        return f"survived {mutation.test}"
+    return None if status == pytest.ExitCode.TESTS_FAILED else f"{mutation.test} could not run:\n{output}"
+
+
+def copy_tree(target: Path) -> None:
+    """Copy what the tests need."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target)
+
+
+def main(wanted: str = "") -> int:
+    """Judge the mutations whose names contain ``wanted``; return the exit status."""
+    mutations = [mutation for mutation in MUTATIONS if wanted in mutation.name]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        copy_tree(copy)
+        status, output = run_tests(copy, *sorted({mutation.test for mutation in mutations}))
+        if status != pytest.ExitCode.OK:
+            print(f"the named tests fail without any mutation:\n{output}")
+            return 1
+        faults = []
+        for mutation in mutations:
+            fault = judge(mutation, copy)
+            print(f"{'ALIVE ' if fault else 'killed'}  {mutation.name}: {fault or mutation.test}", flush=True)
+            faults += [fault] if fault else []
+    print(f"{len(mutations) - len(faults)} of {len(mutations)} mutations killed")
+    return 1 if faults or not mutations else 0
+
+
+if __name__ == "__main__":
+    # A mutated file may keep its size and, within a second, its time: old bytecode would pass for it.
+    sys.dont_write_bytecode = True
+    logging.getLogger("xformers").setLevel(logging.ERROR)
+    importlib.import_module("diffusers.pipelines.cogvideo.pipeline_cogvideox")  # once, for every fork
+    sys.exit(main(*sys.argv[1:]))
