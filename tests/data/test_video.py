@@ -491,3 +491,17 @@ def test_an_old_file_stays_until_the_new_one_is_whole(tmp_path, bunny, monkeypat
     assert os.listdir(tmp_path) == ["out.mp4"]
     write_video(path, bunny, Fraction(25))
     assert read_info(path).num_frames == 9
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (16, 24), (64, 64), (48, 208)])
+def test_bytes_do_not_depend_on_what_was_in_memory_before(height: int, width: int, tmp_path: Path):
+    rows, columns, times = torch.arange(height)[:, None], torch.arange(width), torch.arange(9)[:, None, None, None]
+    phase = torch.tensor([0.6, 2.2, 4.6])[:, None, None]
+    frames = (127 + 100 * torch.sin(rows / 9 + columns / 13 + times / 3 + phase)).round().to(torch.uint8)
+    generator, written = torch.Generator().manual_seed(0), set()
+    for size in torch.randint(100, 60_000, (40,), generator=generator).tolist():
+        dirty = [torch.randint(0, 256, (size,), generator=generator, dtype=torch.uint8) for _ in range(8)]
+        del dirty
+        write_video(tmp_path / "clip.mp4", frames, Fraction(8))
+        written.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(written) == 1
