@@ -1,0 +1,10 @@
+"""``python -m ddim_lightning``."""
+
+from __future__ import annotations
+
+import sys
+
+from ddim_lightning.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

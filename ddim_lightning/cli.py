@@ -1,0 +1,222 @@
+"""The command line: reads arguments, hands over, and says in one line what went wrong.
+
+Neither torch nor lightning is imported here, so that ``--help`` and ``--version`` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ddim_lightning
+from ddim_lightning.resources import get_config_path
+
+DONE, FAILED, WRONG_USAGE, SOME_SKIPPED, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit statuses; `SOME_SKIPPED` when every clip was tried and some could not be done."""
+
+_DEBUG = "DDIM_LIGHTNING_DEBUG"
+_LIGHTNING = {
+    "predict": "invert, reconstruct and edit all clips of a data module (YAML files)",
+    "fit": "train (YAML files)",
+    "validate": "validate (YAML files)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The arguments; those of the process when ``None``.
+
+    Returns:
+        The exit status: 0 when all is done, 3 when some clips were skipped, 2 for wrong usage, 1 for any other failure.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or os.environ.get(_DEBUG, "0") not in {"", "0"}
+    try:
+        return _dispatch([word for word in words if word != "--debug"])
+    except SystemExit as stop:  # how argparse ends after --help, --print_config and wrong usage
+        return stop.code if isinstance(stop.code, int) else DONE
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {_explain(error)}", file=sys.stderr)
+        return WRONG_USAGE if isinstance(error, argparse.ArgumentError) else FAILED
+
+
+def _dispatch(words: list[str]) -> int:
+    """Hand the arguments to the verb they begin with."""
+    args = None
+    if not words or words[0] not in _LIGHTNING:
+        args = make_parser().parse_args([_with_dashes(word) for word in words])
+        if args.verb == "env":
+            return _print_environment(as_json=args.json)
+    # First the door, which finds out whether torch and torchvision fit, before lightning stumbles over them.
+    import ddim_lightning.models  # noqa: F401
+    from ddim_lightning import commands
+
+    if args is None:
+        flags = _find_configs([_with_underscores(word) for word in words[1:] if word != "--json"])
+        return commands.run_lightning(words[0], flags, as_json="--json" in words)
+    return commands.edit(args) if args.verb == "edit" else commands.demo(args)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the verbs that are not Lightning's own; those are only listed."""
+    parser = _Parser(
+        prog="ddim-lightning",
+        description="DDIM inversion and prompted editing of videos with CogVideoX.",
+        epilog="exit status: 0 done, 3 some clips were skipped, 2 wrong usage, 1 any other failure. "
+        f"{_DEBUG}=1 or --debug shows the traceback of an error.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ddim-lightning {ddim_lightning.__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+    _add_edit(verbs)
+    demo = verbs.add_parser("demo", help="edit clips with known answers by the bundled model", allow_abbrev=False)
+    demo.description = "Invert, reconstruct and edit clips of moving shapes, and compare each edit with the truth."
+    _add_output(demo)
+    env = verbs.add_parser("env", help="print what is installed here, for bug reports", allow_abbrev=False)
+    env.add_argument("--json", action="store_true", help="print JSON")
+    for verb, what in _LIGHTNING.items():
+        verbs.add_parser(verb, help=what, add_help=False)
+    return parser
+
+
+def _add_edit(verbs: Any) -> None:
+    edit = verbs.add_parser(
+        "edit",
+        help="edit one video",
+        description="Invert one video, reconstruct it, and rebuild it under each prompt.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    edit.add_argument("video", metavar="VIDEO", help="the file")
+    edit.add_argument("--prompt", action="append", required=True, help="what the edit shows; repeat it for more edits")
+    _add_output(edit)
+    edit.add_argument("--model", default="tiny", help="'tiny' (bundled), a folder, or a hub id")
+    edit.add_argument("--source-prompt", help="what the video shows")
+    edit.add_argument("--negative-prompt", default="", help="what guidance moves away from")
+    edit.add_argument("--guidance-scale", type=float, default=6.0, help="classifier-free guidance; 1 turns it off")
+    edit.add_argument("--num-inference-steps", "--steps", type=int, default=50, help="steps of each direction")
+    edit.add_argument("--inverter", type=_read_spec, metavar="CLASS", help=f"the inversion method: {_SPEC}")
+    edit.add_argument("--editor", type=_read_spec, metavar="CLASS", help=f"the editing method: {_SPEC}")
+    frames = edit.add_argument_group("frames")
+    frames.add_argument("--num-frames", type=int, help="4k + 1; unset: the most that clip and model allow")
+    frames.add_argument("--start", type=int, default=0, help="index of the first frame")
+    frames.add_argument("--stride", type=_read_stride, default=1, help="every n-th frame, or 'spread' over the clip")
+    frames.add_argument("--height", type=int, help="pixels; unset: the model's")
+    frames.add_argument("--width", type=int, help="pixels; unset: the model's")
+    frames.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop", help="how frames get that size")
+    run = edit.add_argument_group("run")
+    run.add_argument("--seed", type=int, default=0, help="seed of every random number")
+    run.add_argument("--accelerator", "--device", default="auto", help="auto, cpu, gpu, cuda or mps")
+    run.add_argument("--dtype", default="auto", help="of the network: auto, float32, bfloat16, ...")
+    run.add_argument("--attention", default="auto", help="attention backend: auto, sdpa or xformers")
+    run.add_argument("--compile", nargs="?", const=True, default=False, metavar="MODE", help="torch.compile the blocks")
+    run.add_argument("--no-reconstruct", action="store_true", help="leave the reconstruction out")
+    run.add_argument("--save-trajectory", action="store_true", help="keep the latents of every noise level")
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the results; made when not there")
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout, and nothing else there")
+    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USAGE, f"error: {message} (see {self.prog} --help)\n")
+
+
+_SPEC = """a name, a class path, or JSON {"class_path": ..., "init_args": {...}}"""
+
+
+def _read_spec(text: str) -> Any:
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"must be {_SPEC}, got {text!r}") from error
+
+
+def _read_stride(text: str) -> float | str:
+    try:
+        return text if text == "spread" else int(text) if text.isdigit() else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number or 'spread', got {text!r}") from error
+
+
+def _with_dashes(word: str) -> str:
+    """``--num_frames=9`` as argparse knows it here: ``--num-frames=9``."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _with_underscores(word: str) -> str:
+    """``--data.num-frames=9`` as Lightning knows it: ``--data.num_frames=9``."""
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+def _find_configs(words: list[str]) -> list[str]:
+    """Replace the name of a shipped config, ``--config edit``, by its path."""
+    found = list(words)
+    for position, word in enumerate(words):
+        flag, equals, name = word.partition("=")
+        if flag not in {"--config", "-c"}:
+            continue
+        if not equals and position + 1 < len(words):
+            name = words[position + 1]
+        if name and not Path(name).exists() and Path(name).name == name:
+            path = str(get_config_path(name.removesuffix(".yaml")))
+            found[position if equals else position + 1] = f"{flag}={path}" if equals else path
+    return found
+
+
+def _print_environment(*, as_json: bool) -> int:
+    # Straight from the report, not by way of the commands: it must answer where lightning cannot be imported.
+    from ddim_lightning.report.environment import read_environment
+
+    report = read_environment()
+    if as_json:
+        print(json.dumps(report))
+        return DONE
+    for name, version in report["versions"].items():
+        print(f"{name:<16}{version or 'not installed'}")
+    print(f"{'platform':<16}{report['platform']}")
+    print(f"{'CUDA':<16}{report['cuda'] or 'none'}")
+    for gpu in report["gpus"]:
+        print(f"{'GPU':<16}{gpu['name']}, {gpu['memory_gib']} GiB, compute capability {gpu['compute_capability']}")
+    for name, reason in report["broken"].items():
+        print(f"{'broken':<16}{name}: {reason}")
+    return DONE
+
+
+_NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
+
+
+def _explain(error: Exception) -> str:
+    """Say in one line what went wrong."""
+    # What jsonargparse raises is a tree with the reason somewhere among its leaves.
+    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.removeprefix("- ") for line in lines if line and not line.startswith(_NOISE)]
+    if any(line.startswith(("Traceback", "Original Traceback")) for line in lines):
+        return lines[-1]  # raised in another process, which sends its whole traceback as the message
+    message = " ".join(lines)
+    expected = isinstance(error, argparse.ArgumentError | ValueError | OSError | ImportError | NotImplementedError)
+    if message and (expected or type(error).__name__ == "MisconfigurationException"):
+        return message
+    return f"{type(error).__name__}: {message} ({_DEBUG}=1 shows where)"

@@ -1,0 +1,325 @@
+"""The bodies of the verbs: each runs `Trainer.predict`, or hands over to Lightning's own command line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from ddim_lightning.callbacks import ProgressPrinter
+from ddim_lightning.data.shapes import WORDS, Scene, render
+from ddim_lightning.datamodule import VideoDataModule
+from ddim_lightning.metrics.functional import psnr
+from ddim_lightning.module import DDIMInversionModule
+from ddim_lightning.report.tables import make_means, print_edits, print_paths, print_results
+from ddim_lightning.shapes_datamodule import ShapesDataModule
+from ddim_lightning.writer import RESULTS, VideoWriter, make_output_dir, read_results
+
+_DONE, _SOME_SKIPPED = 0, 3
+_DEMO_CLIPS, _DEMO_EDITS, _DEMO_STEPS = 8, ("colour", "background"), 20
+
+
+def edit(args: argparse.Namespace) -> int:
+    """Invert, reconstruct and edit one video.
+
+    Args:
+        args: What `cli.make_parser` reads for ``edit``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: A prompt is blank, or an argument is out of its range.
+        OSError: The video cannot be read, or the output folder not be written to.
+    """
+    if Path(args.video).is_dir():
+        raise IsADirectoryError(f"video: must be a file, got the folder {args.video!r} (predict takes folders)")
+    if not all(prompt.strip() for prompt in args.prompt):
+        raise ValueError(f"prompt: must not be blank, got {args.prompt}")
+    module = DDIMInversionModule(
+        args.model,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        inverter=args.inverter,
+        editor=args.editor,
+        reconstruct=not args.no_reconstruct,
+        save_trajectory=args.save_trajectory,
+        attention=args.attention,
+        dtype=args.dtype,
+        compile=args.compile,
+        on_error="raise",
+        seed=args.seed,
+    )
+    data = VideoDataModule(
+        args.video,
+        prompts=args.prompt,
+        source_prompt=args.source_prompt,
+        negative_prompt=args.negative_prompt,
+        num_frames=args.num_frames,
+        start=args.start,
+        stride=args.stride,
+        height=args.height,
+        width=args.width,
+        fit=args.fit,
+    )
+    records = _predict(module, data, args.output, accelerator=args.accelerator, quiet=args.quiet, as_json=args.json)
+    return _finish(args.output, records, as_json=args.json, quiet=args.quiet)
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Edit clips of moving shapes, whose edits have a known answer, with the bundled model.
+
+    Args:
+        args: What `cli.make_parser` reads for ``demo``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        OSError: The output folder cannot be written to.
+    """
+    module = DDIMInversionModule("tiny", num_inference_steps=_DEMO_STEPS, on_error="raise")
+    data = ShapesDataModule(predict_clips=_DEMO_CLIPS, edits=_DEMO_EDITS)
+    truth = _TruthTable(data.predict_scenes())
+    records = _predict(module, data, args.output, quiet=args.quiet, as_json=args.json, callbacks=[truth])
+    return _finish(args.output, records, as_json=args.json, quiet=args.quiet, truth=truth)
+
+
+def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> int:
+    """Run ``fit``, `validate` or ``predict`` as Lightning's command line does.
+
+    Args:
+        verb: One of the three.
+        flags: The arguments after the verb.
+        as_json: Print JSON on stdout, and nothing else there.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        argparse.ArgumentError: The arguments or a YAML file have an unknown key or a value of the wrong type.
+    """
+    with _plain_warnings():
+        # Lightning fears that arguments given twice differ; here they are those of the process, tidied up.
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+        warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
+        with _stdout_for_json(as_json):
+            cli = (_PredictCLI if verb == "predict" else _TrainCLI)(args=[verb, *flags])
+    if not cli.trainer.is_global_zero:
+        return _DONE
+    if verb == "predict":
+        (writer,) = (callback for callback in _callbacks(cli.trainer) if isinstance(callback, VideoWriter))
+        return _finish(writer.output_dir, read_results(writer.output_dir), as_json=as_json)
+    if as_json:
+        numbers = {name: float(number) for name, number in cli.trainer.callback_metrics.items()}
+        print(json.dumps({"verb": verb, "metrics": numbers}))
+    return _DONE
+
+
+class _TrainCLI(LightningCLI):
+    """``fit`` and ``validate``; wrong arguments raise instead of ending the process with a page of usage."""
+
+    verbs: tuple[str, ...] = ("fit", "validate")
+
+    def __init__(self, args: list[str], **kwargs: Any) -> None:
+        quiet = {"exit_on_error": False}
+        super().__init__(
+            kwargs.pop("model_class", LightningModule),
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_kwargs={**quiet, **dict.fromkeys(self.verbs, quiet)},
+            save_config_kwargs={"overwrite": True},
+            args=args,
+            **kwargs,
+        )
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:
+        """Name our verbs, and what of the Trainer's method is not a flag."""
+        return {verb: LightningCLI.subcommands()[verb] | {"return_predictions"} for verb in cls.verbs}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take our module where none is named."""
+        parser.set_defaults({"model": {"class_path": "ddim_lightning.DDIMInversionModule"}})
+
+
+class _PredictCLI(_TrainCLI):
+    """``predict``: results go to a folder, not to memory."""
+
+    verbs = ("predict",)
+
+    def __init__(self, args: list[str]) -> None:
+        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
+        super().__init__(
+            args,
+            model_class=DDIMInversionModule,
+            trainer_defaults={**quiet, "callbacks": [ProgressPrinter()]},
+            save_config_callback=None,
+            seed_everything_default=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take our data module where none is named, and ask for the output folder."""
+        super().add_arguments_to_parser(parser)
+        parser.set_defaults({"data": {"class_path": "ddim_lightning.VideoDataModule"}})
+        parser.add_lightning_class_args(VideoWriter, "writer")
+
+    def predict(self, **kwargs: Any) -> None:
+        """Run the trainer without keeping what the writer writes."""
+        self.trainer.predict(**kwargs, return_predictions=False)
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    return cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
+
+
+def _predict(
+    module: DDIMInversionModule,
+    data: LightningDataModule,
+    output_dir: str,
+    *,
+    accelerator: str = "auto",
+    quiet: bool,
+    as_json: bool,
+    callbacks: Sequence[Callback] = (),
+) -> list[dict[str, Any]]:
+    """Run the job on one device, without Lightning's remarks; the records of all clips."""
+    make_output_dir(output_dir)
+    with _plain_warnings(), _stdout_for_json(as_json), _silent_lightning():
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[VideoWriter(output_dir), *([] if quiet else [ProgressPrinter()]), *callbacks],
+        )
+        trainer.predict(module, data, return_predictions=False)
+    return read_results(output_dir)
+
+
+class _TruthTable(Callback):
+    """Compares each edit of a rendered scene with the rendering of the edited scene.
+
+    Args:
+        scenes: The scene behind every clip and behind each of its prompts, in order.
+    """
+
+    def __init__(self, scenes: Sequence[tuple[Scene, Sequence[Scene]]]) -> None:
+        self.scenes = scenes
+        self.rows: list[dict[str, Any]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Measure the edits of one clip."""
+        source, wanted = self.scenes[batch_idx]
+        for edited, scene in zip(outputs.edits, wanted, strict=True):
+            truth = render(scene) / 255
+            changes = {name: (getattr(source, name), getattr(scene, name)) for name in WORDS}
+            self.rows.append(
+                {
+                    "clip": outputs.clip.id,
+                    "change": ", ".join(f"{old} to {new}" for old, new in changes.values() if old != new),
+                    "vae": outputs.metrics["vae"]["psnr"],
+                    "reconstruction": outputs.metrics["reconstruction"]["psnr"],
+                    "edit": psnr(edited.frames / 255, truth),
+                    "do_nothing": psnr(outputs.clip.frames / 255, truth),
+                }
+            )
+
+
+def _finish(
+    output_dir: str,
+    records: Sequence[Mapping[str, Any]],
+    *,
+    as_json: bool,
+    quiet: bool = False,
+    truth: _TruthTable | None = None,
+) -> int:
+    """Tell what became of the clips; the exit status."""
+    for record in records:
+        for sentence in record["warnings"]:
+            print(f"warning: {record['id']}: {sentence}", file=sys.stderr)
+    skipped = [record for record in records if record["status"] == "skipped"]
+    listed = Path(output_dir, RESULTS)
+    if as_json:
+        report = {
+            "done": len(records) - len(skipped),
+            "skipped": len(skipped),
+            "results": str(listed),
+            "clips": records,
+        }
+        if truth is not None:
+            report |= {"edits": truth.rows, "means": make_means(truth.rows)}
+        print(json.dumps(report, ensure_ascii=False))
+    elif not quiet:
+        done = [record for record in records if record["status"] == "done"]
+        if truth is None:
+            print_results(done)
+        else:
+            print_edits(truth.rows)
+        print_paths(output_dir, done)
+    for record in skipped:
+        print(f"skipped: {record['id']}: {record['reason']}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} of {len(records)} clips were skipped, see {listed}", file=sys.stderr)
+    return _SOME_SKIPPED if skipped else _DONE
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show a warning as one line, without the line of code that raised it."""
+
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        for category in (DeprecationWarning, FutureWarning):  # between our dependencies, not for who runs a command
+            warnings.simplefilter("ignore", category)
+        yield
+
+
+@contextlib.contextmanager
+def _silent_lightning() -> Iterator[None]:
+    """Keep Lightning from telling what devices there are, what to install, and how many workers it would take."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _stdout_for_json(as_json: bool) -> Iterator[None]:
+    """With JSON wanted, send all that is printed inside to stderr."""
+    if as_json:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield

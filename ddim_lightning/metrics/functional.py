@@ -1,0 +1,64 @@
+"""How close two videos are, as pure functions over frames."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+_SSIM_REACH = 5
+"""Pixels on each side of the 11 x 11 Gaussian window of SSIM."""
+
+
+def psnr(video: Float[Tensor, "f c h w"], reference: Float[Tensor, "f c h w"]) -> float:
+    """Peak signal-to-noise ratio, pooled: one mean squared error over all pixels of all frames.
+
+    Args:
+        video: Frames in 0 .. 1.
+        reference: Frames in 0 .. 1, of the same shape.
+
+    Returns:
+        Decibels; infinity for equal videos.
+
+    Raises:
+        ValueError: When the shapes differ.
+    """
+    _check_pair(video, reference)
+    return float(peak_signal_noise_ratio(video.double(), reference.double(), data_range=1.0))
+
+
+def ssim(video: Float[Tensor, "f c h w"], reference: Float[Tensor, "f c h w"]) -> float:
+    """Structural similarity with an 11 x 11 Gaussian window of sigma 1.5, reflected at the borders, mean over frames.
+
+    Args:
+        video: Frames in 0 .. 1, at least 6 pixels high and wide.
+        reference: Frames in 0 .. 1, of the same shape.
+
+    Returns:
+        A value in -1 .. 1; 1 for equal videos.
+
+    Raises:
+        ValueError: When the shapes differ, or the frames are smaller than 6 pixels.
+
+    Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, equation 13.
+    """
+    _check_pair(video, reference)
+    if min(video.shape[-2:]) <= _SSIM_REACH:
+        raise ValueError(f"video: ssim needs at least 6 x 6 pixels, got {video.shape[-2]} x {video.shape[-1]}")
+    # Frame by frame: torchmetrics convolves five copies of its input, which is gigabytes for 49 frames of 480 x 720.
+    scores = [
+        float(
+            cast(Tensor, structural_similarity_index_measure(frame[None].float(), other[None].float(), data_range=1.0))
+        )
+        for frame, other in zip(video, reference, strict=True)
+    ]
+    return sum(scores) / len(scores)
+
+
+def _check_pair(video: Tensor, reference: Tensor) -> None:
+    if video.shape != reference.shape:
+        raise ValueError(
+            f"reference: must have the shape of the video, got {tuple(reference.shape)} for {tuple(video.shape)}"
+        )

@@ -1,0 +1,91 @@
+"""What the command line prints of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_DECIBELS = {
+    "vae": "VAE round trip",
+    "reconstruction": "reconstruction",
+    "edit": "edit",
+    "do_nothing": "do nothing",
+}
+
+
+def print_results(records: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line a clip.
+
+    Args:
+        records: As in ``result.json``.
+    """
+    table = _make_table("clip", right=("frames", "VAE round trip", "reconstruction", "edits", "seconds"))
+    for record in records:
+        metrics = record["metrics"]
+        table.add_row(
+            record["id"],
+            str(record["frames"]["count"]),
+            _say_psnr(metrics["vae"]),
+            _say_psnr(metrics["reconstruction"]),
+            str(len(metrics["edits"])),
+            f"{sum(record['seconds'].values()):.1f}",
+        )
+    _print(table)
+
+
+def print_paths(output_dir: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Print every file of a single clip, or the contact sheets of several.
+
+    Args:
+        output_dir: The folder of the clips' folders.
+        records: As in ``result.json``.
+    """
+    for record in records:
+        files = {kind: name for kind, name in record["files"].items() if kind != "input"}
+        if len(records) > 1:
+            files = {"sheet": files["sheet"]} if "sheet" in files else {}
+        edits = files.pop("edits", [])
+        for name in [*files.values(), *edits]:
+            print(Path(output_dir, record["id"], name))
+
+
+def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print a line an edit whose truth is known, and the means.
+
+    Args:
+        rows: ``clip``, ``change``, and decibels: ``vae``, ``reconstruction``, ``edit``, ``do_nothing``.
+    """
+    table = _make_table("clip", "edit", right=tuple(_DECIBELS.values()))
+    for row in rows:
+        table.add_row(row["clip"], row["change"], *(f"{row[name]:.1f}" for name in _DECIBELS))
+    table.add_row("mean", "", *(f"{number:.1f}" for number in make_means(rows).values()))
+    _print(table)
+    print("PSNR in dB. The edit and the untouched source (do nothing) are compared with the rendered truth.")
+
+
+def make_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Average the decibels of rows as `print_edits` takes them, column by column."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in _DECIBELS}
+
+
+def _make_table(*left: str, right: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for title in left:
+        table.add_column(title)
+    for title in right:
+        table.add_column(title, justify="right")
+    return table
+
+
+def _print(table: Table) -> None:
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+
+
+def _say_psnr(metrics: Mapping[str, float | None]) -> str:
+    if "psnr" not in metrics:
+        return "-"
+    return "equal" if metrics["psnr"] is None else f"{metrics['psnr']:.1f} dB"

