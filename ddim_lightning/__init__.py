@@ -11,18 +11,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ddim_lightning.callbacks import ProgressPrinter
     from ddim_lightning.datamodule import VideoDataModule
     from ddim_lightning.diffusion.editors import Editor, KVInjection
     from ddim_lightning.diffusion.inverters import DDIM, Inverter, UniInv
     from ddim_lightning.diffusion.trajectory import Inversion
     from ddim_lightning.module import DDIMInversionModule
+    from ddim_lightning.shapes_datamodule import ShapesDataModule
+    from ddim_lightning.training import Training
     from ddim_lightning.types import BadClip, Branch, Clip, ClipResult, Denoiser, EditRequest, Step
     from ddim_lightning.writer import VideoWriter
 
 _HOMES = {
+    "ProgressPrinter": "callbacks",
     "VideoDataModule": "datamodule",
     "DDIMInversionModule": "module",
     "VideoWriter": "writer",
+    "ShapesDataModule": "shapes_datamodule",
+    "Training": "training",
     "Editor": "diffusion.editors",
     "KVInjection": "diffusion.editors",
     "DDIM": "diffusion.inverters",
@@ -51,7 +57,10 @@ __all__ = [
     "Inversion",
     "Inverter",
     "KVInjection",
+    "ProgressPrinter",
+    "ShapesDataModule",
     "Step",
+    "Training",
     "UniInv",
     "VideoDataModule",
     "VideoWriter",

@@ -39,12 +39,10 @@ class Checkpoint:
     """A pipeline folder that is a CogVideoX text-to-video model.
 
     Args:
-        model: The model as the user named it.
         folder: Where it lies on this machine.
         configs: By part, its config with the defaults of its class filled in.
     """
 
-    model: str
     folder: Path
     configs: dict[str, dict[str, Any]]
 
@@ -114,7 +112,7 @@ def read_checkpoint(model: str, *, weights: bool = False, require_rotary: bool =
     _check_parts_fit(model, configs)
     if weights or isinstance(source, Path):
         _check_files(model, folder)
-    return Checkpoint(model, folder, configs)
+    return Checkpoint(folder, configs)
 
 
 def _load_from_hub(model: str, *, weights: bool) -> Path:
