@@ -6,9 +6,14 @@ Names are loaded when they are first used, so that importing the package costs n
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# xformers warns at import about every torch it was not built for, and diffusers imports it. Whoever asks for it by name
+# gets an error that says more.
+logging.getLogger("xformers").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from ddim_lightning.callbacks import ProgressPrinter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,12 @@ def test_shipped_configs_are_found_by_name(capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with everything that is no video."""
+def here(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with everything that is no video, and a model of an unknown scheduler."""
+    shutil.copytree(tiny_model, tmp_path / "euler")
+    for name in ("model_index.json", "scheduler/scheduler_config.json"):
+        config = tmp_path / "euler" / name
+        config.write_text(config.read_text().replace("CogVideoXDDIMScheduler", "EulerDiscreteScheduler"))
     (tmp_path / "text.mp4").write_text("hello")
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
@@ -119,6 +124,7 @@ PREDICT = ["predict", "--writer.output_dir=out", "--data.videos"]
         (["edit", "good.mp4", "--prompt", " "], 1, "prompt: must not be blank, got ['a red circle', ' ']"),
         (["edit", "good.mp4", "--model", "./missing"], 1, "'./missing'"),
         (["edit", "good.mp4", "--model", "empty"], 1, "model: empty is no pipeline folder"),
+        (["edit", "good.mp4", "--model", "euler"], 1, "scheduler: must be one of CogVideoXDDIMScheduler, CogVideoXDPM"),
         (["edit", "good.mp4", "--output", "/proc/x/y"], 1, "output_dir: must be a folder that can be written to"),
         (["edit", "good.mp4", "--output", "file/out"], 1, "output_dir: must be a folder that can be written to"),
         (["edit", "good.mp4", "--inverter", "Nope"], 1, "inverter: 'Nope' could not be found"),

@@ -1,16 +1,11 @@
 """Plumbing to diffusers and transformers.
 
-Importing this package is the door to both: it quiets xformers and checks that torch and torchvision fit each other.
+Importing this package is the door to both: it checks that torch and torchvision fit each other.
 """
 
 from __future__ import annotations
 
-import logging
-
 import torch
-
-# xformers warns at import about every torch it was not built for. Who asks for it by name gets an error that says more.
-logging.getLogger("xformers").setLevel(logging.ERROR)
 
 try:
     import torchvision  # noqa: F401
