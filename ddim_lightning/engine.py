@@ -50,17 +50,12 @@ class InversionEngine:
 
     def move(self, device: torch.device) -> None:
         """Move the model to another device; does nothing where it is there already."""
-        if device != self.device:
-            modules: list[nn.Module | None] = [
-                self.components.transformer,
-                self.components.vae,
-                self.components.text_encoder,
-            ]
-            for module in modules:
-                if module is not None:
-                    module.to(device)
-            self.prompts.forget()
-            self.denoiser = CogVideoXDenoiser(self.components.transformer, self.prompts)
+        parts = self.components
+        modules: list[nn.Module | None] = [parts.transformer, parts.vae, parts.text_encoder]
+        for module in modules:
+            if module is not None and next(module.parameters()).device != device:
+                module.to(device)
+                self.prompts.forget()
 
     def encode(self, video: Video | Frames) -> Latents:
         """Encode (b, f, c, h, w) floats in 0 .. 1, or (f, c, h, w) uint8 frames, to latents by the posterior's mode."""

@@ -92,14 +92,17 @@ class ClipJob:
             tick()
         with self._stage("invert", "invert", num_steps, invert_rows) as tick:
             inversion = engine.invert(latents, seed=self.seed, callback=tick)
+        self._check_finite("invert", inversion.levels)
         rebuilt = None
         if self.reconstruct:
             with self._stage("reconstruct", "reconstruct", num_steps, rebuild_rows) as tick:
                 rebuilt = engine.reconstruct(inversion, callback=tick)
+            self._check_finite("reconstruct", rebuilt)
         edited = []
         for k, (request, rows) in enumerate(zip(self.requests, edit_rows, strict=True), 1):
             with self._stage("edit", f"edit {k}/{len(self.requests)}", num_steps, rows) as tick:
                 edited.append(engine.edit(inversion, request, seed=self.seed, callback=tick))
+            self._check_finite("edit", edited[-1])
         return self._finish(source, latents, inversion, rebuilt, edited)
 
     def _finish(
@@ -108,20 +111,22 @@ class ClipJob:
         """Decode what was made, measure it and gather the result."""
         result = ClipResult(replace(self.clip, frames=self.clip.frames.cpu()), "done", seed=self.seed)
         videos: list[Tensor] = []
-        to_decode = ([latents, rebuilt] if rebuilt is not None else []) + edited
+        to_decode = [latents, *([] if rebuilt is None else [rebuilt]), *edited]
         with self._stage("decode", "decode", len(to_decode)) as tick:
             for clean in to_decode:
                 videos.append(self.engine.decode(clean)[0])
                 tick()
         with self.timer.stage("measure"):
             pixels = source.float() / 255.0
+            ceiling, *videos = videos
+            result.vae_round_trip = _quantise(ceiling)
+            result.metrics["vae"] = _compare(ceiling, pixels)
             if rebuilt is not None:
-                ceiling, reconstruction, *videos = videos
-                result.vae_round_trip, result.reconstruction = _quantise(ceiling), _quantise(reconstruction)
-                result.metrics = {
-                    "vae": _compare(ceiling, pixels),
-                    "reconstruction": _compare(reconstruction, pixels) | _compare(reconstruction, ceiling, "_vs_vae"),
-                }
+                reconstruction, *videos = videos
+                result.reconstruction = _quantise(reconstruction)
+                result.metrics["reconstruction"] = _compare(reconstruction, pixels) | _compare(
+                    reconstruction, ceiling, "_vs_vae"
+                )
             result.edits = [
                 Edit(request.prompt, _quantise(video), clean.cpu(), _compare(video, pixels, "_vs_source"))
                 for request, video, clean in zip(self.requests, videos, edited, strict=True)
@@ -130,6 +135,11 @@ class ClipJob:
         result.seconds, result.peak_gib, result.calls = dict(self.timer.seconds), self.timer.peak_gib, self.calls
         result.warnings = [*self.clip.warnings, *self.engine.prompts.get_warnings(self._list_prompts())]
         return result
+
+    def _check_finite(self, stage: Stage, latents: Tensor) -> None:
+        if not latents.isfinite().all():
+            dtype = str(self.engine.components.transformer.dtype).removeprefix("torch.")
+            raise ValueError(f"{stage}: latents must stay finite, got infinite ones or NaN with dtype {dtype}")
 
     def _plan_rows(self) -> list[int]:
         """Rows of the inversion, of the reconstruction and of each edit."""

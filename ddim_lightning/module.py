@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, cast
@@ -22,10 +24,12 @@ from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder, read_limits
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.vae import encode_video
-from ddim_lightning.runtime.compile import apply_compile
+from ddim_lightning.runtime.compile import apply_compile, check_compile_mode
 from ddim_lightning.specs import PartSpec, describe_part, make_part
 from ddim_lightning.training import Training, compute_loss, make_optimizer
 from ddim_lightning.types import BadClip, Clip, ClipResult, Progress, VideoLimits
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -79,15 +83,18 @@ class DDIMInversionModule(LightningModule):
         training: Training | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps: must be at least 1, got {num_inference_steps}")
-        if guidance_scale < 0:
-            raise ValueError(f"guidance_scale: must not be negative, got {guidance_scale}")
+        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps: must be an integer of at least 1, got {num_inference_steps}")
+        if not 0 <= guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale: must be finite and not negative, got {guidance_scale}")
+        check_compile_mode(compile)
         for name, value, allowed in (("dtype", dtype, ("auto", *DTYPES)), ("on_error", on_error, ("skip", "raise"))):
             if value not in allowed:
                 raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
-        self.inverter = make_part(inverter or UniInv(), Inverter, "ddim_lightning.diffusion.inverters", "inverter")  # type: ignore[type-abstract]
-        self.editor = make_part(editor or KVInjection(), Editor, "ddim_lightning.diffusion.editors", "editor")  # type: ignore[type-abstract]
+        inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
+        inverter, editor = UniInv() if inverter is None else inverter, KVInjection() if editor is None else editor
+        self.inverter = make_part(inverter, Inverter, inverters, "inverter")  # type: ignore[type-abstract]
+        self.editor = make_part(editor, Editor, editors, "editor")  # type: ignore[type-abstract]
         self.model = model
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
@@ -134,6 +141,8 @@ class DDIMInversionModule(LightningModule):
         if self._engine is None:
             self.load(self.device)
         assert self._engine is not None
+        # Lightning moves what trains, and only that, to the CPU after a run.
+        self._engine.move(self._engine.device)
         return self._engine
 
     @property
@@ -148,12 +157,14 @@ class DDIMInversionModule(LightningModule):
         self._keep_text_encoder()
         return CogVideoXPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, parts.scheduler)
 
+    @torch.inference_mode(False)  # weights that were made under inference mode could never train
     def load(self, device: torch.device) -> None:
         """Load the model onto a device; the Trainer does it by itself, through `configure_model`."""
         default = "float32" if device.type == "cpu" else "bfloat16"
         dtype = DTYPES[default if self.dtype_name == "auto" else self.dtype_name]
         attend = resolve_attention(self.attention, device)
         parts = load_components(self.model, device=device, dtype=dtype, require_rotary=self.require_rotary)
+        self.editor.check(len(parts.transformer.transformer_blocks), self.num_inference_steps)
         apply_attention(parts.transformer, attend)
         if self.compile_mode:
             apply_compile(parts.transformer.transformer_blocks, self.compile_mode)
@@ -165,7 +176,9 @@ class DDIMInversionModule(LightningModule):
         if self.training_options is not None:
             # Only what trains becomes a submodule, and with it a part of checkpoints and of what Lightning moves.
             for name in self.training_options.parts:
-                self.register_module(name, getattr(parts, name).requires_grad_(True))
+                part = getattr(parts, name).requires_grad_(True)
+                # In bfloat16 most updates of an optimiser would round away; precision="bf16-mixed" computes in it.
+                self.register_module(name, part.float() if self.dtype_name == "auto" else part)
 
     def configure_model(self) -> None:
         """Load the model onto the Trainer's device, once.
@@ -186,8 +199,13 @@ class DDIMInversionModule(LightningModule):
             rank_zero_info("The data module lists no prompts (all_prompts): the text encoder stays in memory.")
             return
         self.encode_prompts([self.inversion_prompt, "", *list_prompts()])
-        self.components.text_encoder = None
-        self.engine.prompts.release()
+        if "text_encoder" not in self._get_trained_parts():
+            self.components.text_encoder = None
+            self.engine.prompts.release()
+
+    def on_fit_end(self) -> None:
+        """Forget the embeddings of a text encoder that has changed."""
+        self.engine.prompts.forget()
 
     def encode_prompts(self, prompts: Sequence[str]) -> None:
         """Encode prompts, each once; loads the text encoder again if it was released."""
@@ -225,8 +243,9 @@ class DDIMInversionModule(LightningModule):
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            return self._skip(batch, f"{type(error).__name__}: {error}")
-        result.settings = self.settings
+            _log.debug("clip %s was skipped", batch.id, exc_info=True)
+            return self._skip(batch, f"{type(error).__name__}: {' '.join(str(error).split())}", seed)
+        result.settings = self._get_settings()
         return result
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
@@ -238,7 +257,8 @@ class DDIMInversionModule(LightningModule):
             batch_idx: Not used.
         """
         # The draw depends on the step and the rank alone: a resumed run draws what an unbroken one would.
-        draw = f"{self.global_step}/{self.global_rank}"
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        draw = f"{self.global_step}/{part}/{self.global_rank}"
         return self._compute_loss(batch, draw, self._get_training().caption_dropout, "train/loss")
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -256,7 +276,19 @@ class DDIMInversionModule(LightningModule):
             raise ValueError("training: must say what trains before fit, got None")
         return self.training_options
 
+    def _get_trained_parts(self) -> tuple[str, ...]:
+        return () if self.training_options is None else self.training_options.parts
+
+    def _get_settings(self) -> dict[str, Any]:
+        """The settings with what ``auto`` came to."""
+        transformer = self.components.transformer
+        return self.settings | {
+            "dtype": str(transformer.dtype).removeprefix("torch."),
+            "device": self.engine.device.type,
+        }
+
     def _compute_loss(self, batch: Mapping[str, Any], draw: str, caption_dropout: float, name: str) -> Tensor:
+        self._keep_text_encoder()
         latents = batch["latents"].float() if "latents" in batch else self._encode_batch(batch["frames"])
         generator = torch.Generator().manual_seed(make_clip_seed(self.seed, draw))
         loss = compute_loss(self.engine, latents, batch["prompts"], generator, caption_dropout)
@@ -267,13 +299,14 @@ class DDIMInversionModule(LightningModule):
     def _encode_batch(self, frames: Tensor) -> Tensor:
         return encode_video(self.components.vae, frames)
 
-    def _skip(self, clip: Clip | BadClip, reason: str) -> ClipResult:
-        return ClipResult(clip, "skipped", reason, settings=self.settings)
+    def _skip(self, clip: Clip | BadClip, reason: str, seed: int = 0) -> ClipResult:
+        return ClipResult(clip, "skipped", reason, seed=seed, settings=self._get_settings())
 
     def _report(self, progress: Progress) -> None:
         for listener in self.progress_listeners:
             listener(progress)
 
+    @torch.inference_mode(False)
     def _keep_text_encoder(self) -> None:
         """Have a text encoder, loading it again if it was released."""
         parts, prompts = self.engine.components, self.engine.prompts

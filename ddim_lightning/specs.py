@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -36,8 +37,8 @@ def make_part(spec: PartSpec | Part, base: type[Part], package: str, argument: s
         found = getattr(importlib.import_module(module_name or package), class_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{argument}: {spec['class_path']!r} could not be found ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{argument}: must name a subclass of {base.__name__}, got {spec['class_path']!r}")
+    if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
+        raise ValueError(f"{argument}: must name a concrete subclass of {base.__name__}, got {spec['class_path']!r}")
     arguments = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in (spec.get("init_args") or {}).items()

@@ -64,7 +64,8 @@ def test_metrics_are_measured_on_what_was_made(engine: InversionEngine) -> None:
 
 def test_inversion_alone(engine: InversionEngine) -> None:
     result = run(engine, make_clip(prompts=()), reconstruct=False, save_trajectory=True)
-    assert result.calls == {"invert": 4} and result.edits == [] and result.metrics == {}
+    assert result.calls == {"invert": 4} and result.edits == []
+    assert set(result.metrics) == {"vae"} and result.vae_round_trip is not None
     assert result.reconstruction is None and result.trajectory is not None
 
 
@@ -102,6 +103,18 @@ def test_warnings_reach_the_result(engine: InversionEngine) -> None:
         "frames 9..20 were not used",
         "prompt 'a red zebra': the tokenizer does not know 'zebra'",
     ]
+
+
+def test_latents_that_are_not_finite_are_no_result(engine: InversionEngine) -> None:
+    weight = engine.components.transformer.proj_out.weight
+    kept = weight[0, 0].item()
+    weight[0, 0] = float("inf")
+    try:
+        with pytest.raises(ValueError, match=r"invert: latents must stay finite, got .* with dtype float32"):
+            run(engine, make_clip())
+    finally:
+        weight[0, 0] = kept
+    assert run(engine, make_clip(prompts=())).status == "done"
 
 
 @pytest.mark.parametrize(

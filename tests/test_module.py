@@ -159,8 +159,14 @@ def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model: Path, t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_inference_steps": 0}, "num_inference_steps: must be at least 1, got 0"),
-        ({"guidance_scale": -1.0}, "guidance_scale: must not be negative, got -1.0"),
+        ({"num_inference_steps": 0}, "num_inference_steps: must be an integer of at least 1, got 0"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps: must be an integer of at least 1, got 2.5"),
+        ({"guidance_scale": -1.0}, "guidance_scale: must be finite and not negative, got -1.0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale: must be finite and not negative, got nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale: must be finite and not negative, got inf"),
+        ({"compile": "fastest"}, "compile: must be true, false or one of default, .*, got 'fastest'"),
+        ({"inverter": ""}, "inverter: '' could not be found"),
+        ({"editor": "Editor"}, "editor: must name a concrete subclass of Editor, got 'Editor'"),
         ({"dtype": "int8"}, "dtype: must be one of auto, bfloat16, float16, float32, got 'int8'"),
         ({"on_error": "ignore"}, "on_error: must be one of skip, raise, got 'ignore'"),
         ({"training": {"parts": ["vae"]}}, "training.parts: must be of transformer, text_encoder"),
@@ -172,16 +178,24 @@ def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> Non
         DDIMInversionModule("tiny", **options)
 
 
-def test_compiled_blocks_agree_and_keep_their_keys(tiny_model: Path) -> None:
-    # Without guidance two graphs have to be compiled: one row, and one row that reads another.
-    clips = Clips([make_clip("a")])
-    (eager,) = predict(make_module(tiny_model, guidance_scale=1.0), clips)
-    module = make_module(tiny_model, guidance_scale=1.0, compile=True)
-    (compiled,) = predict(module, clips)
-    assert all(block._compiled_call_impl is not None for block in module.components.transformer.transformer_blocks)
+def test_compiled_blocks_agree_and_are_compiled_once_per_layout(tiny_model: Path) -> None:
+    # Three layouts: one row, a guided pair, and a pair that reads a source row with a strength per layer.
+    editor = KVInjection(steps=(1, 3), layers=(1, None), strength=0.5)
+    data = ListedClips([make_clip("a"), make_clip("bb", prompts=("a blue cross", "a square"))])
+    settings = {"num_inference_steps": 4, "editor": editor}
+    eager = predict(make_module(tiny_model, **settings), data)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    module = make_module(tiny_model, compile=True, **settings)
+    compiled = predict(module, data)
+    blocks = module.components.transformer.transformer_blocks
+    assert all(block._compiled_call_impl is not None for block in blocks)
     assert not any("_orig_mod" in key for key in module.components.transformer.state_dict())
-    ours, theirs = compiled.edits[0].latents, eager.edits[0].latents
-    assert float((ours - theirs).norm() / theirs.norm()) <= 1e-4
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+    for one, other in zip(compiled, eager, strict=True):
+        assert other.status == "done"
+        for ours, theirs in zip(one.edits, other.edits, strict=True):
+            assert float((ours.latents - theirs.latents).norm() / theirs.latents.norm()) <= 1e-4
 
 
 class Latents(LightningDataModule):
@@ -257,8 +271,78 @@ def test_fit_without_saying_what_trains_is_refused(tiny_model: Path) -> None:
         fit(make_module(tiny_model))
 
 
+def test_one_module_serves_any_order_of_runs(tiny_model: Path) -> None:
+    module = make_training(tiny_model, "transformer")
+    data = ListedClips([make_clip("a")])
+    (before,) = predict(module, data)
+    assert module.components.text_encoder is None  # released, and needed again
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trainer(**QUIET).validate(module, Latents(), verbose=False)
+    with torch.inference_mode():
+        module.engine.invert(torch.randn(1, 2, 8, 4, 6, generator=torch.Generator().manual_seed(0)))
+    fit(module)
+    (after,) = predict(module, data)
+    assert before.status == after.status == "done"
+    assert not torch.equal(before.edits[0].latents, after.edits[0].latents)
+
+
+def test_a_trained_text_encoder_is_the_one_that_is_used(tiny_model: Path) -> None:
+    module = make_training(tiny_model, "text_encoder")
+    data = ListedClips([make_clip("a")])
+    (before,) = predict(module, data)
+    assert module.components.text_encoder is module.text_encoder
+    fit(module)
+    (after,) = predict(module, data)
+    assert module.components.text_encoder is module.text_encoder
+    assert not torch.equal(before.edits[0].latents, after.edits[0].latents)
+    torch.testing.assert_close(module.engine.prompts("a cross"), module.engine.prompts.encode_batch(["a cross"]))
+
+
+def test_what_trains_is_float32_unless_asked_otherwise(tiny_model: Path) -> None:
+    for dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
+        module = make_module(tiny_model, dtype=dtype, training={"parts": ["transformer"]})
+        module.load(torch.device("cpu"))
+        assert {p.dtype for p in module.parameters()} == {expected}
+
+
+def test_accumulated_batches_draw_their_own_noise(tiny_model: Path) -> None:
+    class Same(Latents):
+        def train_dataloader(self) -> DataLoader[Any]:
+            latents = torch.randn(3, 2, 8, 4, 6, generator=torch.Generator().manual_seed(0))
+            return DataLoader([{"latents": latents, "prompts": ["", "a square", ""]}] * 2, batch_size=None)  # type: ignore[arg-type]
+
+    losses = Losses()
+    settings = QUIET | {"max_steps": 1, "accumulate_grad_batches": 2, "callbacks": [losses], "limit_val_batches": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trainer(**settings).fit(make_training(tiny_model, "transformer"), Same())
+    assert len(losses.values) == 2 and losses.values[0] != losses.values[1]
+
+
+def test_options_that_do_not_fit_the_model_stop_the_run_before_it_works(tiny_model: Path) -> None:
+    module = make_module(tiny_model, editor=KVInjection(layers=(0, 9)))
+    with pytest.raises(ValueError, match=r"editor\.layers: must end within the 3 that there are"):
+        predict(module, ListedClips([make_clip("a")]))
+
+
+def test_reasons_are_one_line(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(tiny_model)
+    module.load(torch.device("cpu"))
+    block = module.components.transformer.transformer_blocks[1]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory\n  tried this\n  and that")
+
+    block.register_forward_pre_hook(fail)
+    (result,) = predict(module, ListedClips([make_clip("a", seed=5)]))
+    assert (result.status, result.seed) == ("skipped", 5)
+    assert result.reason == "RuntimeError: out of memory tried this and that"
+
+
 def test_settings_describe_the_run(tiny_model: Path) -> None:
     (result,) = predict(make_module(tiny_model), Clips([make_clip("a")]))
+    assert (result.settings["dtype"], result.settings["device"]) == ("float32", "cpu")
     assert result.settings["inverter"] == {
         "class_path": "ddim_lightning.diffusion.inverters.uni_inv.UniInv",
         "init_args": asdict(UniInv()),

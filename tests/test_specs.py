@@ -66,12 +66,12 @@ class NotAnInverter:
     [
         ("NoSuch", "inverter: 'NoSuch' could not be found"),
         ("no_such_module.X", "inverter: 'no_such_module.X' could not be found"),
-        ("ddim_lightning.diffusion.editors.KVInjection", "inverter: must name a subclass of Inverter"),
+        ("ddim_lightning.diffusion.editors.KVInjection", "inverter: must name a concrete subclass of Inverter"),
         ({"class_path": "UniInv", "init_args": {"speed": 3}}, "inverter: UniInv does not take these arguments"),
         ({"class_path": "UniInv", "speed": 3}, "inverter: must be a class name or"),
         ({"init_args": {}}, "inverter: must be a class name or"),
         (NotAnInverter(), "inverter: must be a class name or"),
-        ("Inverter", "inverter: Inverter does not take these arguments"),
+        ("Inverter", "inverter: must name a concrete subclass of Inverter"),
     ],
 )
 def test_bad_specs_are_refused(spec: Any, message: str) -> None:

@@ -109,7 +109,11 @@ def edit(
 
     Returns:
         (b, f, c, h, w) clean latents.
+
+    Raises:
+        ValueError: An option of the editor that does not fit the model or the table.
     """
+    editor.check(denoiser.num_layers, len(inversion.table))
     state = editor.start(inversion, request, generator, denoiser.num_layers)
     for step in inversion.table:
         branches, strength = editor.branches(state, step, inversion)

@@ -24,7 +24,7 @@ class Inversion:
         levels: (N + 1, b, f, c, h, w) float32; ``levels[0]`` is noise, ``levels[N]`` the clean latents.
         state: The inverter's own state at level 0.
         residual: ``levels[N] - forward(levels[N - 1])``, or ``None`` when the inverter keeps none.
-        calls: How many times the model was called, one latent under one embedding each.
+        calls: How many times the model was called, each time with all b latents under one embedding.
     """
 
     inverter: Inverter

@@ -29,7 +29,7 @@ def xformers_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor |
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     if bias is not None:
         rows, tokens, heads, _ = query.shape
-        bias = bias.expand(rows, heads, tokens, key.shape[1]).contiguous()
+        bias = bias.expand(rows, heads, tokens, key.shape[1])  # a view: at full size a copy would take 100 GB
     output: Tensor = memory_efficient_attention(query, key, value, attn_bias=bias)
     return output.transpose(1, 2)
 
@@ -63,6 +63,8 @@ def resolve_attention(name: str, device: torch.device) -> AttentionFn:
         function: AttentionFn = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"attention: {name!r} could not be imported ({error})") from error
+    if not callable(function):
+        raise ValueError(f"attention: must be the dotted path of a function, got {name!r}")
     return function
 
 

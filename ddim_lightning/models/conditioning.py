@@ -39,7 +39,7 @@ class PromptEncoder:
         if prompt not in self._embeds:
             if self.text_encoder is None:
                 raise ValueError(f"prompt: the text encoder was released before it saw {prompt!r}")
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._embeds[prompt] = self.encode_batch([prompt])
             self._warnings[prompt] = self._find_warnings(prompt)
         return self._embeds[prompt]

@@ -30,7 +30,9 @@ class CogVideoXDenoiser:
         self.encode_prompt = encode_prompt
         self.rows = 0
         """Rows evaluated so far: latents under one embedding each, a batch of b latents counting b."""
-        self._rotary: dict[tuple[int, int, int], tuple[Tensor, Tensor] | None] = {}
+        # Small tensors that every step needs; copying them to the device again would make the host wait for it.
+        self._rotary: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor] | None] = {}
+        self._on_device: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
     @property
     def num_layers(self) -> int:
@@ -69,19 +71,27 @@ class CogVideoXDenoiser:
             embeds.to(dtype),
             torch.full((rows,), timestep, device=device),
             self.get_rotary(latents),
-            torch.tensor(reads, device=device) if reads else None,
-            strength.to(device) if reads and strength is not None else None,
+            self._move(torch.tensor(reads), device) if reads else None,
+            self._move(strength, device) if reads and strength is not None else None,
         )
         return velocity.float() if latents.dtype == torch.float32 else velocity.to(latents.dtype)
 
     def get_rotary(self, latents: Latents) -> tuple[Tensor, Tensor] | None:
         """Return the rotary table for latents of this size, ``None`` for a model without rotary embeddings."""
         _, frames, _, height, width = latents.shape
-        key = (frames, height, width)
+        key = (frames, height, width, latents.device)
         if key not in self._rotary:
             rotary = self.transformer.config.use_rotary_positional_embeddings
-            self._rotary[key] = make_rotary_table(self.transformer, *key, latents.device) if rotary else None
+            with torch.inference_mode(False):  # or a training that comes after could not use it
+                self._rotary[key] = make_rotary_table(self.transformer, *key) if rotary else None
         return self._rotary[key]
+
+    def _move(self, values: Tensor, device: torch.device) -> Tensor:
+        """Return a small tensor of the CPU on the device, copied there once."""
+        key = (tuple(values.tolist()), device)
+        if key not in self._on_device:
+            self._on_device[key] = values.to(device)
+        return self._on_device[key]
 
 
 def _cumulate(sizes: list[int]) -> list[int]:

@@ -34,7 +34,11 @@ def run_network(
     num_text, patch = prompt_embeds.shape[1], transformer.config.patch_size
     time_embeds = transformer.time_embedding(transformer.time_proj(timestep).to(latents.dtype))
     tokens = transformer.embedding_dropout(transformer.patch_embed(prompt_embeds, latents))
-    text, video = tokens[:, :num_text], tokens[:, num_text:]
+    # Copies with the strides of what the blocks return: given views, the first block would be compiled for itself. A
+    # view of a single row counts as contiguous whatever its strides, hence no `contiguous()`.
+    text, video = (
+        part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :num_text], tokens[:, num_text:])
+    )
     log_strength = None if strength is None else strength.log()
     for layer, block in enumerate(transformer.transformer_blocks):
         kwargs = None

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def check_compile_mode(mode: str | bool) -> None:
+    """Raise a ValueError unless ``mode`` is a bool or a mode of torch.compile."""
+    if not isinstance(mode, bool) and mode not in MODES:
+        raise ValueError(f"compile: must be true, false or one of {', '.join(MODES)}, got {mode!r}")
+
 
 def apply_compile(blocks: nn.ModuleList, mode: str | bool) -> None:
     """Compile every block in place, with full graphs and static shapes.

@@ -125,9 +125,9 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
 @pytest.mark.parametrize(
     ("editor", "message"),
     [
-        (KVInjection(layers=(4, None)), "layers: must end within the 4"),
-        (KVInjection(layers=(0, 5)), "layers: must end within the 4"),
-        (KVInjection(steps=(11, None)), "steps: must end"),
+        (KVInjection(layers=(4, None)), "editor.layers: must end within the 4"),
+        (KVInjection(layers=(0, 5)), "editor.layers: must end within the 4"),
+        (KVInjection(steps=(11, None)), "editor.steps: must end"),
     ],
 )
 def test_ranges_that_do_not_fit_the_model_are_refused(editor: KVInjection, message: str, toy, inversion) -> None:  # type: ignore[no-untyped-def]

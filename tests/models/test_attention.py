@@ -139,6 +139,7 @@ def test_automatic_backend_is_sdpa() -> None:
         ("flash", "must be 'auto', 'sdpa', 'xformers' or the dotted path of a function, got 'flash'"),
         ("no_such_module.attend", "'no_such_module.attend' could not be imported"),
         ("math.attend", "'math.attend' could not be imported"),
+        ("math.pi", "must be the dotted path of a function, got 'math.pi'"),
     ],
 )
 def test_unavailable_backends_say_what_is_available(name: str, message: str) -> None:

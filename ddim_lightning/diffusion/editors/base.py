@@ -36,6 +36,18 @@ class Editor(ABC):
     pure: everything that changes travels in the state.
     """
 
+    def check(self, num_layers: int, num_steps: int) -> None:
+        """Check the options against a model and a table, before any work; the default finds nothing wrong.
+
+        Args:
+            num_layers: Layers of the model whose keys and values can be read.
+            num_steps: Steps of the edit.
+
+        Raises:
+            ValueError: An option that does not fit.
+        """
+        return
+
     @abstractmethod
     def start(
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
@@ -47,9 +59,6 @@ class Editor(ABC):
             request: What is asked for.
             generator: Source of every random number.
             num_layers: Layers of the model whose keys and values can be read.
-
-        Raises:
-            ValueError: An option that does not fit the model or the table.
         """
 
     @abstractmethod

@@ -59,15 +59,14 @@ class KVInjection(Editor):
             if value not in allowed:
                 raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
 
+    def check(self, num_layers: int, num_steps: int) -> None:  # noqa: D102
+        for name, (first, end), size in (("layers", self.layers, num_layers), ("steps", self.steps, num_steps)):
+            if max(first + 1 if end is None else first, end or 0) > size:
+                raise ValueError(f"editor.{name}: must end within the {size} that there are, got {(first, end)}")
+
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        for name, (first, end), size in (
-            ("layers", self.layers, num_layers),
-            ("steps", self.steps, len(inversion.table)),
-        ):
-            if max(first + 1 if end is None else first, end or 0) > size:
-                raise ValueError(f"{name}: must end within the {size} that there are, got {(first, end)}")
         latents = inversion.state[0]
         if self.initial == "random":
             # Drawn on the CPU, so that a seed means the same noise on every device.

@@ -15,8 +15,8 @@ class DDIM(Inverter):
     """The explicit step of `DDIMInverseScheduler`, the parity baseline.
 
     The velocity is evaluated at level ``i + 1`` with the timestep of level ``i`` and the sample is rotated along it.
-    For a model that predicts velocity this is not even to first order the inverse of the forward step, so
-    reconstructions wash out; it is here to be compared with.
+    For a model that predicts velocity that is one level off, and the round trip is only of first order in the step
+    size: reconstructions wash out. It is here to be compared with.
 
     Args:
         keep_residual: See `Inverter`; off, because the baseline keeps nothing.
