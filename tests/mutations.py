@@ -9,6 +9,7 @@ when a mutation survives, when its text is not found exactly once, or when a nam
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import shutil
 import sys
@@ -338,5 +339,6 @@ def main(wanted: str = "") -> int:
 if __name__ == "__main__":
     # A mutated file may keep its size and, within a second, its time: old bytecode would pass for it.
     sys.dont_write_bytecode = True
+    logging.getLogger("xformers").setLevel(logging.ERROR)
     importlib.import_module("diffusers.pipelines.cogvideo.pipeline_cogvideox")  # once, for every fork
     sys.exit(main(*sys.argv[1:]))

@@ -3,8 +3,8 @@
     python tests/parity/make_cases.py path/to/ddim_inversion.py OUTPUT
 
 The script is zai-org/CogVideo's ``inference/ddim_inversion.py``; its ``sample`` and its attention processors are called
-as they are, on diffusers' own classes in float32. Nothing of this package computes anything here: it only lends a random
-tokenizer and text encoder.
+as they are, on diffusers' own classes in float32. Nothing of this package computes anything here: it only lends a
+random tokenizer and text encoder.
 """
 
 from __future__ import annotations
