@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,7 +24,8 @@ class ProgressPrinter(Callback):
     """Shows clip, stage, step and time left on stderr: a live bar on a terminal, a line now and then elsewhere.
 
     It replaces Lightning's own bar, which counts clips alone; give the Trainer ``enable_progress_bar=False``. With
-    several processes the first one speaks, of its own share of the clips.
+    several processes the first one speaks, of its own share of the clips. With a module that has no
+    ``progress_listeners`` it warns, and shows nothing.
 
     Args:
         console: Where to print; stderr when it is ``None``.
@@ -38,6 +40,10 @@ class ProgressPrinter(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to listen to the module."""
         if not trainer.is_global_zero:
+            return
+        if not hasattr(pl_module, "progress_listeners"):
+            name = type(pl_module).__name__
+            warnings.warn(f"ProgressPrinter shows nothing: {name} has no `progress_listeners`", stacklevel=2)
             return
         console = self._console or Console(stderr=True, highlight=False)
         self._view = _Bar(console) if console.is_terminal else _Lines(console)

@@ -40,8 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or os.environ.get(_DEBUG, "0") not in {"", "0"}
     try:
+        # For classes of one's own: the current folder is where `python -m` looks, and a console script does not.
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.insert(0, os.getcwd())
         return _dispatch([word for word in words if word != "--debug"])
     except SystemExit as stop:  # how argparse ends after --help, --print_config and wrong usage
+        if isinstance(stop.__context__, KeyboardInterrupt):  # and how Lightning ends after Ctrl-C
+            print("error: interrupted", file=sys.stderr)
+            return INTERRUPTED
         return stop.code if isinstance(stop.code, int) else DONE
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

@@ -10,14 +10,17 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ddim_lightning.callbacks import ProgressPrinter
+from ddim_lightning.data.frames import choose_frames
 from ddim_lightning.data.shapes import WORDS, Scene, render
+from ddim_lightning.data.video import read_info
 from ddim_lightning.datamodule import VideoDataModule
 from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.module import DDIMInversionModule
@@ -39,7 +42,7 @@ def edit(args: argparse.Namespace) -> int:
         The exit status.
 
     Raises:
-        ValueError: A prompt is blank, or an argument is out of its range.
+        ValueError: The file is no video or too short, a prompt is blank, or an argument is out of its range.
         OSError: The video cannot be read, or the output folder not be written to.
     """
     if Path(args.video).is_dir():
@@ -72,8 +75,19 @@ def edit(args: argparse.Namespace) -> int:
         width=args.width,
         fit=args.fit,
     )
+    _check_video(args, module)
     records = _predict(module, data, args.output, accelerator=args.accelerator, quiet=args.quiet, as_json=args.json)
     return _finish(args.output, records, as_json=args.json, quiet=args.quiet)
+
+
+def _check_video(args: argparse.Namespace, module: DDIMInversionModule) -> None:
+    """Find out what is wrong with the file before gigabytes of weights are loaded for it."""
+    total = read_info(args.video).num_frames
+    limits = module.video_limits
+    try:
+        choose_frames(total, limits, start=args.start, num_frames=args.num_frames, stride=args.stride)
+    except ValueError as error:
+        raise ValueError(f"{args.video}: {error}") from None
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -118,8 +132,9 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
     if not cli.trainer.is_global_zero:
         return _DONE
     if verb == "predict":
-        (writer,) = (callback for callback in _callbacks(cli.trainer) if isinstance(callback, VideoWriter))
-        return _finish(writer.output_dir, read_results(writer.output_dir), as_json=as_json)
+        # By its section, since `trainer.callbacks` may list more writers.
+        output_dir = cli.config_init[verb]["writer"].output_dir
+        return _finish(output_dir, read_results(output_dir), as_json=as_json)
     if as_json:
         numbers = {name: float(number) for name, number in cli.trainer.callback_metrics.items()}
         print(json.dumps({"verb": verb, "metrics": numbers}))
@@ -180,10 +195,6 @@ class _PredictCLI(_TrainCLI):
         self.trainer.predict(**kwargs, return_predictions=False)
 
 
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return cast(list[Callback], trainer.callbacks)  # type: ignore[attr-defined]  # set by a connector
-
-
 def _predict(
     module: DDIMInversionModule,
     data: LightningDataModule,
@@ -197,15 +208,18 @@ def _predict(
     """Run the job on one device, without Lightning's remarks; the records of all clips."""
     make_output_dir(output_dir)
     with _plain_warnings(), _stdout_for_json(as_json), _silent_lightning():
-        trainer = Trainer(
-            accelerator=accelerator,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[VideoWriter(output_dir), *([] if quiet else [ProgressPrinter()]), *callbacks],
-        )
+        try:
+            trainer = Trainer(
+                accelerator=accelerator,
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                callbacks=[VideoWriter(output_dir), *([] if quiet else [ProgressPrinter()]), *callbacks],
+            )
+        except (MisconfigurationException, ValueError) as error:  # the only setting here that is the user's
+            raise ValueError(f"accelerator: must be one that is here, got {accelerator!r}: {error}") from error
         trainer.predict(module, data, return_predictions=False)
     return read_results(output_dir)
 

@@ -115,6 +115,7 @@ class ClipJob:
         with self._stage("decode", "decode", len(to_decode)) as tick:
             for clean in to_decode:
                 videos.append(self.engine.decode(clean)[0])
+                self._check_finite("decode", videos[-1])
                 tick()
         with self.timer.stage("measure"):
             pixels = source.float() / 255.0
@@ -136,10 +137,10 @@ class ClipJob:
         result.warnings = [*self.clip.warnings, *self.engine.prompts.get_warnings(self._list_prompts())]
         return result
 
-    def _check_finite(self, stage: Stage, latents: Tensor) -> None:
-        if not latents.isfinite().all():
+    def _check_finite(self, stage: Stage, values: Tensor) -> None:
+        if not values.isfinite().all():
             dtype = str(self.engine.components.transformer.dtype).removeprefix("torch.")
-            raise ValueError(f"{stage}: latents must stay finite, got infinite ones or NaN with dtype {dtype}")
+            raise ValueError(f"{stage}: values must stay finite, got infinity or NaN with dtype {dtype}")
 
     def _plan_rows(self) -> list[int]:
         """Rows of the inversion, of the reconstruction and of each edit."""

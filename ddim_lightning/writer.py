@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -33,7 +34,9 @@ class VideoWriter(BasePredictionWriter):
 
     ``OUT/<id>/`` holds ``source.mp4`` (the frames the model saw), ``reconstruction.mp4``, ``edit-00.mp4`` and so on,
     ``sheet.png``, ``result.json`` and, when saved, ``trajectory.safetensors``; it takes its name when it is whole.
-    ``OUT/results.jsonl`` holds the records of the last run, skipped clips too, a line a clip, sorted by id.
+    ``OUT/results.jsonl`` holds the records of the last run, skipped clips too, a line a clip, sorted by id; when a run
+    fails or is interrupted, those of the clips that were finished. It alone says what the last run did: the folder of a
+    clip that an older run did and this one skips stays as it is.
     A PSNR of equal videos is infinite, which JSON cannot say: it is written as ``null``.
 
     Args:
@@ -58,6 +61,8 @@ class VideoWriter(BasePredictionWriter):
         make_output_dir(self.output_dir)
         if trainer.is_global_zero:
             shutil.rmtree(self._parts, ignore_errors=True)
+            self._parts.mkdir()
+            Path(self.output_dir, RESULTS).unlink(missing_ok=True)  # the list of another run
         trainer.strategy.barrier("output folder")
 
     def write_on_batch_end(
@@ -83,13 +88,23 @@ class VideoWriter(BasePredictionWriter):
             return
         trainer.strategy.barrier("all clips written")
         if trainer.is_global_zero:
-            parts = sorted(self._parts.glob("*.jsonl"))
-            records = [json.loads(line) for part in parts for line in part.read_text("utf-8").splitlines()]
-            lines = [_dump(record) + "\n" for record in sorted(records, key=lambda record: str(record["id"]))]
-            partial = Path(self.output_dir, f".{RESULTS}.partial")
-            partial.write_text("".join(lines), encoding="utf-8")
-            os.replace(partial, Path(self.output_dir, RESULTS))
-            shutil.rmtree(self._parts, ignore_errors=True)  # not there when there was no clip
+            self._merge()
+            shutil.rmtree(self._parts, ignore_errors=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """List the clips that are finished when a run fails or is interrupted."""
+        # No barrier, since the other ranks may never come to it; and their records stay for who still is at work.
+        if trainer.is_global_zero and self._parts.is_dir():  # else the run ended before it began
+            with contextlib.suppress(OSError):  # a full disk, say; what is to be told is why the run ended
+                self._merge()
+
+    def _merge(self) -> None:
+        """Make one list of what all ranks have written so far."""
+        records = [record for part in self._parts.glob("*.jsonl") for record in _read_lines(part)]
+        lines = [_dump(record) + "\n" for record in sorted(records, key=lambda record: str(record["id"]))]
+        partial = Path(self.output_dir, f".{RESULTS}.partial")
+        partial.write_text("".join(lines), encoding="utf-8")
+        os.replace(partial, Path(self.output_dir, RESULTS))
 
     @property
     def _parts(self) -> Path:
@@ -131,7 +146,13 @@ def read_results(output_dir: str | Path) -> list[dict[str, Any]]:
     Raises:
         FileNotFoundError: When no run into this folder has ended.
     """
-    return [json.loads(line) for line in Path(output_dir, RESULTS).read_text("utf-8").splitlines()]
+    return _read_lines(Path(output_dir, RESULTS))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    # A line ends with "\n" and nothing else: a prompt may hold what `splitlines` takes for an end, and the last line
+    # of a rank that is still writing may have none.
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
 
 
 def write_clip(result: ClipResult, output_dir: Path, *, sheets: bool = True) -> dict[str, Any]:
@@ -180,6 +201,9 @@ def make_record(result: ClipResult, files: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         The record; its keys always stand in the same order.
+
+    Raises:
+        ValueError: When a metric is no number (NaN).
     """
     clip = result.clip
     frames: dict[str, float] | None = None
@@ -222,7 +246,11 @@ def _clip_settings(clip: Any) -> dict[str, Any]:
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+    """Turn infinity, the PSNR of equal videos, and nothing else into JSON's null."""
+    for name, number in numbers.items():
+        if math.isnan(number) or number == -math.inf:
+            raise ValueError(f"metrics: {name} must be a number, got {number}")
+    return {name: None if number == math.inf else number for name, number in numbers.items()}
 
 
 def _dump(record: Mapping[str, Any], indent: int | None = None) -> str:

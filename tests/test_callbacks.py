@@ -76,7 +76,7 @@ class _Worker(LightningModule):
             raise RuntimeError("out of memory")
 
 
-def _run(console: Console, module: _Worker) -> None:
+def _run(console: Console, module: LightningModule) -> None:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     trainer = Trainer(**quiet, callbacks=[ProgressPrinter(console)])
     trainer.predict(module, DataLoader(torch.arange(2)), return_predictions=False)
@@ -113,3 +113,19 @@ def test_the_terminal_is_given_back_after_an_error():
         _run(Console(file=stream, width=120, force_terminal=True), module)
     assert "\x1b[?25h" in stream.getvalue()
     assert module.progress_listeners == []
+
+
+@pytest.mark.filterwarnings("ignore:predict returned None")
+def test_a_module_that_tells_nothing_is_run_all_the_same():
+    class Silent(LightningModule):
+        done = 0
+
+        def predict_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+            self.done += 1
+
+    stream = io.StringIO()
+    module = Silent()
+    with pytest.warns(UserWarning, match="ProgressPrinter shows nothing: Silent has no `progress_listeners`"):
+        _run(Console(file=stream, width=120), module)
+    assert module.done == 2
+    assert stream.getvalue() == ""

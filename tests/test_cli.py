@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import ddim_lightning.cli
+import ddim_lightning.module
 from ddim_lightning import DDIMInversionModule, VideoDataModule
 from ddim_lightning.cli import main, make_parser
 
@@ -118,9 +119,9 @@ PREDICT = ["predict", "--writer.output_dir=out", "--data.videos"]
         (["edit", "text.mp4"], 1, "text.mp4 is not a video that can be read"),
         (["edit", "zero.mp4"], 1, "zero.mp4 is empty"),
         (["edit", "folder.mp4"], 1, "video: must be a file, got the folder 'folder.mp4'"),
-        (["edit", "short.mp4"], 1, "too few frames: 4 of 4 can be used"),
+        (["edit", "short.mp4"], 1, "error: short.mp4: too few frames: 4 of 4 can be used"),
         (["edit", "good.mp4", "--width", "25"], 1, "width must be a positive multiple of 8 pixels, got 25"),
-        (["edit", "good.mp4", "--guidance-scale=-1"], 1, "guidance_scale: must not be negative, got -1.0"),
+        (["edit", "good.mp4", "--guidance-scale=-1"], 1, "guidance_scale: must be finite and not negative, got -1.0"),
         (["edit", "good.mp4", "--prompt", " "], 1, "prompt: must not be blank, got ['a red circle', ' ']"),
         (["edit", "good.mp4", "--model", "./missing"], 1, "'./missing'"),
         (["edit", "good.mp4", "--model", "empty"], 1, "model: empty is no pipeline folder"),
@@ -130,12 +131,17 @@ PREDICT = ["predict", "--writer.output_dir=out", "--data.videos"]
         (["edit", "good.mp4", "--inverter", "Nope"], 1, "inverter: 'Nope' could not be found"),
         (["edit", "good.mp4", "--inverter", "{oops"], 2, "argument --inverter: must be a name, a class path, or JSON"),
         (["edit", "good.mp4", "--stride", "two"], 2, "argument --stride: must be a number or 'spread', got 'two'"),
-        (["edit", "good.mp4", "--accelerator", "gpu"], 1, "No supported gpu backend found!"),
+        (["edit", "good.mp4", "--accelerator", "gpu"], 1, "accelerator: must be one that is here, got 'gpu': No supp"),
+        (["edit", "good.mp4", "--accelerator", "abacus"], 1, "must be one that is here, got 'abacus': You"),
         ([*PREDICT, "nope.mp4"], 1, "video nope.mp4 does not exist"),
         ([*PREDICT, "good.mp4", "--config", "key.yaml"], 2, "Option 'num_inference_stepz' is not accepted"),
         ([*PREDICT, "good.mp4", "--config", "top.yaml"], 2, "does not accept option 'network.init_args"),
         ([*PREDICT, "good.mp4", "--config", "x/y.yaml"], 2, "File does not exist"),
-        ([*PREDICT, "good.mp4", "--model.guidance_scale", "-1"], 1, "guidance_scale: must not be negative, got -1.0"),
+        (
+            [*PREDICT, "good.mp4", "--model.guidance_scale", "-1"],
+            1,
+            "guidance_scale: must be finite and not negative, got -1.0",
+        ),
         ([*PREDICT, "good.mp4", "--model.guidance_scale", "x"], 2, "Expected a <class 'float'>. Got value: x"),
         ([*PREDICT, "good.mp4", "--trainer.max_stepz", "3"], 2, "unrecognized arguments: --trainer.max_stepz 3"),
         (["predict", "--data.videos", "good.mp4"], 2, "the following arguments are required: predict.writer.output"),
@@ -164,6 +170,34 @@ def test_a_mistake_is_one_line_and_no_traceback(
     assert said in line
     assert len(line) < 250
     assert told.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["text.mp4"], "text.mp4 is not a video that can be read"),
+        (["zero.mp4"], "zero.mp4 is empty"),
+        (["short.mp4"], "short.mp4: too few frames"),
+        (["good.mp4", "--start", "1"], "good.mp4: too few frames: 4 of 5"),
+        (["good.mp4", "--width", "25"], "width must be a positive multiple of 8 pixels, got 25"),
+        (["good.mp4"], "RuntimeError: the weights are loaded"),
+    ],
+)
+def test_a_file_that_will_not_do_is_found_out_before_the_weights_are_loaded(
+    words: list[str],
+    said: str,
+    here: Path,
+    tiny_model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def load(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the weights are loaded")
+
+    monkeypatch.setattr(ddim_lightning.module, "load_components", load)
+    words = [*words, "--model", str(tiny_model), "--prompt", "a red circle", "--output", "out", "--quiet"]
+    assert main(["edit", *words]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
 
 
 def test_debug_shows_the_traceback(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import textwrap
 from fractions import Fraction
 from pathlib import Path
@@ -187,6 +191,61 @@ def test_ones_own_methods_by_yaml(clip: Path, tiny_model: Path, tmp_path: Path):
     assert (inverter["class_path"], inverter["init_args"]["colour"]) == ("my_methods.Inverter", "red")
     assert record["settings"]["editor"]["class_path"] == "my_methods.Editor"
     assert "sheet" not in record["files"]
+
+
+def test_ones_own_methods_beside_the_clip_with_the_console_script(clip: Path, tiny_model: Path, tmp_path: Path):
+    (tmp_path / "my_methods.py").write_text(textwrap.dedent(MINE))
+    script = Path(sys.executable).with_name("ddim-lightning")
+    words = ["edit", clip.name, "--output", "out", "--model", str(tiny_model), "--steps", "2", *PROMPT, *SMALL]
+    words += ["--inverter", "my_methods.Inverter", "--accelerator", "cpu", "--quiet"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ended = subprocess.run(
+        [str(script), *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (record,) = read_results(tmp_path / "out")
+    assert record["settings"]["inverter"]["class_path"] == "my_methods.Inverter"
+
+
+INTERRUPT = """
+    from lightning.pytorch.callbacks import Callback
+
+    class Interrupt(Callback):
+        def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            if batch_idx == 1:
+                raise KeyboardInterrupt
+"""
+
+
+def test_an_interrupt_has_its_own_status_and_keeps_the_list(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "my_interrupt.py").write_text(textwrap.dedent(INTERRUPT))
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    videos = [str(write_clip(tmp_path / f"clip-{i}.mp4", i)) for i in range(3)]
+    words = ["--model.model", str(tiny_model), "--model.num_inference_steps=1", "--data.prompts", '["a red circle"]']
+    words += ["--data.height=16", "--data.width=24", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    words += ["--data.videos", json.dumps(videos), "--writer.output_dir", str(tmp_path / "out")]
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["predict", *words, "--trainer.callbacks=my_interrupt.Interrupt"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning turns it off when it is interrupted
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted"
+    assert [record["id"] for record in read_results(tmp_path / "out")] == ["clip-0"]
+
+
+def test_a_second_writer_does_not_hide_the_first(clip: Path, tiny_model: Path, tmp_path: Path, capsys: Any):
+    words = ["--model.model", str(tiny_model), "--model.num_inference_steps=1", "--data.prompts", '["a red circle"]']
+    words += ["--data.height=16", "--data.width=24", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    words += ["--data.videos", str(clip), "--writer.output_dir", str(tmp_path / "first"), "--writer.sheets=false"]
+    words += ["--trainer.callbacks=ddim_lightning.VideoWriter", f"--trainer.callbacks.output_dir={tmp_path / 'second'}"]
+    assert main(["predict", *words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["results"] == str(tmp_path / "first" / "results.jsonl")
+    assert "sheet" not in report["clips"][0]["files"]
+    assert "sheet" in read_results(tmp_path / "second")[0]["files"]
 
 
 def test_demo(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):

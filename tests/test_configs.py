@@ -52,6 +52,16 @@ def test_config_runs(name: str, clips: Path, tiny_model: Path, tmp_path: Path):
         assert record["settings"]["inverter"]["class_path"].endswith(".UniInv")
 
 
+def test_the_5b_config_takes_clips_shorter_than_the_model_allows(clips: Path, tiny_model: Path, tmp_path: Path):
+    small = ["--model.model", str(tiny_model), "--model.num_inference_steps", "1", "--model.dtype", "float32"]
+    small += ["--model.compile", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    small += ["--data.height", "16", "--data.width", "24", "--data.num_workers", "0"]
+    small += ["--data.videos", str(clips / "tall.mp4"), "--writer.output_dir", str(tmp_path)]
+    assert main(["predict", "--config", "cogvideox_5b", *small]) == 0
+    (record,) = read_results(tmp_path)
+    assert record["frames"]["count"] == 9
+
+
 def test_the_5b_config_asks_for_a_gpu_and_the_published_model():
     config = CONFIGS["cogvideox_5b"]
     assert config["model"]["init_args"]["model"] == "zai-org/CogVideoX-5b"

@@ -105,15 +105,17 @@ def test_warnings_reach_the_result(engine: InversionEngine) -> None:
     ]
 
 
-def test_latents_that_are_not_finite_are_no_result(engine: InversionEngine) -> None:
-    weight = engine.components.transformer.proj_out.weight
-    kept = weight[0, 0].item()
-    weight[0, 0] = float("inf")
+@pytest.mark.parametrize(("part", "stage"), [("transformer", "invert"), ("vae", "decode")])
+def test_values_that_are_not_finite_are_no_result(part: str, stage: str, engine: InversionEngine) -> None:
+    parts = engine.components
+    bias = parts.transformer.proj_out.bias if part == "transformer" else parts.vae.decoder.conv_out.conv.bias
+    kept = bias[0].item()
+    bias[0] = float("nan")
     try:
-        with pytest.raises(ValueError, match=r"invert: latents must stay finite, got .* with dtype float32"):
+        with pytest.raises(ValueError, match=f"{stage}: values must stay finite, got .* with dtype float32"):
             run(engine, make_clip())
     finally:
-        weight[0, 0] = kept
+        bias[0] = kept
     assert run(engine, make_clip(prompts=())).status == "done"
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import signal
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import av
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from ddim_lightning.data.trajectory import read_trajectory
@@ -127,6 +128,14 @@ def test_the_record_has_the_keys_of_the_schema_in_order_and_the_values_of_the_re
     }
 
 
+@pytest.mark.parametrize("number", [math.nan, -math.inf])
+def test_only_the_psnr_of_equal_videos_is_null(number: float, tmp_path: Path):
+    metrics = {"vae": {"psnr": 30.0}, "reconstruction": {"ssim": 0.5, "psnr_vs_vae": number}}
+    with pytest.raises(ValueError, match=f"^metrics: psnr_vs_vae must be a number, got {number}$"):
+        write_clip(make_result(metrics=metrics), tmp_path)
+    assert not (tmp_path / "a clip").exists()
+
+
 def test_what_was_not_made_is_not_written(tmp_path: Path):
     record = write_clip(make_result(reconstruction=None, edits=[], metrics={}), tmp_path, sheets=False)
     assert {path.name for path in (tmp_path / "a clip").iterdir()} == {"source.mp4", "result.json"}
@@ -212,11 +221,11 @@ class _Echo(LightningModule):
         return self.results[int(batch)]
 
 
-def _run(folder: Path, results: list[ClipResult], **settings: Any) -> None:
+def _run(folder: Path, results: list[ClipResult], make: type[_Echo] = _Echo, **settings: Any) -> None:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     trainer = Trainer(**quiet, callbacks=[VideoWriter(str(folder), sheets=False)], **settings)
     loader = DataLoader(torch.arange(len(results)), batch_size=1)
-    trainer.predict(_Echo(results), loader, return_predictions=False)
+    trainer.predict(make(results), loader, return_predictions=False)
 
 
 def _small(clip_id: str) -> ClipResult:
@@ -246,6 +255,63 @@ def test_the_list_is_that_of_the_last_run(tmp_path: Path):
     _run(tmp_path, [_small("c")], devices=1)
     assert [record["id"] for record in read_results(tmp_path)] == ["c"]
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "results.jsonl"]
+
+
+def test_a_line_ends_where_the_file_says_so_not_where_a_prompt_does(tmp_path: Path):
+    result = _small("a")
+    result.clip.prompts = ("a\u2028b\x85c",)
+    _run(tmp_path, [result, _small("b")], devices=1)
+    assert [record["prompts"][0] for record in read_results(tmp_path)] == ["a\u2028b\x85c", "a green square"]
+
+
+@pytest.mark.parametrize("ending", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_a_run_that_does_not_end_lists_what_it_finished(ending: BaseException, tmp_path: Path):
+    class Ends(_Echo):
+        def predict_step(self, batch: torch.Tensor, batch_idx: int) -> ClipResult:
+            if batch_idx == 2:
+                raise ending
+            return super().predict_step(batch, batch_idx)
+
+    _run(tmp_path, [_small("old")], devices=1)
+    results = [_small("b"), SKIPPED, _small("c"), _small("d")]
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises((RuntimeError, SystemExit)):
+            _run(tmp_path, results, make=Ends, devices=1)
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning turns it off when it is interrupted
+    assert [record["id"] for record in read_results(tmp_path)] == ["b", "bad"]
+    assert (tmp_path / "old" / "result.json").is_file()
+
+
+def test_the_list_of_an_older_run_is_gone_before_the_first_clip_is_done(tmp_path: Path):
+    class Looks(_Echo):
+        def predict_step(self, batch: torch.Tensor, batch_idx: int) -> ClipResult:
+            assert not (tmp_path / "results.jsonl").exists()
+            return super().predict_step(batch, batch_idx)
+
+    _run(tmp_path, [_small("old")], devices=1)
+    _run(tmp_path, [_small("new")], make=Looks, devices=1)
+    assert [record["id"] for record in read_results(tmp_path)] == ["new"]
+
+
+def test_a_run_that_never_began_leaves_the_list_alone(tmp_path: Path):
+    class Wrong(LightningDataModule):
+        def setup(self, stage: str) -> None:
+            raise ValueError("width must be a multiple of 8")
+
+    _run(tmp_path, [_small("old")], devices=1)
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[VideoWriter(str(tmp_path))])
+    with pytest.raises(ValueError, match="width"):
+        trainer.predict(_Echo([]), Wrong(), return_predictions=False)
+    assert [record["id"] for record in read_results(tmp_path)] == ["old"]
+
+
+def test_the_folder_of_a_clip_that_is_skipped_now_stays(tmp_path: Path):
+    _run(tmp_path, [_small("bad")], devices=1)
+    _run(tmp_path, [SKIPPED], devices=1)
+    assert (tmp_path / "bad" / "source.mp4").is_file()
+    assert [(record["id"], record["status"]) for record in read_results(tmp_path)] == [("bad", "skipped")]
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ class VideoDataset(Dataset[Clip | BadClip]):
                 fit=self.fit,
             )
         except (OSError, ValueError) as error:
-            return BadClip(request.id, source, reason=str(error), prompts=request.prompts)
+            reason = " ".join(str(error).split())  # the name of a file may have several lines
+            return BadClip(request.id, source, reason=reason, prompts=request.prompts)
         return Clip(
             id=request.id,
             frames=frames,

@@ -25,6 +25,8 @@ MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
 """What is read as a list of clips."""
 
 _ID = re.compile(r"\w[\w.-]{0,63}")
+_TAKEN = {"results.jsonl": "the list of results"}
+"""Names beside the clips' folders that no clip may have, and what has them."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
 
 def _assign_ids(requests: list[ClipRequest]) -> list[ClipRequest]:
     """Give every clip an id; ids that differ in case only would meet in one folder on some file systems."""
-    taken: dict[str, str] = {}
+    taken = dict(_TAKEN)
     for request in requests:
         key = request.id.casefold()
         if key in taken:

@@ -7,7 +7,7 @@ import os
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,7 @@ from av.video.stream import VideoStream
 from torch import Tensor
 
 from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, fit_frame, make_size
+from ddim_lightning.data.sound import copy_sound
 from ddim_lightning.types import Frames, VideoLimits
 
 # swscale's full chroma interpolation, full chroma input, accurate rounding and bit-exact output, as its header numbers
@@ -82,7 +83,7 @@ def read_info(path: str | os.PathLike[str]) -> VideoInfo:
     """
     path = Path(path)
     timeline = _read_timeline(path)
-    with _open(path) as container:
+    with _reading(path) as container:
         stream = _video_stream(path, container)
         frame = next(_decode(path, container, stream, timeline, [0]))
         height, width = _to_rgb(frame).shape[1:]
@@ -129,9 +130,12 @@ def read_clip(
     path = Path(path)
     height, width = make_size(limits, height, width)
     timeline = _read_timeline(path)
-    choice = choose_frames(len(timeline.pts), limits, start=start, num_frames=num_frames, stride=stride)
+    try:
+        choice = choose_frames(len(timeline.pts), limits, start=start, num_frames=num_frames, stride=stride)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     frames = torch.empty(choice.count, 3, height, width, dtype=torch.uint8)
-    with _open(path) as container:
+    with _reading(path) as container:
         stream = _video_stream(path, container)
         for i, frame in enumerate(_decode(path, container, stream, timeline, choice.indices)):
             pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
@@ -154,7 +158,8 @@ def write_video(
     """Write an mp4 that every player plays: H.264, 4:2:0, BT.709, the index in front.
 
     The file appears under its name when it is whole; its folder is made. The same arguments give the same bytes. The
-    sound of the time that the frames cover is copied as it is; where mp4 cannot carry it, a warning says so.
+    sound of the time that the frames cover is copied as it is; where it is damaged or mp4 cannot carry it, a warning
+    says so.
 
     Args:
         path: The file, whatever its suffix.
@@ -170,26 +175,42 @@ def write_video(
     """
     path = Path(path)
     _check_frames(frames, fps)
-    with ExitStack() as stack:
-        sound = None if audio_from is None else stack.enter_context(_open(Path(audio_from)))
+    with nullcontext() if audio_from is None else _open(Path(audio_from)) as sound:
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             if path.parent.is_file():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             path.parent.mkdir(parents=True, exist_ok=True)
-            options = {"movflags": "faststart", "fflags": "+bitexact"}
-            with av.open(f"file:{partial}", "w", format="mp4", options=options) as output:
-                packets = _encode(output, frames, fps, crf)
-                if sound is not None:
-                    packets += _copy_audio(sound, output, Fraction(audio_start_s), len(frames) / fps)
-                for packet in sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
-                    output.mux(packet)
+            try:
+                _write_mp4(partial, frames, fps, crf, sound, Fraction(audio_start_s))
+            except FFmpegError as error:
+                if sound is None or isinstance(error, OSError):
+                    raise
+                warnings.warn(f"no sound was copied: that of {audio_from} is damaged: {error.strerror}", stacklevel=2)
+                _write_mp4(partial, frames, fps, crf)
             partial.replace(path)
         except OSError as error:
             raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
         finally:
             with suppress(OSError):
                 partial.unlink()
+
+
+def _write_mp4(
+    path: Path,
+    frames: Tensor,
+    fps: Fraction,
+    crf: int,
+    sound: InputContainer | None = None,
+    sound_start_s: Fraction = Fraction(0),
+) -> None:
+    options = {"movflags": "faststart", "fflags": "+bitexact"}
+    with av.open(f"file:{path}", "w", format="mp4", options=options) as output:
+        packets = _encode(output, frames, fps, crf)
+        if sound is not None:
+            packets += copy_sound(sound, output, sound_start_s, len(frames) / fps)
+        for packet in sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
+            output.mux(packet)
 
 
 def _open(path: Path) -> InputContainer:
@@ -201,6 +222,16 @@ def _open(path: Path) -> InputContainer:
         return av.open(f"file:{path}", metadata_errors="replace")
     except FFmpegError as error:
         raise ValueError(f"{path} is not a video that can be read: {error.strerror}") from error
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[InputContainer]:
+    """Open a file, and say in one line what FFmpeg raises meanwhile: much of it is neither OSError nor ValueError."""
+    with _open(path) as container:
+        try:
+            yield container
+        except FFmpegError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
@@ -223,7 +254,7 @@ def _read_timeline(path: Path) -> _Timeline:
     pts: list[int | None] = []
     keys: dict[int, int] = {}
     found = 0
-    with _open(path) as container:
+    with _reading(path) as container:
         stream = _video_stream(path, container)
         try:
             for packet in container.demux(stream):
@@ -315,33 +346,3 @@ def _encode(output: OutputContainer, frames: Tensor, fps: Fraction, crf: int) ->
         frame.pts, frame.time_base = i, 1 / rate
         packets += stream.encode(frame)
     return packets + stream.encode()
-
-
-def _copy_audio(
-    source: InputContainer, output: OutputContainer, start_s: Fraction, duration_s: Fraction
-) -> list[Packet[Any]]:
-    """The packets of sound that begin in the span, moved to the new file's beginning."""
-    if not source.streams.audio:
-        return []
-    stream = source.streams.audio[0]
-    codec = stream.codec_context.name if stream.codec_context else "unknown"
-    if codec not in output.supported_codecs:
-        warnings.warn(f"no sound was copied: mp4 cannot carry the codec {codec} of {source.name}", stacklevel=3)
-        return []
-    copy = output.add_stream_from_template(stream)
-    first = source.streams.video[0] if source.streams.video else stream
-    begin = (first.start_time or 0) * (first.time_base or Fraction(0)) + start_s
-    if start_s:
-        source.seek(int(begin * av.time_base))
-    packets = []
-    for packet in source.demux(stream):
-        if packet.pts is None or packet.pts * packet.time_base < begin:
-            continue
-        if packet.pts * packet.time_base >= begin + duration_s:
-            break
-        shift = int(begin / packet.time_base)
-        packet.pts -= shift
-        packet.dts = packet.pts
-        packet.stream = copy
-        packets.append(packet)
-    return packets

@@ -55,12 +55,23 @@ def test_a_bad_file_does_not_stop_its_neighbours(tmp_path, carphone):
             ("a robot",),
         ),
         BadClip(
-            "late", str(carphone), "too few frames: 2 of 120 can be used (start=118, stride=1), at least 5 are needed"
+            "late",
+            str(carphone),
+            f"{carphone}: too few frames: 2 of 120 can be used (start=118, stride=1), at least 5 are needed",
         ),
         BadClip("gone", str(tmp_path / "gone.mp4"), f"[Errno 2] No such file or directory: '{tmp_path / 'gone.mp4'}'"),
     ]
     assert isinstance(good, Clip)
     assert good.frames.shape == (9, 3, 32, 48)
+
+
+def test_a_reason_is_one_line_whatever_the_file_is_called(tmp_path):
+    path = tmp_path / "two\nlines.mp4"
+    path.touch()
+    clip = VideoDataset([ClipRequest(path, "two")], limits=LIMITS)[0]
+    assert isinstance(clip, BadClip)
+    assert clip.reason == f"{tmp_path}/two lines.mp4 is empty (0 bytes)"
+    assert clip.source == str(path)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,14 @@ def test_ids_are_safe_folder_names(tmp_path, stem, name):
     assert find_clips([tmp_path / f"{stem}.mp4"], DEFAULT)[0].id == name
 
 
+def test_no_clip_is_called_as_the_list_of_results_is(tmp_path):
+    (tmp_path / "Results.jsonl.mp4").touch()
+    assert find_clips([tmp_path / "Results.jsonl.mp4"], DEFAULT)[0].id == "Results.jsonl-2"
+    (tmp_path / "clips.csv").write_text("video,id\nResults.jsonl.mp4,results.JSONL\n")
+    with pytest.raises(ValueError, match=r"row 2, column id: must be unique, got 'results\.JSONL' as in the list of "):
+        find_clips(tmp_path / "clips.csv", DEFAULT)
+
+
 @pytest.mark.parametrize(
     ("videos", "error", "message"),
     [

@@ -298,10 +298,44 @@ def test_bad_files(tmp_path, kind, error, message, read):
     assert str(caught.value) == message.format(path=path)
 
 
+@pytest.mark.parametrize("read", [read_info, lambda path: read_clip(path, limits=LIMITS)], ids=["info", "clip"])
+def test_what_ffmpeg_cannot_convert_names_the_file(tmp_path, read):
+    path = tmp_path / "ictcp.mp4"
+    write_planes(path, 120, 128, 128, height=64, width=96, tag=14)  # FFmpeg's scaler has no such matrix
+    with pytest.raises(ValueError, match=r"ictcp\.mp4 cannot be read: Operation not supported$"):
+        read(path)
+
+
+def test_where_a_file_cannot_be_wound_to_names_the_file(tmp_path, numbered, monkeypatch):
+    class Unwindable:
+        """A real container, on a device that only goes forward."""
+
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._container.close()
+
+        def seek(self, *_, **__):
+            raise av.error.ExternalError(-1, "Generic error in an external library")
+
+    open_file = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **options: Unwindable(open_file(*args, **options)))
+    with pytest.raises(ValueError, match=r"numbered\.mp4 cannot be read: Generic error in an external library$"):
+        read_clip(numbered, limits=LIMITS, start=30)
+
+
 def test_too_few_frames(tmp_path):
     write_numbered(tmp_path / "short.mp4", count=4)
     with pytest.raises(
-        ValueError, match=r"^too few frames: 4 of 4 can be used \(start=0, stride=1\), at least 5 are needed$"
+        ValueError,
+        match=r"short\.mp4: too few frames: 4 of 4 can be used \(start=0, stride=1\), at least 5 are needed$",
     ):
         read_clip(tmp_path / "short.mp4", limits=LIMITS)
 
@@ -424,6 +458,27 @@ def test_sound_that_mp4_cannot_carry_is_left_out_with_a_warning(tmp_path, bunny)
     with pytest.warns(UserWarning, match=r"no sound was copied: mp4 cannot carry the codec pcm_mulaw of .*phone\.wav"):
         write_video(tmp_path / "mute.mp4", bunny, Fraction(25), audio_from=path)
     assert not read_info(tmp_path / "mute.mp4").has_audio
+
+
+def scratch_sound(path: Path, source: Path) -> Path:
+    """Copy a file and overwrite every packet of its sound."""
+    content = bytearray(source.read_bytes())
+    with av.open(str(source)) as container:
+        for packet in container.demux(audio=0):
+            if packet.size:
+                content[packet.pos : packet.pos + packet.size] = b"\xff" * packet.size
+    path.write_bytes(content)
+    return path
+
+
+def test_damaged_sound_is_left_out_with_a_warning(tmp_path, bunny, real_clip):
+    path = scratch_sound(tmp_path / "scratched.mp4", real_clip)
+    with pytest.warns(UserWarning, match=r"no sound was copied: that of .*scratched\.mp4 is damaged: Invalid data"):
+        write_video(tmp_path / "mute.mp4", bunny, Fraction(25), audio_from=path, audio_start_s=1.0)
+    assert not read_info(tmp_path / "mute.mp4").has_audio
+    write_video(tmp_path / "plain.mp4", bunny, Fraction(25))
+    assert (tmp_path / "mute.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["mute.mp4", "plain.mp4", "scratched.mp4"]
 
 
 @pytest.mark.parametrize(
