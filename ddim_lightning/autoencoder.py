@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddim_lightning.training import make_optimizer
 
@@ -136,7 +136,7 @@ class AutoencoderModule(LightningModule):
             dtype: Of the weights in the file.
         """
         means = torch.cat([self.vae.encode(make_video(clip[None])).latent_dist.mode() for clip in frames])
-        vae = copy.deepcopy(self.vae).to(dtype)
+        vae = nn.Module.to(copy.deepcopy(self.vae), dtype)  # diffusers' own warns of float32 layers it does not have
         vae.register_to_config(scaling_factor=1.0 / float(means.float().square().mean().sqrt()))
         vae.save_pretrained(folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import warnings
@@ -70,6 +71,19 @@ def test_inside_a_lightning_module(workplace: Path) -> None:
 def test_a_part_of_ones_own() -> None:
     module = run(PYTHON[2])["module"]
     assert module.settings["inverter"]["class_path"] == "readme.FixedPointOnce"  # type: ignore[attr-defined]
+
+
+def test_numbers_of_the_tiny_model_are_those_of_its_result_file() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / "tiny-model" / "result.json"
+    measured = json.loads(path.read_text())
+    right, prompts = measured["samples"]["right"], measured["samples"]["prompts"]
+    said = " ".join(README.split())
+    assert f"its VAE comes back at {measured['vae']['psnr_db_mean']:.1f} dB" in said
+    assert (
+        f"From noise, at guidance {measured['settings']['guidance_scale']:g}, it gets the colour right in "
+        f"{right['colour']} of {prompts} clips, the background in {right['background']}, the direction in "
+        f"{right['direction']} and the shape in {right['shape']}:"
+    ) in said
 
 
 def test_every_name_of_the_package_in_the_readme_exists() -> None:

@@ -43,7 +43,7 @@ def test_description_builds_the_same_part() -> None:
 
 
 def test_a_class_of_ones_own(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    (tmp_path / "my_methods.py").write_text(
+    (tmp_path / "my_spec_methods.py").write_text(
         "from dataclasses import dataclass\n"
         "from ddim_lightning import UniInv\n"
         "@dataclass(frozen=True)\n"
@@ -51,9 +51,9 @@ def test_a_class_of_ones_own(tmp_path, monkeypatch) -> None:  # type: ignore[no-
         "    extra: int = 3\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    mine = make_inverter({"class_path": "my_methods.Mine", "init_args": {"extra": 5}})
+    mine = make_inverter({"class_path": "my_spec_methods.Mine", "init_args": {"extra": 5}})
     assert type(mine).__name__ == "Mine" and mine.extra == 5  # type: ignore[attr-defined]
-    assert describe_part(mine)["class_path"] == "my_methods.Mine"
+    assert describe_part(mine)["class_path"] == "my_spec_methods.Mine"
 
 
 @dataclass(frozen=True)

@@ -115,12 +115,28 @@ def write_random_tiny(
         "vae": make_random(lambda: AutoencoderKLCogVideoX(**{**VAE, **(vae or {})}), seed=seed + 2, **where),
         "scheduler": getattr(diffusers, scheduler)(**{**COGVIDEOX_5B_SCHEDULER, "snr_shift_scale": snr_shift_scale}),
     }
+    write_pipeline(folder, parts, max_shard_size)
+    return folder
+
+
+def write_pipeline(folder: Path, parts: Mapping[str, Any], max_shard_size: str = "5GB") -> None:
+    """Write a CogVideoX pipeline in diffusers' layout.
+
+    Args:
+        folder: Made with its parents where it is missing; files of the same names are replaced.
+        parts: ``tokenizer``, ``text_encoder``, ``transformer``, ``vae`` and ``scheduler``, by these names.
+        max_shard_size: Weights above it are split into several files with an index.
+    """
     for name, part in parts.items():
         shards = {"max_shard_size": max_shard_size} if isinstance(part, nn.Module) else {}
         part.save_pretrained(folder / name, **shards)
+        config = folder / name / "config.json"
+        if config.is_file():  # where a part was loaded from, a path of this machine, is nobody's business
+            content = json.loads(config.read_text(encoding="utf-8"))
+            content.pop("_name_or_path", None)
+            _write_json(config, content)
     index = {name: [type(part).__module__.partition(".")[0], type(part).__name__] for name, part in parts.items()}
     _write_json(folder / "model_index.json", {"_class_name": "CogVideoXPipeline", **index})
-    return folder
 
 
 def tiny_folder() -> Path:
