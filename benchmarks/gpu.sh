@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, on a bare machine without a network, in under ten minutes on an H200.
+# Everything that needs a GPU, on a bare machine without a network. It is meant to fit ten minutes on an H200
+# and has not run on one yet; STEPS makes it shorter.
 #
 # The machine has Python 3.12, PyTorch, torchvision, transformers, lightning and pytest; what it lacks comes as wheels,
 # which benchmarks/wheels.sh collects where there is a network.

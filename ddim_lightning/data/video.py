@@ -328,7 +328,7 @@ def _check_frames(frames: Tensor, fps: Fraction) -> None:
 
 def _encode(output: OutputContainer, frames: Tensor, fps: Fraction, crf: int) -> list[Packet[Any]]:
     rate = fps.limit_denominator(1 << 16)  # FFmpeg's fractions are of 32 bits
-    # The macroblock tree reads memory that nobody wrote, where a row has few macroblocks: equal frames, other bytes.
+    # With the macroblock tree of x264's assembly, equal frames gave other bytes depending on what memory held before.
     stream = output.add_stream("libx264", rate=rate, options={"crf": str(crf), "x264-params": "mbtree=0"})
     stream.height, stream.width = frames.shape[2:]
     stream.pix_fmt = "yuv420p"

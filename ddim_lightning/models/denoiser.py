@@ -64,7 +64,7 @@ class CogVideoXDenoiser:
         rows = latents.shape[0]
         self.rows += rows
         if reads and strength is not None and bool((strength == 1.0).all()):
-            strength = None  # Full strength everywhere needs no bias, and the plain kernel is faster without one.
+            strength = None  # Full strength everywhere needs no bias, which not every kernel takes.
         velocity = run_network(
             self.transformer,
             latents.to(dtype),
