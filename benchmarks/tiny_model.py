@@ -22,8 +22,6 @@ import torch
 from ddim_lightning.data.shapes import WORDS, Scene, render, sample_scene
 from ddim_lightning.data.shapes_classifier import Labels, classify
 from ddim_lightning.data.streams import make_generator
-from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.diffusion.steps import forward_step
 from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.models.attention import apply_attention, resolve_attention
 from ddim_lightning.models.conditioning import PromptEncoder
@@ -32,7 +30,8 @@ from ddim_lightning.models.loading import Components, load_components
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.report.sheet import Row, write_sheet
-from ddim_lightning.types import Branch, Frames, Latents, Video
+from ddim_lightning.sampling import quantise, sample
+from ddim_lightning.types import Branch
 
 from .environment import read_block
 
@@ -45,11 +44,6 @@ REPEATS = 10
 def draw_scenes(count: int, seed: int) -> list[Scene]:
     """Draw scenes of trained words under seeds of their own."""
     return [sample_scene(make_generator(seed, "test", i)) for i in range(count)]
-
-
-def quantise(video: Video) -> Frames:
-    """Round one clip, (1, f, c, h, w) in 0 .. 1, to (f, c, h, w) uint8 frames."""
-    return (video[0] * 255).round().to(torch.uint8)
 
 
 def count_right(scenes: Sequence[Scene], labels: Sequence[Labels]) -> dict[str, int]:
@@ -73,18 +67,6 @@ def measure_vae(parts: Components, scenes: Sequence[Scene]) -> dict[str, Any]:
         "right": count_right(scenes, labels),
         "psnr_db": decibels,
     }
-
-
-def sample(
-    denoiser: CogVideoXDenoiser, noise: Latents, prompt: str, table: StepTable, guidance_scale: float
-) -> Latents:
-    """Walk from noise to clean latents by DDIM."""
-    latents = noise
-    for step in table:
-        (velocity,) = denoiser([Branch(latents, prompt, guidance_scale=guidance_scale)], step)
-        assert velocity is not None
-        latents = forward_step(latents, velocity, step)
-    return latents
 
 
 def measure_samples(
@@ -198,7 +180,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="tiny", help="'tiny' (bundled) or a folder (tiny)")
     parser.add_argument("--clips", type=int, default=64, help="clips through the VAE (64)")
     parser.add_argument("--prompts", type=int, default=64, help="clips from noise (64)")
-    parser.add_argument("--guidance-scale", type=float, default=3.0, help="of all clips from noise (3)")
+    parser.add_argument("--guidance-scale", type=float, default=2.0, help="of all clips from noise (2)")
     parser.add_argument("--steps", type=int, default=50, help="steps from noise (50)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and noise (0)")

@@ -18,10 +18,11 @@ logging.getLogger("xformers").setLevel(logging.ERROR)
 if TYPE_CHECKING:
     from ddim_lightning.callbacks import ProgressPrinter
     from ddim_lightning.datamodule import VideoDataModule
-    from ddim_lightning.diffusion.editors import Editor, KVInjection
-    from ddim_lightning.diffusion.inverters import DDIM, Inverter, UniInv
+    from ddim_lightning.diffusion.editors import Editor, InversionFree, KVInjection, ResidualReplay
+    from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
     from ddim_lightning.diffusion.trajectory import Inversion
     from ddim_lightning.module import DDIMInversionModule
+    from ddim_lightning.sample_sheets import SampleSheets
     from ddim_lightning.shapes_datamodule import ShapesDataModule
     from ddim_lightning.training import Training
     from ddim_lightning.types import BadClip, Branch, Clip, ClipResult, Denoiser, EditRequest, Step
@@ -31,12 +32,18 @@ _HOMES = {
     "ProgressPrinter": "callbacks",
     "VideoDataModule": "datamodule",
     "DDIMInversionModule": "module",
+    "SampleSheets": "sample_sheets",
     "VideoWriter": "writer",
     "ShapesDataModule": "shapes_datamodule",
     "Training": "training",
     "Editor": "diffusion.editors",
+    "InversionFree": "diffusion.editors",
     "KVInjection": "diffusion.editors",
+    "ResidualReplay": "diffusion.editors",
+    "BDIA": "diffusion.inverters",
     "DDIM": "diffusion.inverters",
+    "EditFriendly": "diffusion.inverters",
+    "FixedPoint": "diffusion.inverters",
     "Inverter": "diffusion.inverters",
     "UniInv": "diffusion.inverters",
     "Inversion": "diffusion.trajectory",
@@ -50,6 +57,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BDIA",
     "DDIM",
     "BadClip",
     "Branch",
@@ -57,12 +65,17 @@ __all__ = [
     "ClipResult",
     "DDIMInversionModule",
     "Denoiser",
+    "EditFriendly",
     "EditRequest",
     "Editor",
+    "FixedPoint",
     "Inversion",
+    "InversionFree",
     "Inverter",
     "KVInjection",
     "ProgressPrinter",
+    "ResidualReplay",
+    "SampleSheets",
     "ShapesDataModule",
     "Step",
     "Training",

@@ -117,7 +117,7 @@ class AutoencoderModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, one cosine over the whole training."""
         optimizer = make_optimizer(
-            [parameter for parameter in self.vae.parameters() if parameter.requires_grad],
+            [(name, part) for name, part in self.vae.named_parameters() if part.requires_grad],
             int(self.trainer.estimated_stepping_batches),
             learning_rate=self.hparams["learning_rate"],
             betas=tuple(self.hparams["betas"]),

@@ -66,6 +66,10 @@ def _dispatch(words: list[str]) -> int:
         args = make_parser().parse_args([_with_dashes(word) for word in words])
         if args.verb == "env":
             return _print_environment(as_json=args.json)
+        if args.verb == "edit":
+            _check_edit(args)
+        if args.verb == "vitality":
+            _check_vitality(args)
     # First the door, which finds out whether torch and torchvision fit, before lightning stumbles over them.
     import ddim_lightning.models  # noqa: F401
     from ddim_lightning import commands
@@ -73,6 +77,10 @@ def _dispatch(words: list[str]) -> int:
     if args is None:
         flags = _find_configs([_with_underscores(word) for word in words[1:] if word != "--json"])
         return commands.run_lightning(words[0], flags, as_json="--json" in words)
+    if args.verb == "vitality":
+        from ddim_lightning.vitality_command import vitality
+
+        return vitality(args)
     return commands.edit(args) if args.verb == "edit" else commands.demo(args)
 
 
@@ -91,6 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser("demo", help="edit clips with known answers by the bundled model", allow_abbrev=False)
     demo.description = "Invert, reconstruct and edit clips of moving shapes, and compare each edit with the truth."
     _add_output(demo)
+    _add_vitality(verbs)
     env = verbs.add_parser("env", help="print what is installed here, for bug reports", allow_abbrev=False)
     env.add_argument("--json", action="store_true", help="print JSON")
     for verb, what in _LIGHTNING.items():
@@ -109,28 +118,102 @@ def _add_edit(verbs: Any) -> None:
     edit.add_argument("video", metavar="VIDEO", help="the file")
     edit.add_argument("--prompt", action="append", required=True, help="what the edit shows; repeat it for more edits")
     _add_output(edit)
-    edit.add_argument("--model", default="tiny", help="'tiny' (bundled), a folder, or a hub id")
-    edit.add_argument("--source-prompt", help="what the video shows")
-    edit.add_argument("--negative-prompt", default="", help="what guidance moves away from")
-    edit.add_argument("--guidance-scale", type=float, default=6.0, help="classifier-free guidance; 1 turns it off")
-    edit.add_argument("--num-inference-steps", "--steps", type=int, default=50, help="steps of each direction")
+    _add_model(edit)
     edit.add_argument("--inverter", type=_read_spec, metavar="CLASS", help=f"the inversion method: {_SPEC}")
     edit.add_argument("--editor", type=_read_spec, metavar="CLASS", help=f"the editing method: {_SPEC}")
-    frames = edit.add_argument_group("frames")
+    edit.add_argument("--mask", metavar="FILE", help="video or image, white where the edits may change the video")
+    inversion = edit.add_argument_group("inversion")
+    inversion.add_argument("--timestep-spacing", choices=("trailing", "angle"), default="trailing", help="of the steps")
+    text = inversion.add_mutually_exclusive_group()
+    text.add_argument("--inversion-prompt", default="", metavar="TEXT", help="what the inversion is told")
+    text.add_argument("--invert-under-source", action="store_true", help="tell the inversion the source prompt")
+    inversion.add_argument("--save-trajectory", action="store_true", help="keep the latents of every noise level")
+    inversion.add_argument(
+        "--trajectories", metavar="DIR", help="folder of a former run with --save-trajectory, used again"
+    )
+    _add_frames(edit)
+    run = edit.add_argument_group("run")
+    run.add_argument("--seed", type=int, default=0, help="seed of every random number")
+    _add_accelerator(run)
+    run.add_argument("--dtype", default="auto", help="of the network: auto, float32, bfloat16, ...")
+    run.add_argument("--attention", default="auto", help="attention backend: auto, sdpa or xformers")
+    run.add_argument("--compile", nargs="?", const=True, default=False, metavar="MODE", help="torch.compile the blocks")
+    run.add_argument("--no-reconstruct", action="store_true", help="leave the reconstruction out")
+    run.add_argument("--share-pass", action="store_true", help="make all edits in one network pass a step")
+
+
+def _check_edit(args: argparse.Namespace) -> None:
+    """Refuse what cannot work: a source prompt that is not there, a folder whose trajectory this run would replace."""
+    if args.invert_under_source and not args.source_prompt:
+        got = repr(args.source_prompt)
+        raise argparse.ArgumentError(None, f"argument --invert-under-source: needs a --source-prompt, got {got}")
+    if args.trajectories is None or args.save_trajectory:
+        return
+    if os.path.realpath(args.trajectories) == os.path.realpath(args.output):
+        rule = "must not be the folder of --output without --save-trajectory"
+        raise argparse.ArgumentError(None, f"argument --trajectories: {rule}, got {args.trajectories!r}")
+
+
+def _add_vitality(verbs: Any) -> None:
+    vitality = verbs.add_parser(
+        "vitality",
+        help="scan which layers carry the source's structure",
+        description="Edit with one layer at a time reading the source, and measure how much closer to the source's "
+        "structure each edit gets. Without a VIDEO: on clips of moving shapes, whose edits have a known answer.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    vitality.add_argument("video", metavar="VIDEO", nargs="?", help="the file; unset: clips of moving shapes")
+    vitality.add_argument(
+        "--prompt", action="append", help="what the edit of the VIDEO shows; repeat it for more edits"
+    )
+    vitality.add_argument("--clips", type=int, help=f"how many clips of moving shapes; unset: {_VITALITY_CLIPS}")
+    _add_output(vitality)
+    _add_model(vitality)
+    _add_frames(vitality)
+    _add_accelerator(vitality)
+
+
+_VITALITY_CLIPS = 8
+_OF_A_VIDEO = ("prompt", "source_prompt", "negative_prompt", "num_frames", "start", "stride", "height", "width", "fit")
+
+
+def _check_vitality(args: argparse.Namespace) -> None:
+    """Refuse what would be ignored: the settings of a video without one, those of clips of shapes with one."""
+    if args.video is not None:
+        if args.prompt is None:
+            raise argparse.ArgumentError(None, "argument --prompt: must be given with a VIDEO")
+        if args.clips is not None:
+            raise argparse.ArgumentError(None, f"argument --clips: must not be given with a VIDEO, got {args.clips}")
+        return
+    unset = make_parser().parse_args(["vitality", "--output", args.output])
+    for name in _OF_A_VIDEO:
+        if (value := getattr(args, name)) != getattr(unset, name):
+            raise argparse.ArgumentError(None, f"argument --{name.replace('_', '-')}: needs a VIDEO, got {value!r}")
+    if args.clips is None:
+        args.clips = _VITALITY_CLIPS
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny", help="'tiny' (bundled), a folder, or a hub id")
+    parser.add_argument("--source-prompt", help="what the video shows")
+    parser.add_argument("--negative-prompt", default="", help="what guidance moves away from")
+    parser.add_argument("--guidance-scale", type=float, default=6.0, help="classifier-free guidance; 1 turns it off")
+    parser.add_argument("--num-inference-steps", "--steps", type=int, default=50, help="steps of each direction")
+
+
+def _add_frames(parser: argparse.ArgumentParser) -> None:
+    frames = parser.add_argument_group("frames")
     frames.add_argument("--num-frames", type=int, help="4k + 1; unset: the most that clip and model allow")
     frames.add_argument("--start", type=int, default=0, help="index of the first frame")
     frames.add_argument("--stride", type=_read_stride, default=1, help="every n-th frame, or 'spread' over the clip")
     frames.add_argument("--height", type=int, help="pixels; unset: the model's")
     frames.add_argument("--width", type=int, help="pixels; unset: the model's")
     frames.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop", help="how frames get that size")
-    run = edit.add_argument_group("run")
-    run.add_argument("--seed", type=int, default=0, help="seed of every random number")
-    run.add_argument("--accelerator", "--device", default="auto", help="auto, cpu, gpu, cuda or mps")
-    run.add_argument("--dtype", default="auto", help="of the network: auto, float32, bfloat16, ...")
-    run.add_argument("--attention", default="auto", help="attention backend: auto, sdpa or xformers")
-    run.add_argument("--compile", nargs="?", const=True, default=False, metavar="MODE", help="torch.compile the blocks")
-    run.add_argument("--no-reconstruct", action="store_true", help="leave the reconstruction out")
-    run.add_argument("--save-trajectory", action="store_true", help="keep the latents of every noise level")
+
+
+def _add_accelerator(parser: Any) -> None:
+    parser.add_argument("--accelerator", "--device", default="auto", help="auto, cpu, gpu, cuda or mps")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ddim_lightning.callbacks import ProgressPrinter
-from ddim_lightning.data.frames import choose_frames
 from ddim_lightning.data.shapes import WORDS, Scene, render
-from ddim_lightning.data.video import read_info
-from ddim_lightning.datamodule import VideoDataModule
 from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.report.tables import make_means, print_edits, print_paths, print_results
+from ddim_lightning.running import make_video_data, plain_warnings, predict, stdout_for_json
 from ddim_lightning.shapes_datamodule import ShapesDataModule
 from ddim_lightning.writer import RESULTS, VideoWriter, make_output_dir, read_results
 
@@ -42,52 +37,33 @@ def edit(args: argparse.Namespace) -> int:
         The exit status.
 
     Raises:
-        ValueError: The file is no video or too short, a prompt is blank, or an argument is out of its range.
-        OSError: The video cannot be read, or the output folder not be written to.
+        ValueError: The file is no video or too short, the mask or the trajectory does not fit it, a prompt is blank, or
+            an argument is out of its range.
+        OSError: The video, the mask or the trajectory cannot be read, or the output folder not be written to.
     """
-    if Path(args.video).is_dir():
-        raise IsADirectoryError(f"video: must be a file, got the folder {args.video!r} (predict takes folders)")
-    if not all(prompt.strip() for prompt in args.prompt):
-        raise ValueError(f"prompt: must not be blank, got {args.prompt}")
     module = DDIMInversionModule(
         args.model,
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
         inverter=args.inverter,
         editor=args.editor,
+        inversion_prompt=None if args.invert_under_source else args.inversion_prompt,
+        timestep_spacing=args.timestep_spacing,
         reconstruct=not args.no_reconstruct,
         save_trajectory=args.save_trajectory,
+        trajectories=args.trajectories,
+        share_pass=args.share_pass,
         attention=args.attention,
         dtype=args.dtype,
         compile=args.compile,
         on_error="raise",
         seed=args.seed,
     )
-    data = VideoDataModule(
-        args.video,
-        prompts=args.prompt,
-        source_prompt=args.source_prompt,
-        negative_prompt=args.negative_prompt,
-        num_frames=args.num_frames,
-        start=args.start,
-        stride=args.stride,
-        height=args.height,
-        width=args.width,
-        fit=args.fit,
-    )
-    _check_video(args, module)
+    data = make_video_data(args, module, args.mask)
+    if args.trajectories is not None:
+        _check_trajectory(Path(args.trajectories, data.requests[0].id))
     records = _predict(module, data, args.output, accelerator=args.accelerator, quiet=args.quiet, as_json=args.json)
     return _finish(args.output, records, as_json=args.json, quiet=args.quiet)
-
-
-def _check_video(args: argparse.Namespace, module: DDIMInversionModule) -> None:
-    """Find out what is wrong with the file before gigabytes of weights are loaded for it."""
-    total = read_info(args.video).num_frames
-    limits = module.video_limits
-    try:
-        choose_frames(total, limits, start=args.start, num_frames=args.num_frames, stride=args.stride)
-    except ValueError as error:
-        raise ValueError(f"{args.video}: {error}") from None
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -123,11 +99,11 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
     Raises:
         argparse.ArgumentError: The arguments or a YAML file have an unknown key or a value of the wrong type.
     """
-    with _plain_warnings():
+    with plain_warnings():
         # Lightning fears that arguments given twice differ; here they are those of the process, tidied up.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
-        with _stdout_for_json(as_json):
+        with stdout_for_json(as_json):
             cli = (_PredictCLI if verb == "predict" else _TrainCLI)(args=[verb, *flags])
     if not cli.trainer.is_global_zero:
         return _DONE
@@ -205,23 +181,17 @@ def _predict(
     as_json: bool,
     callbacks: Sequence[Callback] = (),
 ) -> list[dict[str, Any]]:
-    """Run the job on one device, without Lightning's remarks; the records of all clips."""
+    """Run the job and write its results; the records of all clips."""
     make_output_dir(output_dir)
-    with _plain_warnings(), _stdout_for_json(as_json), _silent_lightning():
-        try:
-            trainer = Trainer(
-                accelerator=accelerator,
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                callbacks=[VideoWriter(output_dir), *([] if quiet else [ProgressPrinter()]), *callbacks],
-            )
-        except (MisconfigurationException, ValueError) as error:  # the only setting here that is the user's
-            raise ValueError(f"accelerator: must be one that is here, got {accelerator!r}: {error}") from error
-        trainer.predict(module, data, return_predictions=False)
+    writer = VideoWriter(output_dir)
+    predict(module, data, accelerator=accelerator, quiet=quiet, as_json=as_json, callbacks=[writer, *callbacks])
     return read_results(output_dir)
+
+
+def _check_trajectory(folder: Path) -> None:
+    """Find out that a former run has no trajectory of a clip; many clips may mix, but the only one was meant."""
+    if not (folder / "trajectory.safetensors").is_file():
+        raise FileNotFoundError(f"trajectories: {folder} must hold the trajectory of a run with --save-trajectory")
 
 
 class _TruthTable(Callback):
@@ -297,43 +267,3 @@ def _finish(
     if skipped:
         print(f"{len(skipped)} of {len(records)} clips were skipped, see {listed}", file=sys.stderr)
     return _SOME_SKIPPED if skipped else _DONE
-
-
-@contextlib.contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Show a warning as one line, without the line of code that raised it."""
-
-    def show(message: Any, *_: Any, **__: Any) -> None:
-        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        for category in (DeprecationWarning, FutureWarning):  # between our dependencies, not for who runs a command
-            warnings.simplefilter("ignore", category)
-        yield
-
-
-@contextlib.contextmanager
-def _silent_lightning() -> Iterator[None]:
-    """Keep Lightning from telling what devices there are, what to install, and how many workers it would take."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"lightning\.")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _stdout_for_json(as_json: bool) -> Iterator[None]:
-    """With JSON wanted, send all that is printed inside to stderr."""
-    if as_json:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    else:
-        yield

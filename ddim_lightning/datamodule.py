@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import get_args
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
 from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride
-from ddim_lightning.data.manifest import ClipRequest, Videos, find_clips
+from ddim_lightning.data.manifest import ClipRequest, Videos, check_file, find_clips
 from ddim_lightning.types import BadClip, Clip, VideoLimits
 
 
@@ -26,7 +27,7 @@ class VideoDataModule(LightningDataModule):
     Args:
         videos: A video, a folder, a glob, a list of videos, or a manifest: CSV or JSONL with the columns ``video``,
             ``prompts`` (in CSV separated by ``|``), ``source_prompt``, ``negative_prompt``, ``start``, ``num_frames``,
-            ``seed``, ``id``. What a row leaves out comes from the arguments below.
+            ``seed``, ``id``, ``mask``. What a row leaves out comes from the arguments below.
         prompts: The edits wanted of every clip.
         source_prompt: A description of the clips; an empty one is none.
         negative_prompt: What guidance moves away from.
@@ -37,6 +38,8 @@ class VideoDataModule(LightningDataModule):
         width: In pixels, likewise.
         fit: What happens to frames of another shape: ``crop`` keeps the aspect, ``pad`` adds black bars, ``stretch``
             distorts.
+        mask: A video or an image, white where the edits may change the clips; see `data.mask.read_mask`. ``None``
+            changes everything.
         num_workers: Processes that decode, >= 0.
 
     Raises:
@@ -57,6 +60,7 @@ class VideoDataModule(LightningDataModule):
         height: int | None = None,
         width: int | None = None,
         fit: Fit = "crop",
+        mask: str | os.PathLike[str] | None = None,
         num_workers: int = 2,
     ) -> None:
         super().__init__()
@@ -76,6 +80,7 @@ class VideoDataModule(LightningDataModule):
             negative_prompt=negative_prompt,
             start=start,
             num_frames=num_frames,
+            mask=None if mask is None else check_file(mask, "mask"),
         )
         self.requests = find_clips(videos, default)
         self.num_frames = num_frames

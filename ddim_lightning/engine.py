@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
-from ddim_lightning.diffusion.loop import edit, invert, reconstruct
+from ddim_lightning.diffusion.loop import edit, edit_together, invert, reconstruct
 from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.diffusion.trajectory import Inversion
 from ddim_lightning.models.conditioning import PromptEncoder
@@ -29,7 +30,7 @@ class InversionEngine:
         table: The step table, for both directions.
         inverter: The way up.
         editor: How new prompts meet the trajectory.
-        inversion_prompt: The text of the inversion.
+        inversion_prompt: The text of an inversion that is told no other; ``None`` where each clip brings its own.
     """
 
     components: Components
@@ -37,7 +38,7 @@ class InversionEngine:
     table: StepTable
     inverter: Inverter
     editor: Editor
-    inversion_prompt: str = ""
+    inversion_prompt: str | None = ""
 
     def __post_init__(self) -> None:
         self.denoiser = CogVideoXDenoiser(self.components.transformer, self.prompts)
@@ -65,14 +66,23 @@ class InversionEngine:
         """Decode latents to (b, f, c, h, w) floats in 0 .. 1."""
         return decode_latents(self.components.vae, latents)
 
-    def invert(self, latents: Latents, *, seed: int = 0, callback: StepCallback | None = None) -> Inversion:
-        """Find the noise of clean latents (b, f, c, h, w); see `diffusion.loop.invert`."""
+    def invert(
+        self, latents: Latents, *, prompt: str | None = None, seed: int = 0, callback: StepCallback | None = None
+    ) -> Inversion:
+        """Find the noise of clean latents (b, f, c, h, w); see `diffusion.loop.invert`.
+
+        Args:
+            latents: Clean latents.
+            prompt: The text of the inversion; the engine's own where it is ``None``.
+            seed: Of a method that draws random numbers.
+            callback: Called after every step.
+        """
         return invert(
             self.denoiser,
             latents,
             self.table,
             self.inverter,
-            prompt=self.inversion_prompt,
+            prompt=(self.inversion_prompt or "") if prompt is None else prompt,
             generator=torch.Generator().manual_seed(seed),
             callback=callback,
         )
@@ -87,3 +97,15 @@ class InversionEngine:
         """Rebuild under a new prompt; see `diffusion.loop.edit`."""
         generator = torch.Generator().manual_seed(seed)
         return edit(self.denoiser, inversion, self.editor, request, generator=generator, callback=callback)
+
+    def edit_together(
+        self,
+        inversion: Inversion,
+        requests: Sequence[EditRequest],
+        *,
+        seed: int = 0,
+        callback: Callable[..., None] | None = None,
+    ) -> list[Latents]:
+        """Rebuild under several prompts, in one network pass a step; see `diffusion.loop.edit_together`."""
+        generators = [torch.Generator().manual_seed(seed) for _ in requests]
+        return edit_together(self.denoiser, inversion, self.editor, requests, generators=generators, callback=callback)

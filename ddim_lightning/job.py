@@ -6,15 +6,31 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ddim_lightning.data.trajectory import read_trajectory
+from ddim_lightning.diffusion.masks import count_probe_rows, pool_mask
 from ddim_lightning.diffusion.trajectory import Inversion
 from ddim_lightning.engine import InversionEngine
+from ddim_lightning.fingerprint import check_fingerprint, make_fingerprint
+from ddim_lightning.metrics.diagnosis import diagnose
 from ddim_lightning.metrics.functional import psnr, ssim
 from ddim_lightning.runtime.timing import StageTimer
-from ddim_lightning.types import Clip, ClipResult, Edit, EditRequest, Frames, Latents, Progress, Stage, VideoLimits
+from ddim_lightning.types import (
+    Clip,
+    ClipResult,
+    Edit,
+    EditRequest,
+    Frames,
+    Latents,
+    Progress,
+    Stage,
+    Step,
+    VideoLimits,
+)
 
 Tick = Callable[..., None]
 
@@ -53,8 +69,10 @@ class ClipJob:
         clip: The clip.
         seed: Where every random number of this clip comes from.
         guidance_scale: Of the edits.
-        reconstruct: Also reconstruct, and measure how well.
+        reconstruct: Also reconstruct, measure how well, and diagnose the inversion.
         save_trajectory: Keep the trajectory in the result.
+        trajectories: Folder of a former run: a trajectory saved there for this clip is used instead of an inversion.
+        share_pass: Make all edits in one network pass a step, with the rows that they have in common evaluated once.
         on_progress: Called when a stage starts and after each of its steps.
     """
 
@@ -64,6 +82,8 @@ class ClipJob:
     guidance_scale: float
     reconstruct: bool = True
     save_trajectory: bool = False
+    trajectories: Path | None = None
+    share_pass: bool = False
     on_progress: Callable[[Progress], None] = lambda progress: None
     calls: dict[str, int] = field(default_factory=dict, init=False)
 
@@ -75,7 +95,10 @@ class ClipJob:
             EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
             for prompt in clip.prompts
         ]
-        self.rows_left = sum(self._plan_rows())
+        self._warnings = list(clip.warnings)
+        self._stored = self._find_trajectory()
+        self._plan = self._plan_rows()
+        self.rows_left = sum(self._plan.values())
 
     @torch.no_grad()
     def run(self) -> ClipResult:
@@ -83,35 +106,91 @@ class ClipJob:
 
         Returns:
             A result with status ``done``, everything in it on the CPU.
+
+        Raises:
+            ValueError: No source prompt where the inversion wants one, a stored trajectory of something else, a mask of
+                the wrong size, or latents that do not stay finite.
         """
-        engine, num_steps = self.engine, len(self.engine.table)
-        invert_rows, rebuild_rows, *edit_rows = self._plan_rows()
+        engine = self.engine
         source = self.clip.frames.to(engine.device)
+        prompt = engine.inversion_prompt if engine.inversion_prompt is not None else self.clip.source_prompt
+        if prompt is None:
+            raise ValueError("source_prompt: must be given where inversion_prompt is null, got None")
         with self._stage("encode", "encode", 1) as tick:
             latents = engine.encode(source)
             tick()
-        with self._stage("invert", "invert", num_steps, invert_rows) as tick:
-            inversion = engine.invert(latents, seed=self.seed, callback=tick)
+        self._place_mask(latents)
+        inversion = self._invert(latents, prompt)
+        returned = self._reconstruct(inversion) if self.reconstruct else None
+        return self._finish(source, latents, inversion, returned, self._edit(inversion))
+
+    def _invert(self, latents: Latents, prompt: str) -> Inversion:
+        """Invert, or take the trajectory of a former run."""
+        engine = self.engine
+        with self._stage("invert", "invert", len(engine.table), self._plan["invert"]) as tick:
+            if self._stored is None:
+                inversion = engine.invert(latents, prompt=prompt, seed=self.seed, callback=tick)
+            else:
+                tensors, metadata = read_trajectory(self._stored)
+                fingerprint = make_fingerprint(engine, self.clip.frames, prompt)
+                check_fingerprint(metadata.get("fingerprint", {}), fingerprint, str(self._stored))
+                on_device = {name: tensor.to(latents.device) for name, tensor in tensors.items()}
+                inversion = Inversion.from_dict(on_device, engine.inverter, prompt)
         self._check_finite("invert", inversion.levels)
-        rebuilt = None
-        if self.reconstruct:
-            with self._stage("reconstruct", "reconstruct", num_steps, rebuild_rows) as tick:
-                rebuilt = engine.reconstruct(inversion, callback=tick)
-            self._check_finite("reconstruct", rebuilt)
-        edited = []
-        for k, (request, rows) in enumerate(zip(self.requests, edit_rows, strict=True), 1):
-            with self._stage("edit", f"edit {k}/{len(self.requests)}", num_steps, rows) as tick:
-                edited.append(engine.edit(inversion, request, seed=self.seed, callback=tick))
-            self._check_finite("edit", edited[-1])
-        return self._finish(source, latents, inversion, rebuilt, edited)
+        return inversion
+
+    def _reconstruct(self, inversion: Inversion) -> list[Latents]:
+        """Come back from the noise; the latents of every level, the reconstruction itself last."""
+        returned = [inversion.state[0]]
+        with self._stage("reconstruct", "reconstruct", len(inversion.table), self._plan["reconstruct"]) as tick:
+
+            def keep(step: Step, latents: Latents) -> None:
+                returned.append(latents)
+                tick()
+
+            returned[-1] = self.engine.reconstruct(inversion, callback=keep)
+        self._check_finite("reconstruct", returned[-1])
+        return returned
+
+    def _edit(self, inversion: Inversion) -> list[Latents]:
+        """Make the edits, one after the other or all in one pass."""
+        engine, editor = self.engine, self.engine.editor
+        num_steps, count = len(engine.table) - editor.first_step, len(self.requests)
+        edited: list[Latents] = []
+        if self.share_pass and count > 1:
+            with self._stage("edit", f"edits 1-{count}", num_steps, self._plan["edits"]) as tick:
+                edited = engine.edit_together(inversion, self.requests, seed=self.seed, callback=tick)
+        else:
+            for k, request in enumerate(self.requests, 1):
+                with self._stage("edit", f"edit {k}/{count}", num_steps, self._plan["edits"] // count) as tick:
+                    edited.append(engine.edit(inversion, request, seed=self.seed, callback=tick))
+        for latents in edited:
+            self._check_finite("edit", latents)
+        return edited
+
+    def _place_mask(self, latents: Latents) -> None:
+        """Bring the clip's mask to the size of its latents, and into the requests."""
+        if self.clip.mask is None:
+            return
+        if self.clip.mask.shape != self.clip.frames[:, 0].shape:
+            size, frames = tuple(self.clip.mask.shape), tuple(self.clip.frames[:, 0].shape)
+            raise ValueError(f"mask: must have the frames, height and width of the clip, {frames}, got {size}")
+        spatial = self.clip.frames.shape[-1] // latents.shape[-1]
+        mask = pool_mask(self.clip.mask, self.engine.components.limits.temporal, spatial).to(latents)
+        self.requests = [replace(request, mask=mask) for request in self.requests]
 
     def _finish(
-        self, source: Frames, latents: Latents, inversion: Inversion, rebuilt: Latents | None, edited: list[Latents]
+        self,
+        source: Frames,
+        latents: Latents,
+        inversion: Inversion,
+        returned: list[Latents] | None,
+        edited: list[Latents],
     ) -> ClipResult:
         """Decode what was made, measure it and gather the result."""
         result = ClipResult(replace(self.clip, frames=self.clip.frames.cpu()), "done", seed=self.seed)
         videos: list[Tensor] = []
-        to_decode = [latents, *([] if rebuilt is None else [rebuilt]), *edited]
+        to_decode = [latents, *([] if returned is None else returned[-1:]), *edited]
         with self._stage("decode", "decode", len(to_decode)) as tick:
             for clean in to_decode:
                 videos.append(self.engine.decode(clean)[0])
@@ -122,19 +201,23 @@ class ClipJob:
             ceiling, *videos = videos
             result.vae_round_trip = _quantise(ceiling)
             result.metrics["vae"] = _compare(ceiling, pixels)
-            if rebuilt is not None:
+            reconstruction = None
+            if returned is not None:
                 reconstruction, *videos = videos
                 result.reconstruction = _quantise(reconstruction)
                 result.metrics["reconstruction"] = _compare(reconstruction, pixels) | _compare(
                     reconstruction, ceiling, "_vs_vae"
                 )
+            result.diagnosis = diagnose(inversion.levels, returned, ceiling, reconstruction)
             result.edits = [
                 Edit(request.prompt, _quantise(video), clean.cpu(), _compare(video, pixels, "_vs_source"))
                 for request, video, clean in zip(self.requests, videos, edited, strict=True)
             ]
-        result.trajectory = inversion.to_dict() if self.save_trajectory else None
+        if self.save_trajectory:
+            result.trajectory = inversion.to_dict()
+            result.fingerprint = make_fingerprint(self.engine, self.clip.frames, inversion.prompt)
         result.seconds, result.peak_gib, result.calls = dict(self.timer.seconds), self.timer.peak_gib, self.calls
-        result.warnings = [*self.clip.warnings, *self.engine.prompts.get_warnings(self._list_prompts())]
+        result.warnings = [*self._warnings, *self.engine.prompts.get_warnings(self._list_prompts())]
         return result
 
     def _check_finite(self, stage: Stage, values: Tensor) -> None:
@@ -142,14 +225,33 @@ class ClipJob:
             dtype = str(self.engine.components.transformer.dtype).removeprefix("torch.")
             raise ValueError(f"{stage}: values must stay finite, got infinity or NaN with dtype {dtype}")
 
-    def _plan_rows(self) -> list[int]:
-        """Rows of the inversion, of the reconstruction and of each edit."""
-        engine, num_steps = self.engine, len(self.engine.table)
-        edits = [engine.editor.count_calls(request, num_steps) for request in self.requests]
-        return [engine.inverter.count_calls(num_steps), num_steps if self.reconstruct else 0, *edits]
+    def _find_trajectory(self) -> Path | None:
+        """Return the file of a former run's trajectory of this clip, if there is to be one and it is there."""
+        if self.trajectories is None:
+            return None
+        path = self.trajectories / self.clip.id / "trajectory.safetensors"
+        if path.is_file():
+            return path
+        self._warnings.append(f"trajectories: {path} is not there, so the clip was inverted")
+        return None
+
+    def _plan_rows(self) -> dict[str, int]:
+        """Rows of the inversion, of the reconstruction and of all edits."""
+        engine, count = self.engine, len(self.requests)
+        rows = 0
+        if self.requests:
+            together = count if self.share_pass else 1
+            rows = count // together * engine.editor.count_calls(self.requests[0], engine.table, together)
+            if engine.editor.velocity_mask is not None and self.clip.mask is None:
+                rows += count * count_probe_rows(engine.table)
+        return {
+            "invert": engine.inverter.count_calls(len(engine.table)) if self._stored is None else 0,
+            "reconstruct": len(engine.table) if self.reconstruct else 0,
+            "edits": rows,
+        }
 
     def _list_prompts(self) -> list[str]:
-        prompts = [self.engine.inversion_prompt, *self.clip.prompts, self.clip.negative_prompt]
+        prompts = [self.engine.inversion_prompt or "", *self.clip.prompts, self.clip.negative_prompt]
         return prompts if self.clip.source_prompt is None else [*prompts, self.clip.source_prompt]
 
     @contextmanager

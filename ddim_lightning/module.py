@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -48,9 +49,15 @@ class DDIMInversionModule(LightningModule):
         inverter: The way up: an `Inverter`, a class name of `ddim_lightning.diffusion.inverters`, the class path of
             your own, or ``{class_path, init_args}``.
         editor: How a new prompt meets the trajectory: likewise, an `Editor` of `ddim_lightning.diffusion.editors`.
-        inversion_prompt: The text of the inversion and the reconstruction.
-        reconstruct: Also reconstruct every clip, and measure how well.
+        inversion_prompt: The text of the inversion and the reconstruction; ``None`` takes each clip's source prompt.
+        timestep_spacing: ``trailing``, as CogVideoX is published, or ``angle``: even in angles; see `make_step_table`.
+        zero_snr: Whether inversions reach the first level of the table, pure noise; without, one step fewer is taken.
+        reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion.
         save_trajectory: Put the latents of all levels into the result.
+        trajectories: Output folder of a former run with ``save_trajectory``: a clip whose trajectory lies there is not
+            inverted again. The trajectory must be of the same clip, model, schedule, inverter and prompt.
+        share_pass: Make all edits of a clip in one network pass a step, with the source's row evaluated once. Results
+            then depend, within rounding, on how many prompts a clip has.
         attention: ``auto``, ``sdpa``, ``xformers``, or the dotted path of a function of your own.
         dtype: ``auto`` (bfloat16 on an accelerator, float32 on a CPU), ``bfloat16``, ``float16`` or ``float32``.
         compile: Compile the transformer's blocks: ``True``, or a mode of `torch.compile`.
@@ -71,9 +78,13 @@ class DDIMInversionModule(LightningModule):
         guidance_scale: float = 6.0,
         inverter: Inverter | PartSpec | None = None,
         editor: Editor | PartSpec | None = None,
-        inversion_prompt: str = "",
+        inversion_prompt: str | None = "",
+        timestep_spacing: Literal["trailing", "angle"] = "trailing",
+        zero_snr: bool = True,
         reconstruct: bool = True,
         save_trajectory: bool = False,
+        trajectories: str | None = None,
+        share_pass: bool = False,
         attention: str = "auto",
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         compile: bool | str = False,  # noqa: A002
@@ -88,7 +99,11 @@ class DDIMInversionModule(LightningModule):
         if not 0 <= guidance_scale < math.inf:
             raise ValueError(f"guidance_scale: must be finite and not negative, got {guidance_scale}")
         check_compile_mode(compile)
-        for name, value, allowed in (("dtype", dtype, ("auto", *DTYPES)), ("on_error", on_error, ("skip", "raise"))):
+        for name, value, allowed in (
+            ("dtype", dtype, ("auto", *DTYPES)),
+            ("on_error", on_error, ("skip", "raise")),
+            ("timestep_spacing", timestep_spacing, ("trailing", "angle")),
+        ):
             if value not in allowed:
                 raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
@@ -99,8 +114,12 @@ class DDIMInversionModule(LightningModule):
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
         self.inversion_prompt = inversion_prompt
+        self.timestep_spacing = timestep_spacing
+        self.zero_snr = zero_snr
         self.reconstruct = reconstruct
         self.save_trajectory = save_trajectory
+        self.trajectories = trajectories
+        self.share_pass = share_pass
         self.attention = attention
         self.dtype_name = dtype
         self.compile_mode = compile
@@ -116,8 +135,12 @@ class DDIMInversionModule(LightningModule):
             "inverter": describe_part(self.inverter),
             "editor": describe_part(self.editor),
             "inversion_prompt": inversion_prompt,
+            "timestep_spacing": timestep_spacing,
+            "zero_snr": zero_snr,
             "reconstruct": reconstruct,
             "save_trajectory": save_trajectory,
+            "trajectories": trajectories,
+            "share_pass": share_pass,
             "attention": attention,
             "dtype": dtype,
             "compile": compile,
@@ -164,14 +187,16 @@ class DDIMInversionModule(LightningModule):
         dtype = DTYPES[default if self.dtype_name == "auto" else self.dtype_name]
         attend = resolve_attention(self.attention, device)
         parts = load_components(self.model, device=device, dtype=dtype, require_rotary=self.require_rotary)
-        self.editor.check(len(parts.transformer.transformer_blocks), self.num_inference_steps)
+        self.editor.check(len(parts.transformer.transformer_blocks), self.num_inference_steps - (not self.zero_snr))
         apply_attention(parts.transformer, attend)
         if self.compile_mode:
             apply_compile(parts.transformer.transformer_blocks, self.compile_mode)
         assert parts.tokenizer is not None
         assert parts.text_encoder is not None
         prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
-        table = make_step_table(parts.scheduler, self.num_inference_steps)
+        table = make_step_table(
+            parts.scheduler, self.num_inference_steps, spacing=self.timestep_spacing, zero_snr=self.zero_snr
+        )
         self._engine = InversionEngine(parts, prompts, table, self.inverter, self.editor, self.inversion_prompt)
         if self.training_options is not None:
             # Only what trains becomes a submodule, and with it a part of checkpoints and of what Lightning moves.
@@ -198,7 +223,7 @@ class DDIMInversionModule(LightningModule):
             self._keep_text_encoder()
             rank_zero_info("The data module lists no prompts (all_prompts): the text encoder stays in memory.")
             return
-        self.encode_prompts([self.inversion_prompt, "", *list_prompts()])
+        self.encode_prompts([self.inversion_prompt or "", "", *list_prompts()])
         if "text_encoder" not in self._get_trained_parts():
             self.components.text_encoder = None
             self.engine.prompts.release()
@@ -237,6 +262,8 @@ class DDIMInversionModule(LightningModule):
                 guidance_scale=self.guidance_scale,
                 reconstruct=self.reconstruct,
                 save_trajectory=self.save_trajectory,
+                trajectories=None if self.trajectories is None else Path(self.trajectories),
+                share_pass=self.share_pass,
                 on_progress=self._report,
             )
             result = job.run()
@@ -266,10 +293,10 @@ class DDIMInversionModule(LightningModule):
         self._compute_loss(batch, f"validation/{batch_idx}/{self.global_rank}", 0.0, "val/loss")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW over what trains, with linear warm-up and one cosine over the whole training."""
+        """The optimiser of what trains, with linear warm-up and one cosine over the whole training."""
         options = {k: v for k, v in asdict(self._get_training()).items() if k not in ("parts", "caption_dropout")}
         num_steps = int(self.trainer.estimated_stepping_batches)
-        return cast(OptimizerLRScheduler, make_optimizer(self.parameters(), num_steps, **options))
+        return cast(OptimizerLRScheduler, make_optimizer(self.named_parameters(), num_steps, **options))
 
     def _get_training(self) -> Training:
         if self.training_options is None:

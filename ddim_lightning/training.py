@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ddim_lightning.diffusion.objective import velocity_loss
 from ddim_lightning.diffusion.steps import add_noise
 from ddim_lightning.engine import InversionEngine
 from ddim_lightning.models.network import run_network
+from ddim_lightning.optimizers import MuonAdamW, is_block_matrix
 from ddim_lightning.types import Latents
 
 
@@ -24,17 +25,20 @@ class Training:
     Args:
         parts: ``transformer``, ``text_encoder`` or both; whatever is not named stays frozen and out of checkpoints.
         caption_dropout: Chance, 0 .. 1, that a caption is replaced by the empty one, which guidance needs.
-        learning_rate: Peak of AdamW's learning rate.
+        optimizer: ``adamw``, or ``muon``: Muon for the matrices inside the transformer's blocks and AdamW for the
+            rest, which learns more from a step when a model trains from scratch.
+        learning_rate: Peak of the learning rate.
         betas: AdamW's moments.
-        weight_decay: AdamW's weight decay.
+        weight_decay: The optimiser's weight decay.
         warmup_steps: Steps of linear warm-up.
 
     Raises:
-        ValueError: A part that cannot train, or a chance out of range.
+        ValueError: A part that cannot train, an optimiser that is not known, or a chance out of range.
     """
 
     parts: tuple[str, ...] = ("transformer",)
     caption_dropout: float = 0.1
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
@@ -45,6 +49,8 @@ class Training:
             raise ValueError(f"training.parts: must be of transformer, text_encoder, got {self.parts}")
         if not 0.0 <= self.caption_dropout <= 1.0:
             raise ValueError(f"training.caption_dropout: must lie in 0 .. 1, got {self.caption_dropout}")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"training.optimizer: must be adamw or muon, got {self.optimizer!r}")
 
 
 def draw_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
@@ -101,32 +107,48 @@ def compute_loss(
 
 
 def make_optimizer(
-    parameters: Iterable[Tensor],
+    parameters: Iterable[tuple[str, Tensor]],
     num_steps: int,
     *,
+    optimizer: str = "adamw",
     learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
     warmup_steps: int,
 ) -> dict[str, Any]:
-    """Make AdamW with linear warm-up and one cosine over the whole training.
+    """Make an optimiser with linear warm-up and one cosine over the whole training.
 
     Args:
-        parameters: What trains.
+        parameters: What trains, with names.
         num_steps: Optimiser steps of the training, where the cosine ends.
+        optimizer: ``adamw`` or ``muon``; see `Training`.
         learning_rate: The peak.
         betas: AdamW's moments.
-        weight_decay: AdamW's weight decay.
+        weight_decay: The optimiser's weight decay.
         warmup_steps: Steps of linear warm-up.
 
     Returns:
         What `LightningModule.configure_optimizers` returns.
+
+    Raises:
+        ValueError: Muon without a matrix to train.
     """
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+    named = list(parameters)
+    made: torch.optim.Optimizer
+    if optimizer == "muon":
+        matrices = [parameter for name, parameter in named if is_block_matrix(name, parameter)]
+        others = [parameter for name, parameter in named if not is_block_matrix(name, parameter)]
+        if not matrices:
+            names = ", ".join(sorted({name.split(".")[0] for name, _ in named}))
+            raise ValueError(f"training.optimizer: muon needs weight matrices of transformer blocks, got only {names}")
+        made = MuonAdamW(matrices, others, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay)
+    else:
+        every = [parameter for _, parameter in named]
+        made = torch.optim.AdamW(every, lr=learning_rate, betas=betas, weight_decay=weight_decay)
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / max(warmup_steps, 1))
         return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / num_steps)))
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    scheduler = torch.optim.lr_scheduler.LambdaLR(made, factor)
+    return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal, Protocol
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 Latents = Float[Tensor, "b f c h w"]
@@ -109,12 +109,15 @@ class EditRequest:
         negative_prompt: What guidance moves away from.
         source_prompt: A description of the source clip, or ``None`` when there is none.
         guidance_scale: Classifier-free guidance scale, >= 0; 1 turns guidance off.
+        mask: (1, f, 1, h, w) float at the latents' size, 1 where the video may change and 0 where the trajectory is
+            kept; ``None`` changes everything.
     """
 
     prompt: str
     negative_prompt: str = ""
     source_prompt: str | None = None
     guidance_scale: float = 6.0
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,8 @@ class Clip:
         selection: Which frames of the file these are; ``None`` for clips that come from no file.
         source: The file, for its audio; ``None`` when there is none.
         warnings: Sentences for the result.
+        mask: (f, h, w) bool, True where the edits may change the video; ``None`` changes everything.
+        mask_source: The file of the mask; ``None`` when there is none.
     """
 
     id: str
@@ -184,6 +189,8 @@ class Clip:
     selection: FrameSelection | None = None
     source: str | None = None
     warnings: tuple[str, ...] = ()
+    mask: Bool[Tensor, "f h w"] | None = None
+    mask_source: str | None = None
 
 
 @dataclass
@@ -219,7 +226,9 @@ class ClipResult:
         reconstruction: (f, c, h, w) uint8, or ``None`` when not asked for.
         edits: One per prompt, in order.
         trajectory: `Inversion.to_dict()` on the CPU when it is to be saved, else ``None``.
+        fingerprint: What the trajectory belongs to; saved and checked with it.
         metrics: ``{"vae": {"psnr": dB, "ssim": ..}, "reconstruction": {"psnr": .., "psnr_vs_vae": .., ..}}``.
+        diagnosis: What the inversion looks like, and what is off; JSON-ready (see `metrics.diagnosis`).
         seconds: Wall time by stage.
         calls: Rows through the transformer by stage.
         peak_gib: Peak device memory by stage; empty on a CPU.
@@ -235,7 +244,9 @@ class ClipResult:
     reconstruction: Frames | None = None
     edits: list[Edit] = field(default_factory=list)
     trajectory: dict[str, Tensor] | None = None
+    fingerprint: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     peak_gib: dict[str, float] = field(default_factory=dict)

@@ -184,6 +184,7 @@ def write_clip(result: ClipResult, output_dir: Path, *, sheets: bool = True) -> 
     if result.trajectory is not None:
         files["trajectory"] = "trajectory.safetensors"
         metadata = {"schema": SCHEMA, "id": clip.id, "seed": result.seed, "settings": result.settings}
+        metadata["fingerprint"] = result.fingerprint
         write_trajectory(partial / "trajectory.safetensors", result.trajectory, metadata)
     record = make_record(result, files)
     (partial / "result.json").write_text(_dump(record, indent=2) + "\n", encoding="utf-8")
@@ -229,6 +230,7 @@ def make_record(result: ClipResult, files: Mapping[str, Any]) -> dict[str, Any]:
             "reconstruction": _finite(result.metrics.get("reconstruction", {})),
             "edits": [_finite(edit.metrics) for edit in result.edits],
         },
+        "diagnosis": dict(result.diagnosis),
         "seconds": _finite(result.seconds),
         "calls": dict(result.calls),
         "peak_gib": _finite(result.peak_gib),
@@ -242,7 +244,11 @@ def make_record(result: ClipResult, files: Mapping[str, Any]) -> dict[str, Any]:
 def _clip_settings(clip: Any) -> dict[str, Any]:
     if not isinstance(clip, Clip):
         return {}
-    return {"source_prompt": clip.source_prompt, "negative_prompt": clip.negative_prompt}
+    return {
+        "source_prompt": clip.source_prompt,
+        "negative_prompt": clip.negative_prompt,
+        "mask": clip.mask_source or clip.mask is not None,
+    }
 
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
@@ -283,6 +289,7 @@ def _write_sheet(result: ClipResult, clip: Clip, path: Path) -> None:
         rows.append(Row(f"edit {index:02d}", edit.frames, edit.prompt))
     count, _, height, width = clip.frames.shape
     facts = [f"{count} frames", f"{float(clip.fps):.4g} fps", f"{width} x {height}", f"seed {result.seed}"]
+    facts += [] if clip.mask is None else [f"mask {Path(clip.mask_source).name if clip.mask_source else 'given'}"]
     shown = ("model", "num_inference_steps", "guidance_scale", "inverter", "editor")
     facts += [f"{name} {_short(result.settings[name])}" for name in shown if name in result.settings]
     write_sheet(path, rows, title=clip.id, subtitle="  ·  ".join(facts), fps=clip.fps)

@@ -12,6 +12,7 @@ from typing import Any
 import av
 import pytest
 import torch
+from PIL import Image
 
 import ddim_lightning.cli
 import ddim_lightning.module
@@ -35,7 +36,7 @@ def test_defaults_are_those_of_the_module_and_the_data_module():
             if flag in args and parameter.default is not inspect.Parameter.empty and name != "prompts":
                 assert args[flag] == parameter.default, name
                 compared.add(name)
-    assert len(compared) >= 17
+    assert len(compared) >= 22
     assert args["no_reconstruct"] is False
 
 
@@ -56,6 +57,24 @@ def test_prompts_and_specs():
     spec = {"class_path": "KVInjection", "init_args": {"strength": 0.5}}
     assert parse("--editor", json.dumps(spec))["editor"] == spec
     assert parse("--compile", "max-autotune")["compile"] == "max-autotune"
+
+
+def test_what_cannot_work_together_is_wrong_usage(capsys: pytest.CaptureFixture[str]):
+    for words, said in {
+        (
+            "--inversion-prompt",
+            "x",
+            "--invert-under-source",
+        ): "argument --invert-under-source: not allowed with argument "
+        "--inversion-prompt (see ddim-lightning edit --help)",
+        ("--invert-under-source",): "argument --invert-under-source: needs a --source-prompt, got None",
+        ("--trajectories", "./out"): "argument --trajectories: must not be the folder of --output without "
+        "--save-trajectory, got './out'",
+        ("--timestep-spacing", "even"): "argument --timestep-spacing: invalid choice: 'even' (choose from 'trailing', "
+        "'angle') (see ddim-lightning edit --help)",
+    }.items():
+        assert main([*EDIT, *words]) == 2
+        assert capsys.readouterr().err == f"error: {said}\n"
 
 
 def test_env_is_printed_for_people_and_for_machines(capsys: pytest.CaptureFixture[str]):
@@ -95,6 +114,7 @@ def here(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> P
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").write_text("x")
+    Image.new("L", (24, 16)).save(tmp_path / "black.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "key.yaml").write_text("model: {init_args: {num_inference_stepz: 3}}\n")
     (tmp_path / "top.yaml").write_text("network: {init_args: {num_inference_steps: 3}}\n")
@@ -128,6 +148,15 @@ PREDICT = ["predict", "--writer.output_dir=out", "--data.videos"]
         (["edit", "good.mp4", "--model", "euler"], 1, "scheduler: must be one of CogVideoXDDIMScheduler, CogVideoXDPM"),
         (["edit", "good.mp4", "--output", "/proc/x/y"], 1, "output_dir: must be a folder that can be written to"),
         (["edit", "good.mp4", "--output", "file/out"], 1, "output_dir: must be a folder that can be written to"),
+        (["edit", "good.mp4", "--mask", "gone.png"], 1, "error: mask gone.png does not exist"),
+        (["edit", "good.mp4", "--mask", "text.mp4"], 1, "error: mask: text.mp4 is not a video that can be read"),
+        (["edit", "good.mp4", "--mask", "short.mp4"], 1, "have as many frames as good.mp4, 5, got 4"),
+        (
+            ["edit", "good.mp4", "--mask", "black.png"],
+            1,
+            "error: mask: black.png must be white somewhere within 64 x 64 pixels",
+        ),
+        (["edit", "good.mp4", "--trajectories", "empty"], 1, "trajectories: empty/good must hold the trajectory of a"),
         (["edit", "good.mp4", "--inverter", "Nope"], 1, "inverter: 'Nope' could not be found"),
         (["edit", "good.mp4", "--inverter", "{oops"], 2, "argument --inverter: must be a name, a class path, or JSON"),
         (["edit", "good.mp4", "--stride", "two"], 2, "argument --stride: must be a number or 'spread', got 'two'"),
@@ -180,6 +209,8 @@ def test_a_mistake_is_one_line_and_no_traceback(
         (["short.mp4"], "short.mp4: too few frames"),
         (["good.mp4", "--start", "1"], "good.mp4: too few frames: 4 of 5"),
         (["good.mp4", "--width", "25"], "width must be a positive multiple of 8 pixels, got 25"),
+        (["good.mp4", "--mask", "short.mp4"], "mask: short.mp4 must be an image or have as many frames as good.mp4"),
+        (["good.mp4", "--trajectories", "empty"], "trajectories: empty/good must hold the trajectory"),
         (["good.mp4"], "RuntimeError: the weights are loaded"),
     ],
 )

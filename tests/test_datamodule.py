@@ -8,6 +8,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
+from PIL import Image
 
 from ddim_lightning.data.video import read_clip, write_video
 from ddim_lightning.datamodule import VideoDataModule
@@ -40,6 +41,12 @@ class Foreign(LightningModule):
 
     def predict_step(self, batch: Clip | BadClip, batch_idx: int) -> Clip | BadClip:
         return batch
+
+
+class Sized(Foreign):
+    """One that says what it takes."""
+
+    video_limits = LIMITS
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +189,21 @@ def test_a_default_is_blamed_on_the_argument_and_a_cell_on_its_row(tmp_path, cli
         make_trainer(devices=1).predict(Recorder(tmp_path / "seen"), VideoDataModule(path, num_frames=8))
     with pytest.raises(ValueError, match=r"^.*clips\.csv row 3: num_frames must be 4k \+ 1 and at least 5, got 7$"):
         make_trainer(devices=1).predict(Recorder(tmp_path / "seen"), VideoDataModule(path))
+
+
+def test_one_mask_holds_for_all_clips_and_a_bad_one_stops_none(tmp_path, clips):
+    Image.new("L", (64, 40), 255).save(tmp_path / "all.png")
+    Image.new("L", (40, 64), 255).save(tmp_path / "tall.png")
+    (tmp_path / "clips.csv").write_text(f"video,mask\n{clips}/clip0.mp4,\n{clips}/clip1.mp4,tall.png\n")
+    (tmp_path / "seen").mkdir()
+    data = VideoDataModule(tmp_path / "clips.csv", mask=tmp_path / "all.png")  # masks pass from worker processes too
+    good, bad = make_trainer(devices=1).predict(Sized(), data)
+    assert good.mask.shape == (9, 32, 48)
+    assert good.mask.all()
+    shapes = f"must have the shape of {clips}/clip1.mp4, 64 x 40, got 40 x 64"
+    assert bad.reason == f"mask: {tmp_path}/tall.png {shapes}"
+    with pytest.raises(FileNotFoundError, match=r"^mask .*gone\.png does not exist$"):
+        VideoDataModule(clips, mask=str(tmp_path / "gone.png"))
 
 
 @pytest.mark.parametrize(

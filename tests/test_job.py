@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from ddim_lightning import Clip, DDIMInversionModule, KVInjection
+from ddim_lightning import BDIA, Clip, DDIMInversionModule, EditFriendly, Inverter, KVInjection, UniInv
+from ddim_lightning.data.trajectory import write_trajectory
+from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.engine import InversionEngine
 from ddim_lightning.job import ClipJob, make_clip_seed
 from ddim_lightning.types import ClipResult, Progress
@@ -40,8 +43,9 @@ def test_result_of_a_clip(engine: InversionEngine) -> None:
     assert [edit.prompt for edit in result.edits] == list(PROMPTS)
     assert result.edits[0].latents.shape == (1, 3, 8, 6, 10)
     assert result.trajectory is not None and result.trajectory["levels"].shape == (4, 1, 3, 8, 6, 10)
-    # Uni-Inv: a call a step and one for the residual; K/V injection: two guided rows and one source row, twice.
-    assert result.calls == {"invert": 4, "reconstruct": 3, "edit": 18}
+    # Uni-Inv: a call a step, five more next to clean, one for the residual; K/V injection: two guided rows and one
+    # source row, twice.
+    assert result.calls == {"invert": 9, "reconstruct": 3, "edit": 18}
     assert set(result.seconds) == {"encode", "invert", "reconstruct", "edit", "decode", "measure"}
     assert all(seconds > 0 for seconds in result.seconds.values()) and result.peak_gib == {}
     assert set(result.metrics) == {"vae", "reconstruction"}
@@ -64,7 +68,7 @@ def test_metrics_are_measured_on_what_was_made(engine: InversionEngine) -> None:
 
 def test_inversion_alone(engine: InversionEngine) -> None:
     result = run(engine, make_clip(prompts=()), reconstruct=False, save_trajectory=True)
-    assert result.calls == {"invert": 4} and result.edits == []
+    assert result.calls == {"invert": 9} and result.edits == []
     assert set(result.metrics) == {"vae"} and result.vae_round_trip is not None
     assert result.reconstruction is None and result.trajectory is not None
 
@@ -93,7 +97,7 @@ def test_progress_covers_every_stage_and_step(engine: InversionEngine) -> None:
         ticks = [p for p in seen if p.label == label]
         assert [p.done for p in ticks] == list(range(ticks[0].total + 1))
     left = {p.label: p.rows_left for p in seen}
-    assert left == {"encode": 25, "invert": 21, "reconstruct": 18, "edit 1/2": 9, "edit 2/2": 0, "decode": 0}
+    assert left == {"encode": 30, "invert": 21, "reconstruct": 18, "edit 1/2": 9, "edit 2/2": 0, "decode": 0}
     assert {p.rows for p in seen if p.stage == "edit"} == {3.0}
 
 
@@ -136,3 +140,134 @@ def test_seed_of_a_clip() -> None:
     seeds = {make_clip_seed(seed, name) for seed in (0, 1) for name in ("a", "b")}
     assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds)
     assert make_clip_seed(0, "a") == make_clip_seed(0, "a")
+
+
+def test_edits_in_one_pass_share_the_source_row(engine: InversionEngine) -> None:
+    apart, together = run(engine, make_clip()), run(engine, make_clip(), share_pass=True)
+    assert apart.calls["edit"] == 3 * 2 * (2 + 1) and together.calls["edit"] == 3 * (2 * 2 + 1)
+    for one, other in zip(apart.edits, together.edits, strict=True):
+        assert one.prompt == other.prompt
+        torch.testing.assert_close(one.latents, other.latents, rtol=0, atol=1e-4)
+    assert not torch.equal(together.edits[0].frames, together.edits[1].frames)
+
+
+def test_progress_of_a_shared_pass_ends_with_nothing_left(engine: InversionEngine) -> None:
+    ticks: list[Progress] = []
+    run(engine, make_clip(), share_pass=True, on_progress=ticks.append)
+    edits = [tick for tick in ticks if tick.stage == "edit"]
+    assert {tick.label for tick in edits} == {"edits 1-2"} and [tick.done for tick in edits] == [0, 1, 2, 3]
+    assert edits[0].rows == 5 and ticks[-1].rows_left == 0
+
+
+def test_a_later_start_is_a_shorter_stage(engine: InversionEngine) -> None:
+    engine.editor = KVInjection(first_step=2)
+    ticks: list[Progress] = []
+    try:
+        result = run(engine, make_clip(prompts=PROMPTS[:1]), on_progress=ticks.append)
+    finally:
+        engine.editor = KVInjection()
+    assert result.calls["edit"] == 3 and [tick.total for tick in ticks if tick.stage == "edit"] == [1, 1]
+
+
+def test_inversion_under_each_clips_own_source_prompt(engine: InversionEngine) -> None:
+    clip = make_clip(source_prompt=PROMPTS[1], prompts=())
+    told = run(engine, clip, save_trajectory=True)
+    engine.inversion_prompt = None
+    try:
+        own = run(engine, clip, save_trajectory=True)
+        with pytest.raises(ValueError, match="source_prompt: must be given where inversion_prompt is null, got None"):
+            run(engine, make_clip())
+    finally:
+        engine.inversion_prompt = ""
+    assert told.fingerprint["prompt"] == "" and own.fingerprint["prompt"] == PROMPTS[1]
+    assert own.trajectory is not None
+    assert told.trajectory is not None
+    with torch.no_grad():
+        expected = engine.invert(engine.encode(clip.frames), prompt=PROMPTS[1]).levels
+    assert torch.equal(own.trajectory["levels"], expected) and not torch.equal(told.trajectory["levels"], expected)
+
+
+def save(result: ClipResult, folder: Path) -> None:
+    (folder / result.clip.id).mkdir()
+    assert result.trajectory is not None
+    path = folder / result.clip.id / "trajectory.safetensors"
+    write_trajectory(path, result.trajectory, {"fingerprint": result.fingerprint})
+
+
+@pytest.mark.parametrize("inverter", [UniInv(), BDIA(), EditFriendly()])
+def test_a_stored_trajectory_is_as_good_as_an_inversion(
+    inverter: Inverter, engine: InversionEngine, tmp_path: Path
+) -> None:
+    engine.inverter = inverter
+    try:
+        first = run(engine, make_clip(), save_trajectory=True)
+        save(first, tmp_path)
+        again = run(engine, make_clip(), trajectories=tmp_path)
+    finally:
+        engine.inverter = UniInv()
+    assert again.calls["invert"] == 0 < first.calls["invert"]
+    assert torch.equal(first.reconstruction, again.reconstruction)  # type: ignore[arg-type]
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(first.edits, again.edits, strict=True))
+
+
+def test_a_clip_without_a_stored_trajectory_is_inverted(engine: InversionEngine, tmp_path: Path) -> None:
+    result = run(engine, make_clip(), trajectories=tmp_path)
+    assert result.calls["invert"] == 9
+    path = tmp_path / "clip" / "trajectory.safetensors"
+    assert f"trajectories: {path} is not there, so the clip was inverted" in result.warnings
+
+
+@pytest.mark.parametrize("differs", ["clip", "inverter", "prompt", "schedule", "model"])
+def test_a_trajectory_of_something_else_is_refused(differs: str, engine: InversionEngine, tmp_path: Path) -> None:
+    made = run(engine, make_clip(), save_trajectory=True)
+    save(made, tmp_path)
+    clip, table = make_clip(), engine.table
+    weight = engine.components.transformer.proj_out.weight
+    if differs == "clip":
+        clip.frames = clip.frames.flip(0)
+    if differs == "inverter":
+        engine.inverter = UniInv(clean_iterations=1)
+    if differs == "prompt":
+        engine.inversion_prompt = "a circle"
+    if differs == "schedule":
+        engine.table = StepTable(table.timesteps[1:], table.angles[1:])
+    if differs == "model":
+        weight.data += 1e-3
+    try:
+        with pytest.raises(ValueError, match=f"trajectories: .* must be of this run's {differs} "):
+            run(engine, clip, trajectories=tmp_path)
+    finally:
+        engine.inverter, engine.inversion_prompt, engine.table = UniInv(), "", table
+        if differs == "model":
+            weight.data -= 1e-3
+
+
+@pytest.mark.parametrize("share_pass", [False, True])
+def test_edits_stay_within_the_clips_mask(share_pass: bool, engine: InversionEngine) -> None:
+    mask = torch.zeros(9, 24, 40, dtype=torch.bool)
+    mask[3, 4:8, 8:12] = True  # one latent: frames 1 .. 4, rows 4 .. 7, columns 8 .. 11
+    result = run(engine, make_clip(mask=mask), share_pass=share_pass, save_trajectory=True)
+    assert result.trajectory is not None
+    inside = torch.zeros(1, 3, 8, 6, 10, dtype=torch.bool)
+    inside[:, 1, :, 1, 2] = True
+    for edit in result.edits:
+        changed = edit.latents != result.trajectory["levels"][-1]
+        assert bool(changed[inside].all()) and not bool(changed[~inside].any())
+
+
+def test_a_mask_of_another_size_is_refused(engine: InversionEngine) -> None:
+    with pytest.raises(ValueError, match=r"mask: must have the frames, height and width of the clip, \(9, 24, 40\)"):
+        run(engine, make_clip(mask=torch.ones(9, 40, 24, dtype=torch.bool)))
+
+
+def test_diagnosis_of_the_inversion(engine: InversionEngine) -> None:
+    result = run(engine, make_clip(), save_trajectory=True)
+    diagnosis = result.diagnosis
+    assert result.trajectory is not None
+    noise = result.trajectory["levels"][0].double()
+    assert diagnosis["noise"]["std"] == pytest.approx(float(noise.std(correction=0)))
+    assert len(diagnosis["level_errors"]) == 4 and diagnosis["level_errors"][0] == 0.0
+    assert set(diagnosis["colour"]) == {"source", "reconstruction"} and isinstance(diagnosis["problems"], list)
+    json.dumps(diagnosis)
+    alone = run(engine, make_clip(prompts=()), reconstruct=False).diagnosis
+    assert set(alone) == {"noise", "problems"}

@@ -9,15 +9,16 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride, make_size
 from ddim_lightning.data.manifest import ClipRequest
-from ddim_lightning.data.video import read_clip
+from ddim_lightning.data.mask import read_mask
+from ddim_lightning.data.video import read_clip, read_info
 from ddim_lightning.types import BadClip, Clip, VideoLimits
 
 
 class VideoDataset(Dataset[Clip | BadClip]):
     """Clips read from files, at the size and length of a model.
 
-    A file that cannot be read becomes a `BadClip`; what is wrong with the settings is raised here, before any file is
-    opened.
+    A file or a mask that cannot be read becomes a `BadClip`; what is wrong with the settings is raised here, before
+    any file is opened.
 
     Args:
         requests: The clips wanted.
@@ -79,6 +80,10 @@ class VideoDataset(Dataset[Clip | BadClip]):
                 width=self.width,
                 fit=self.fit,
             )
+            mask = None
+            if request.mask is not None:
+                info = read_info(request.video)
+                mask = read_mask(request.mask, info, choice, height=self.height, width=self.width, fit=self.fit)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())  # the name of a file may have several lines
             return BadClip(request.id, source, reason=reason, prompts=request.prompts)
@@ -93,6 +98,8 @@ class VideoDataset(Dataset[Clip | BadClip]):
             selection=choice.selection,
             source=source,
             warnings=(choice.warning,) if choice.warning else (),
+            mask=mask,
+            mask_source=None if request.mask is None else str(request.mask),
         )
 
 

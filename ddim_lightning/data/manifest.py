@@ -43,6 +43,7 @@ class ClipRequest:
         num_frames: How many frames; ``None`` is as many as possible.
         seed: The clip's own seed, >= 0; ``None`` derives it from the module's seed and ``id``.
         origin: The row of the manifest it came from, for messages; empty when there is none.
+        mask: A video or an image, white where the edits may change the clip; ``None`` changes everything.
     """
 
     video: Path = Path()
@@ -54,6 +55,7 @@ class ClipRequest:
     num_frames: int | None = None
     seed: int | None = None
     origin: str = ""
+    mask: Path | None = None
 
 
 Videos = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -76,10 +78,10 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
         ValueError: If no video is found, or a manifest breaks a rule.
     """
     if not isinstance(videos, (str, os.PathLike)):
-        paths = [Path(video).expanduser() for video in videos]
+        paths = [Path(video) for video in videos]
         if not paths:
             raise ValueError("videos must name at least one file, got an empty list")
-        return _assign_ids([replace(default, video=_check_file(path)) for path in paths])
+        return _assign_ids([replace(default, video=check_file(path, "video")) for path in paths])
     path = Path(videos).expanduser()
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
         return _assign_ids(read_manifest(path, default))
@@ -88,7 +90,7 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
     elif glob.has_magic(str(path)) and not path.exists():
         paths = _only_videos(Path(name) for name in glob.iglob(str(path), recursive=True))
     else:
-        paths = [_check_file(path)]
+        paths = [check_file(path, "video")]
     if not paths:
         raise ValueError(f"videos must name at least one file, but {path} holds no video ({_suffixes()})")
     return _assign_ids([replace(default, video=path) for path in paths])
@@ -98,8 +100,9 @@ def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
     """Read a list of clips: CSV with a header, or JSONL with an object a line, in UTF-8.
 
     The columns are ``video`` (required, relative to the manifest), ``prompts``, ``source_prompt``, ``negative_prompt``,
-    ``start``, ``num_frames``, ``seed`` and ``id``. In CSV several prompts are separated by ``|``; in JSONL they are a
-    list of strings, or one string. An empty cell, ``null`` and a column that is left out mean the default.
+    ``start``, ``num_frames``, ``seed``, ``id`` and ``mask`` (a file, relative to the manifest). In CSV several prompts
+    are separated by ``|``; in JSONL they are a list of strings, or one string. An empty cell, ``null`` and a column
+    that is left out mean the default.
 
     Args:
         path: The manifest, ``.csv`` or ``.jsonl``.
@@ -109,7 +112,7 @@ def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
         One request a row, in order; ``id`` is empty where the row gives none.
 
     Raises:
-        OSError: If the manifest or a video in it is missing or a folder; always the exact subclass.
+        OSError: If the manifest or a file in it is missing or a folder; always the exact subclass.
         ValueError: If a row breaks a rule; the message names the column and the row (the header of a CSV is row 1, as
             in a spreadsheet; the rows of a JSONL are its lines).
     """
@@ -136,11 +139,21 @@ def _suffixes() -> str:
     return " ".join(sorted(VIDEO_SUFFIXES))
 
 
-def _check_file(path: Path) -> Path:
+def check_file(path: str | os.PathLike[str], what: str) -> Path:
+    """Check that a file is there, whatever it holds.
+
+    Args:
+        path: The file; ``~`` is the user's folder.
+        what: What it is meant to be, for messages.
+
+    Raises:
+        OSError: If it does not exist or is a folder; always the exact subclass.
+    """
+    path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"video {path} does not exist")
+        raise FileNotFoundError(f"{what} {path} does not exist")
     if path.is_dir():
-        raise IsADirectoryError(f"video {path} is a folder, not a file")
+        raise IsADirectoryError(f"{what} {path} is a folder, not a file")
     return path
 
 
@@ -199,10 +212,13 @@ def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipReq
             raise ValueError(f"{origin}, column {name}: {error}, got {value!r}") from None
     if "video" not in values:
         raise ValueError(f"{origin}, column video: must name a file, got nothing")
-    try:
-        values["video"] = _check_file(path.parent / Path(values["video"]).expanduser())
-    except OSError as error:
-        raise type(error)(f"{origin}, column video: {error}") from None
+    for name in ("video", "mask"):
+        if name not in values:
+            continue
+        try:
+            values[name] = check_file(path.parent / Path(values[name]).expanduser(), name)
+        except OSError as error:
+            raise type(error)(f"{origin}, column {name}: {error}") from None
     return replace(default, **values)
 
 
@@ -247,6 +263,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "num_frames": _parse_integer,
     "seed": _parse_integer,
     "id": _parse_id,
+    "mask": _parse_text,
 }
 
 

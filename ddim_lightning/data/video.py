@@ -6,34 +6,28 @@ import errno
 import os
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 import torch
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.error import FFmpegError
-from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
 from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, fit_frame, make_size
-from ddim_lightning.data.sound import copy_sound
+from ddim_lightning.data.mp4 import SCALER, check_frames, write_mp4
 from ddim_lightning.types import Frames, VideoLimits
 
-# swscale's full chroma interpolation, full chroma input, accurate rounding and bit-exact output, as its header numbers
-# them. Its default is biased by a grey level and costs a round trip 5 dB.
-_SCALER = int(Interpolation.BICUBIC) | 0x2000 | 0x4000 | 0x40000 | 0x80000
-# FFmpeg's numbers for the matrix, the primaries and the transfer function alike.
-_BT709, _UNSPECIFIED = 1, 2
+_UNSPECIFIED = 2  # as FFmpeg numbers matrices of colours
 _HD_HEIGHT = 720
 
 
@@ -47,6 +41,7 @@ class VideoInfo:
         fps: Frames per second; the mean where the rate varies.
         height: In pixels, as shown: after the rotation in the metadata.
         width: In pixels, as shown.
+        pixel_aspect: Width over height of a pixel as it is meant to be shown.
         duration_s: Length of the video stream in seconds.
         has_audio: Whether there is sound.
     """
@@ -56,6 +51,7 @@ class VideoInfo:
     fps: Fraction
     height: int
     width: int
+    pixel_aspect: Fraction
     duration_s: float
     has_audio: bool
 
@@ -87,10 +83,11 @@ def read_info(path: str | os.PathLike[str]) -> VideoInfo:
         stream = _video_stream(path, container)
         frame = next(_decode(path, container, stream, timeline, [0]))
         height, width = _to_rgb(frame).shape[1:]
+        pixel_aspect = _pixel_aspect(stream, frame)
         fps = _frame_rate(path, stream)
         num_frames = len(timeline.pts)
         has_audio = bool(container.streams.audio)
-    return VideoInfo(path, num_frames, fps, height, width, float(num_frames / fps), has_audio)
+    return VideoInfo(path, num_frames, fps, height, width, pixel_aspect, float(num_frames / fps), has_audio)
 
 
 def read_clip(
@@ -138,12 +135,30 @@ def read_clip(
     with _reading(path) as container:
         stream = _video_stream(path, container)
         for i, frame in enumerate(_decode(path, container, stream, timeline, choice.indices)):
-            pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
-            if _quarter_turns(frame) % 2:
-                pixel_aspect = 1 / pixel_aspect
-            frames[i] = fit_frame(_to_rgb(frame), height, width, fit, pixel_aspect=pixel_aspect)
+            frames[i] = fit_frame(_to_rgb(frame), height, width, fit, pixel_aspect=_pixel_aspect(stream, frame))
         fps = _frame_rate(path, stream) / choice.stride
     return frames, fps, choice
+
+
+def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Iterator[Tensor]:
+    """Read frames of a video or an image file as they are, one at a time.
+
+    Args:
+        path: The file; an image has one frame.
+        indices: Where the frames stand in the file, ascending.
+
+    Yields:
+        (c, h, w) uint8, turned as the metadata say.
+
+    Raises:
+        OSError: If there is no such file, it is a folder, or it may not be read; always the exact subclass.
+        ValueError: If it is neither a video nor an image that can be read, or is damaged.
+    """
+    path = Path(path)
+    timeline = _read_timeline(path)
+    with _reading(path) as container:
+        for frame in _decode(path, container, _video_stream(path, container), timeline, indices):
+            yield _to_rgb(frame)
 
 
 def write_video(
@@ -174,7 +189,7 @@ def write_video(
         ValueError: If an argument breaks its rule.
     """
     path = Path(path)
-    _check_frames(frames, fps)
+    check_frames(frames, fps)
     with nullcontext() if audio_from is None else _open(Path(audio_from)) as sound:
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
@@ -182,35 +197,18 @@ def write_video(
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                _write_mp4(partial, frames, fps, crf, sound, Fraction(audio_start_s))
+                write_mp4(partial, frames, fps, crf, sound, Fraction(audio_start_s))
             except FFmpegError as error:
                 if sound is None or isinstance(error, OSError):
                     raise
                 warnings.warn(f"no sound was copied: that of {audio_from} is damaged: {error.strerror}", stacklevel=2)
-                _write_mp4(partial, frames, fps, crf)
+                write_mp4(partial, frames, fps, crf)
             partial.replace(path)
         except OSError as error:
             raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
         finally:
             with suppress(OSError):
                 partial.unlink()
-
-
-def _write_mp4(
-    path: Path,
-    frames: Tensor,
-    fps: Fraction,
-    crf: int,
-    sound: InputContainer | None = None,
-    sound_start_s: Fraction = Fraction(0),
-) -> None:
-    options = {"movflags": "faststart", "fflags": "+bitexact"}
-    with av.open(f"file:{path}", "w", format="mp4", options=options) as output:
-        packets = _encode(output, frames, fps, crf)
-        if sound is not None:
-            packets += copy_sound(sound, output, sound_start_s, len(frames) / fps)
-        for packet in sorted(packets, key=lambda packet: (packet.dts or 0) * packet.time_base):
-            output.mux(packet)
 
 
 def _open(path: Path) -> InputContainer:
@@ -278,7 +276,7 @@ def _read_timeline(path: Path) -> _Timeline:
 
 
 def _decode(
-    path: Path, container: InputContainer, stream: VideoStream, timeline: _Timeline, indices: list[int]
+    path: Path, container: InputContainer, stream: VideoStream, timeline: _Timeline, indices: Sequence[int]
 ) -> Iterator[VideoFrame]:
     """Yield the frames at ``indices``, which ascend."""
     wanted = {timeline.pts[i] for i in indices}
@@ -307,42 +305,16 @@ def _quarter_turns(frame: VideoFrame) -> int:
     return round(frame.rotation / 90)
 
 
+def _pixel_aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
+    """Width over height of a pixel, after the turn in the metadata."""
+    aspect = stream.sample_aspect_ratio or Fraction(1)
+    return 1 / aspect if _quarter_turns(frame) % 2 else aspect
+
+
 def _to_rgb(frame: VideoFrame) -> Tensor:
     """Convert to (c, h, w) uint8, turned as the metadata say."""
     colorspace = None
     if frame.colorspace == _UNSPECIFIED and not frame.format.is_rgb:
         colorspace = Colorspace.ITU709 if min(frame.height, frame.width) >= _HD_HEIGHT else Colorspace.ITU601
-    pixels = frame.to_ndarray(format="rgb24", src_colorspace=colorspace, interpolation=_SCALER, threads=1)
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace=colorspace, interpolation=SCALER, threads=1)
     return torch.from_numpy(np.asarray(pixels)).permute(2, 0, 1).rot90(_quarter_turns(frame), dims=(1, 2))
-
-
-def _check_frames(frames: Tensor, fps: Fraction) -> None:
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or not len(frames):
-        raise ValueError(f"frames must be (f, 3, h, w) uint8 with f >= 1, got {tuple(frames.shape)} {frames.dtype}")
-    height, width = frames.shape[2:]
-    if height % 2 or width % 2:
-        raise ValueError(f"frames must have an even height and width (4:2:0), got {height} x {width}")
-    if fps <= 0:
-        raise ValueError(f"fps must be > 0, got {fps}")
-
-
-def _encode(output: OutputContainer, frames: Tensor, fps: Fraction, crf: int) -> list[Packet[Any]]:
-    rate = fps.limit_denominator(1 << 16)  # FFmpeg's fractions are of 32 bits
-    # With the macroblock tree of x264's assembly, equal frames gave other bytes depending on what memory held before.
-    stream = output.add_stream("libx264", rate=rate, options={"crf": str(crf), "x264-params": "mbtree=0"})
-    stream.height, stream.width = frames.shape[2:]
-    stream.pix_fmt = "yuv420p"
-    context = stream.codec_context
-    context.time_base = 1 / rate
-    context.thread_count = 1  # otherwise the bytes depend on the machine
-    context.color_range = ColorRange.MPEG
-    context.colorspace = context.color_primaries = context.color_trc = _BT709
-    packets: list[Packet[Any]] = []
-    for i, pixels in enumerate(frames):
-        array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
-        frame = VideoFrame.from_ndarray(array, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", interpolation=_SCALER, threads=1
-        )
-        frame.pts, frame.time_base = i, 1 / rate
-        packets += stream.encode(frame)
-    return packets + stream.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,8 @@ def load_components(model: str, *, device: torch.device, dtype: torch.dtype, req
         model: ``tiny``, a folder, or a hub id ``owner/name``.
         device: Where the weights go, without a copy on the host and without offload.
         dtype: Of all weights.
-        require_rotary: Whether a transformer without rotary position embeddings is refused.
+        require_rotary: Whether a transformer without rotary position embeddings is refused; where it is not, a warning
+            says what is not known of such models.
 
     Raises:
         FileNotFoundError: No such folder, or a part of it is missing.
@@ -73,6 +75,12 @@ def load_components(model: str, *, device: torch.device, dtype: torch.dtype, req
     """
     checkpoint = read_checkpoint(model, weights=True, require_rotary=require_rotary)
     configs = checkpoint.configs
+    if not configs["transformer"]["use_rotary_positional_embeddings"]:
+        warnings.warn(
+            f"model: {model} has no rotary position embeddings; DDIM inversion of such models was not validated on "
+            "released weights, only on small random ones",
+            stacklevel=2,
+        )
     scheduler, inverse_scheduler = make_schedulers(configs["scheduler"])
     with _hidden_progress_bars():
         return Components(

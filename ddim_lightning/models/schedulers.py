@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import CogVideoXDDIMScheduler, DDIMInverseScheduler
 
-from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.diffusion.schedule import StepTable, make_angle
 
 COGVIDEOX_5B_SCHEDULER: dict[str, Any] = {
     "beta_end": 0.012,
@@ -100,24 +100,49 @@ def check_schedulers(scheduler: CogVideoXDDIMScheduler, inverse: DDIMInverseSche
     _check_walk(copy.copy(scheduler), copy.copy(inverse))
 
 
-def make_step_table(scheduler: CogVideoXDDIMScheduler, num_inference_steps: int) -> StepTable:
+def make_step_table(
+    scheduler: CogVideoXDDIMScheduler,
+    num_inference_steps: int,
+    *,
+    spacing: Literal["trailing", "angle"] = "trailing",
+    zero_snr: bool = True,
+) -> StepTable:
     """Make the step table of a scheduler, which stays as it is.
 
     Args:
         scheduler: The sampling scheduler.
         num_inference_steps: Number of steps, 1 .. ``num_train_timesteps``.
+        spacing: ``trailing``, even in timesteps, as CogVideoX is published; ``angle``, even in angles, as far as whole
+            timesteps allow: every step is then the same rotation, that next to clean included.
+        zero_snr: Whether the table reaches its first level, pure noise; without, it has one step fewer.
 
     Raises:
-        ValueError: ``num_inference_steps`` is out of range.
+        ValueError: ``num_inference_steps`` is out of range for this spacing.
     """
     most = scheduler.config.num_train_timesteps
     if not 1 <= num_inference_steps <= most:
         raise ValueError(f"num_inference_steps: must be 1 .. {most}, got {num_inference_steps}")
+    if not zero_snr and num_inference_steps == 1:
+        raise ValueError("num_inference_steps: must be at least 2 without the zero-SNR level, got 1")
     sampler = copy.copy(scheduler)
     sampler.set_timesteps(num_inference_steps)
     # For some counts, 61 for example, rounding gives diffusers a step too many, at timestep -1.
-    timesteps = [t for t in sampler.timesteps.tolist() if t >= 0]
-    return StepTable.make(scheduler.alphas_cumprod, timesteps, float(scheduler.final_alpha_cumprod))
+    timesteps, clean = [t for t in sampler.timesteps.tolist() if t >= 0], float(scheduler.final_alpha_cumprod)
+    if spacing == "angle":
+        timesteps = _space_angles(scheduler.alphas_cumprod, num_inference_steps, clean)
+    return StepTable.make(scheduler.alphas_cumprod, timesteps if zero_snr else timesteps[1:], clean)
+
+
+def _space_angles(alphas_cumprod: torch.Tensor, num_inference_steps: int, final_alpha_cumprod: float) -> list[int]:
+    """Return the timesteps whose angles are nearest to an even division between noise and clean."""
+    angles = [make_angle(float(alpha)) for alpha in alphas_cumprod]
+    turn = (angles[-1] - make_angle(final_alpha_cumprod)) / num_inference_steps
+    wanted = [angles[-1] - i * turn for i in range(num_inference_steps)]
+    timesteps = [min(range(len(angles)), key=lambda t: abs(angles[t] - angle)) for angle in wanted]
+    if len(set(timesteps)) < num_inference_steps:
+        rule = f"spacing 'angle' must not come to a timestep twice (the cleanest one has {angles[0]:.3g} radians)"
+        raise ValueError(f"num_inference_steps: {rule}, got {num_inference_steps}")
+    return timesteps
 
 
 def _replace_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DistributedSampler
 
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
@@ -63,6 +64,24 @@ def test_a_bad_file_does_not_stop_its_neighbours(tmp_path, carphone):
     ]
     assert isinstance(good, Clip)
     assert good.frames.shape == (9, 3, 32, 48)
+
+
+def test_a_mask_is_cut_as_its_clip_and_a_bad_one_makes_a_bad_clip(tmp_path, carphone):
+    for name, box in {"right": (100, 0, 176, 144), "edge": (0, 0, 176, 6), "none": (0, 0, 0, 0)}.items():
+        image = Image.new("L", (176, 144))
+        image.paste(255, box)
+        image.save(tmp_path / f"{name}.png")
+    requests = [ClipRequest(carphone, name, mask=tmp_path / f"{name}.png") for name in ("right", "edge", "none")]
+    right, edge, none = VideoDataset(requests, limits=LIMITS)
+    assert isinstance(right, Clip)
+    assert right.mask.shape == right.frames[:, 0].shape
+    # column 100 of 176, of 48
+    assert not right.mask[:, :, :27].any()
+    assert right.mask[:, :, 28:].all()
+    for bad, name in ((edge, "edge"), (none, "none")):  # a crop cuts the upper edge away
+        reason = f"mask: {tmp_path}/{name}.png must be white somewhere within 32 x 48 pixels, got black everywhere"
+        assert bad == BadClip(name, str(carphone), reason)
+    assert VideoDataset([ClipRequest(carphone, "all")], limits=LIMITS)[0].mask is None
 
 
 def test_a_reason_is_one_line_whatever_the_file_is_called(tmp_path):

@@ -124,6 +124,16 @@ def test_jsonl(folder):
     assert (two.id, two.video, two.origin) == ("Ω-1", folder / "c.MKV", f"{path} row 3")
 
 
+def test_masks_are_relative_to_the_manifest_too(folder):
+    default = ClipRequest(mask=folder / "notes.txt")
+    (folder / "more" / "clips.csv").write_text("video,mask\nd.mp4,../a.mov\nd.mp4,\n")
+    masks = [request.mask for request in find_clips(folder / "more" / "clips.csv", default)]
+    assert masks == [folder / "more" / ".." / "a.mov", folder / "notes.txt"]
+    row = {"video": "d.mp4", "mask": str(folder / "b.mp4")}
+    (folder / "more" / "clips.jsonl").write_text(json.dumps(row))
+    assert find_clips(folder / "more" / "clips.jsonl", default)[0].mask == folder / "b.mp4"
+
+
 def test_columns_may_come_in_any_order_and_be_left_out(folder):
     (folder / "clips.csv").write_text("id,video\nx,b.mp4\n")
     assert names(read_manifest(folder / "clips.csv", DEFAULT)) == [("x", "b.mp4")]
@@ -157,7 +167,7 @@ def test_given_ids_come_before_made_ones(folder):
             "video,prompt\nb.mp4,x\n",
             (
                 "clips.csv row 1, column 'prompt': must be one of video, prompts, source_prompt, negative_prompt, "
-                "start, num_frames, seed, id"
+                "start, num_frames, seed, id, mask"
             ),
         ),
         ("video,seed,video\nb.mp4,1,b.mp4\n", "clips.csv row 1, column video: must appear once, got 2"),
@@ -200,17 +210,19 @@ def test_mistakes_in_a_jsonl_name_row_and_column(folder, line, message):
         find_clips(path, DEFAULT)
 
 
+@pytest.mark.parametrize("column", ["video", "mask"])
 @pytest.mark.parametrize(
     ("name", "error", "rest"),
     [("x.mp4", FileNotFoundError, "does not exist"), ("more", IsADirectoryError, "is a folder, not a file")],
 )
-def test_files_missing_from_a_manifest_name_the_row(folder, name, error, rest):
+def test_files_missing_from_a_manifest_name_the_row(folder, column, name, error, rest):
     path = folder / "clips.csv"
-    path.write_text(f"video\nb.mp4\n{name}\n")
+    row = {"video": "b.mp4", "mask": "b.mp4", column: name}
+    path.write_text(f"video,mask\nb.mp4,\n{row['video']},{row['mask']}\n")
     with pytest.raises(error) as caught:
         find_clips(path, DEFAULT)
     assert type(caught.value) is error
-    assert str(caught.value) == f"{path} row 3, column video: video {folder / name} {rest}"
+    assert str(caught.value) == f"{path} row 3, column {column}: {column} {folder / name} {rest}"
 
 
 def test_a_manifest_must_be_utf8(folder):

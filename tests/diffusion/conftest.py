@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.types import Branch, Step
 
 DEVIATION = 0.3
-MEANS = {"": 0.0, "left": -0.7, "right": 0.9}
+MEANS = {"": 0.0, "left": -0.7, "right": 0.9, "up": 0.4}
 SCHEDULE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -52,6 +54,10 @@ class GaussianDenoiser:
 
     def __init__(self) -> None:
         self.seen: list[tuple[list[Branch], Step, Tensor | None]] = []
+
+    @property
+    def rows(self) -> int:
+        return sum(len(branch.prompts) * len(branch.latents) for branches, _, _ in self.seen for branch in branches)
 
     def __call__(self, branches: Sequence[Branch], step: Step, strength: Tensor | None = None) -> list[Tensor | None]:
         self.seen.append((list(branches), step, strength))
@@ -96,3 +102,34 @@ def make_table():  # type: ignore[no-untyped-def]
         return StepTable.make(scheduler.alphas_cumprod, scheduler.timesteps.tolist())
 
     return make
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The bundled model as a `Denoiser`, the latents of one clip and what the clip shows."""
+
+    denoiser: Any
+    clean: Tensor
+    caption: str
+    tables: dict[int, StepTable]
+
+
+@pytest.fixture(scope="session")
+def trained() -> Trained:
+    from ddim_lightning.data.shapes import render, sample_scene
+    from ddim_lightning.data.streams import make_generator
+    from ddim_lightning.models.attention import apply_attention, sdpa_attention
+    from ddim_lightning.models.conditioning import PromptEncoder
+    from ddim_lightning.models.denoiser import CogVideoXDenoiser
+    from ddim_lightning.models.loading import load_components
+    from ddim_lightning.models.schedulers import make_step_table
+    from ddim_lightning.models.vae import encode_video
+
+    parts = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)
+    apply_attention(parts.transformer, sdpa_attention)
+    prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
+    scene = sample_scene(make_generator(3, "test", 0))
+    with torch.inference_mode():
+        latents = encode_video(parts.vae, render(scene)[None])
+    tables = {n: make_step_table(parts.scheduler, n) for n in (5, 10, 50)}
+    return Trained(CogVideoXDenoiser(parts.transformer, prompts), latents.clone(), scene.caption, tables)

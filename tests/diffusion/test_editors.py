@@ -1,13 +1,13 @@
-"""K/V injection: which branches it asks for, at which strength, and what it does with what comes back."""
+"""What editors ask the model for, above all K/V injection, and what they do with what comes back."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ddim_lightning.diffusion.editors import KVInjection
-from ddim_lightning.diffusion.inverters import UniInv
-from ddim_lightning.diffusion.loop import edit, invert
+from ddim_lightning.diffusion.editors import Editor, InversionFree, KVInjection, ResidualReplay
+from ddim_lightning.diffusion.inverters import DDIM, UniInv
+from ddim_lightning.diffusion.loop import edit, edit_together, invert
 from ddim_lightning.diffusion.steps import forward_step
 from ddim_lightning.types import EditRequest
 
@@ -15,17 +15,17 @@ REQUEST = EditRequest("right", negative_prompt="left", guidance_scale=6.0)
 
 
 @pytest.fixture
-def inversion(toy, clean, make_table):  # type: ignore[no-untyped-def]
+def inversion(toy, clean, make_table):
     found = invert(toy, clean, make_table(10), UniInv(), prompt="left")
     toy.seen.clear()
     return found
 
 
-def run(toy, inversion, editor, request=REQUEST, seed=0):  # type: ignore[no-untyped-def]
+def run(toy, inversion, editor, request=REQUEST, seed=0):
     return edit(toy, inversion, editor, request, generator=torch.Generator().manual_seed(seed))
 
 
-def test_default_is_one_shared_source_row_on_the_trajectory(toy, inversion) -> None:  # type: ignore[no-untyped-def]
+def test_default_is_one_shared_source_row_on_the_trajectory(toy, inversion):
     run(toy, inversion, KVInjection())
     assert len(toy.seen) == 10
     for branches, step, strength in toy.seen:
@@ -37,25 +37,25 @@ def test_default_is_one_shared_source_row_on_the_trajectory(toy, inversion) -> N
     assert torch.equal(toy.seen[0][0][0].latents, inversion.levels[0])
 
 
-def test_shared_row_is_told_the_source_prompt_when_there_is_one(toy, inversion) -> None:  # type: ignore[no-untyped-def]
+def test_shared_row_is_told_the_source_prompt_when_there_is_one(toy, inversion):
     run(toy, inversion, KVInjection(), EditRequest("right", source_prompt="", guidance_scale=6.0))
     assert {branches[1].prompt for branches, _, _ in toy.seen} == {""}
 
 
-def test_paired_rows_are_the_scripts(toy, inversion) -> None:  # type: ignore[no-untyped-def]
+def test_paired_rows_are_the_scripts(toy, inversion):
     run(toy, inversion, KVInjection(source_rows="paired"))
     for branches, _, _ in toy.seen:
         assert branches[0].prompts == branches[1].prompts == ("left", "right")
 
 
-def test_update_is_a_ddim_step_of_the_target(toy, inversion) -> None:  # type: ignore[no-untyped-def]
+def test_update_is_a_ddim_step_of_the_target(toy, inversion):
     landed = run(toy, inversion, KVInjection())
     branches, step, strength = toy.seen[-1]
     velocity = toy(branches, step, strength)[0]
     assert torch.equal(landed, forward_step(branches[0].latents, velocity, step))
 
 
-def test_ranges_of_layers_and_steps(toy, inversion) -> None:  # type: ignore[no-untyped-def]
+def test_ranges_of_layers_and_steps(toy, inversion):
     run(toy, inversion, KVInjection(layers=(1, 3), steps=(2, 5), strength=0.25))
     reading = {step.i: strength for branches, step, strength in toy.seen if len(branches) == 2}
     assert set(reading) == {2, 3, 4}
@@ -65,31 +65,149 @@ def test_ranges_of_layers_and_steps(toy, inversion) -> None:  # type: ignore[no-
 
 
 @pytest.mark.parametrize("editor", [KVInjection(strength=0.0), KVInjection(layers=(2, 2)), KVInjection(steps=(3, 3))])
-def test_nothing_to_read_is_no_source_row_at_all(editor: KVInjection, toy, inversion) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_to_read_is_no_source_row_at_all(editor: KVInjection, toy, inversion):
     run(toy, inversion, editor)
     assert all(len(branches) == 1 and strength is None for branches, _, strength in toy.seen)
 
 
+PAIRED = {"source_rows": "paired"}
+EDITORS = [
+    KVInjection(),
+    KVInjection(**PAIRED),
+    KVInjection(steps=(2, 6)),
+    KVInjection(steps=(2, None), **PAIRED),
+    KVInjection(strength=0.0),
+    KVInjection(layers=(1, 1)),
+    *(KVInjection(source_rows=rows, source_text=text) for rows in ("shared", "paired") for text in ("source", "edit")),
+    KVInjection(source_text="inversion", **PAIRED),
+    KVInjection(guidance_steps=(3, 7)),
+    KVInjection(guidance_steps=(3, 7), steps=(5, 9), **PAIRED),
+    KVInjection(guidance="script_dynamic"),
+    KVInjection(negative="source"),
+    KVInjection(first_step=3, steps=(1, 6)),
+    KVInjection(first_step=9, initial="k_rnr", **PAIRED),
+    KVInjection(source="replayed"),
+    KVInjection(source="replayed", strength=0.0, source_text="edit"),
+    KVInjection(source="replayed", first_step=1, steps=(2, 5), **PAIRED),
+    ResidualReplay(),
+    ResidualReplay(strength=1.0, **PAIRED),
+    ResidualReplay(replay_steps=(2, 6)),
+    ResidualReplay(replay_steps=(2, 6), strength=0.5, steps=(4, 8), first_step=3),
+    ResidualReplay(source_text="edit", replay_steps=(7, 7), strength=1.0),
+    InversionFree(),
+    InversionFree(draws=3, noise="fixed"),
+    InversionFree(source_guidance=3.0, draws=2),
+    InversionFree(source_guidance=3.0, guidance_steps=(2, 5), first_step=1),
+]
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
 @pytest.mark.parametrize("scale", [1.0, 6.0])
+@pytest.mark.parametrize("editor", EDITORS, ids=repr)
+def test_planned_rows_are_the_rows_asked_for(editor: Editor, scale: float, together: int, toy, inversion):
+    requests = [EditRequest(prompt, "up", "left", scale) for prompt in ("right", "", "up")[:together]]
+    generators = [torch.Generator().manual_seed(0) for _ in requests]
+    edit_together(toy, inversion, editor, requests, generators=generators)
+    assert toy.rows == editor.count_calls(requests[0], inversion.table, together)
+
+
+def test_an_edit_to_the_source_itself_is_no_shortcut(toy, inversion):
+    """Target and source are the same work at the first step; both are evaluated, as planned."""
+    editor, request = ResidualReplay(), EditRequest("left", guidance_scale=1.0)
+    run(toy, inversion, editor, request)
+    assert toy.rows == 20 == editor.count_calls(request, inversion.table)
+
+
 @pytest.mark.parametrize(
-    "editor",
+    ("source_text", "rows", "told"),
     [
-        KVInjection(),
-        KVInjection(source_rows="paired"),
-        KVInjection(steps=(2, 6)),
-        KVInjection(steps=(2, None), source_rows="paired"),
-        KVInjection(strength=0.0),
-        KVInjection(layers=(1, 1)),
+        ("auto", "shared", ""),
+        ("auto", "paired", "right"),
+        ("source", "paired", ""),
+        ("inversion", "shared", "left"),
+        ("edit", "shared", "right"),
     ],
 )
-def test_planned_rows_are_the_rows_asked_for(editor: KVInjection, scale: float, toy, inversion) -> None:  # type: ignore[no-untyped-def]
-    request = EditRequest("right", guidance_scale=scale)
-    run(toy, inversion, editor, request)
-    rows = sum(len(branch.prompts) for branches, _, _ in toy.seen for branch in branches)
-    assert rows == editor.count_calls(request, 10)
+def test_what_the_source_rows_are_told(source_text, rows, told, toy, inversion):
+    editor = KVInjection(source_text=source_text, source_rows=rows)
+    run(toy, inversion, editor, EditRequest("right", "up", source_prompt=""))
+    expected = (told,) if rows == "shared" else ("up", told)
+    assert {branches[1].prompts for branches, _, _ in toy.seen} == {expected}
 
 
-def test_random_start_depends_on_the_seed_alone(toy, inversion) -> None:  # type: ignore[no-untyped-def]
+def test_guidance_has_a_window_of_steps(toy, inversion):
+    run(toy, inversion, KVInjection(guidance_steps=(3, 7)))
+    assert [branches[0].guidance_scale for branches, _, _ in toy.seen] == [1.0] * 3 + [6.0] * 4 + [1.0] * 3
+
+
+def test_a_later_start_leaves_the_first_steps_out(toy, inversion):
+    run(toy, inversion, KVInjection(first_step=4))
+    assert [step.i for _, step, _ in toy.seen] == [4, 5, 6, 7, 8, 9]
+    assert torch.equal(toy.seen[0][0][0].latents, inversion.levels[4])
+
+
+def test_guidance_may_move_away_from_the_source_prompt(toy, inversion):
+    run(toy, inversion, KVInjection(negative="source"), EditRequest("right", "up", source_prompt=""))
+    assert {branches[0].prompts for branches, _, _ in toy.seen} == {("", "right")}
+    with pytest.raises(ValueError, match=r"^source_prompt: negative='source' .* must be given, got None$"):
+        run(toy, inversion, KVInjection(negative="source"), EditRequest("right", "up"))
+
+
+def follow_source(denoiser, inversion, editor, request):
+    """Run an edit step by step; return how far its source branch is from the trajectory at each level, in L2."""
+    state, apart = editor.start(inversion, request, None, denoiser.num_layers), []
+    for step in inversion.table:
+        branches, strength = editor.branches(state, step, inversion)
+        state = editor.update(state, denoiser(branches, step, strength), step, inversion)
+        level = inversion.levels[step.i + 1]
+        apart.append(float((state.source - level).norm() / level.norm()))
+    return apart
+
+
+def test_replay_keeps_a_free_source_on_the_trajectory(toy, clean, make_table):
+    """DDIM's steps miss the trajectory by far; corrected, only rounding is left."""
+    inversion = invert(toy, clean, make_table(10), DDIM(), prompt="left")
+    editor = KVInjection(source="replayed", source_rows="paired")
+    assert max(follow_source(toy, inversion, editor, REQUEST)) <= 1e-11
+    for branches, step, _ in toy.seen[-10:]:
+        _, free, stored = branches
+        assert free.wanted and stored.wanted and branches[0].reads == 1
+        assert torch.equal(stored.latents, inversion.levels[step.i])
+
+
+@pytest.mark.parametrize("num_steps", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_replay_keeps_a_free_source_on_the_trajectory_of_the_trained_model(num_steps, trained):
+    inversion = invert(trained.denoiser, trained.clean, trained.tables[num_steps], UniInv())
+    editor = KVInjection(source="replayed", source_rows="paired")
+    request = EditRequest("a green cross moving up on a blue background", guidance_scale=6.0)
+    apart = follow_source(trained.denoiser, inversion, editor, request)
+    assert 0.0 < max(apart) <= 1e-3
+
+
+def compare_source_rows(trained, editor):
+    """For each step, whether the first row behind the two of the edit enters the transformer as the stored level."""
+    inversion, rows = invert(trained.denoiser, trained.clean, trained.tables[5], UniInv()), []
+    hook = trained.denoiser.transformer.patch_embed.register_forward_pre_hook(
+        lambda _, arguments: rows.append(arguments[1][2:3].clone())
+    )
+    try:
+        edit(trained.denoiser, inversion, editor, EditRequest("a red circle", source_prompt=trained.caption))
+    finally:
+        hook.remove()
+    return [torch.equal(row, level) for row, level in zip(rows, inversion.levels[:-1], strict=True)]
+
+
+@pytest.mark.parametrize("rows", ["shared", "paired"])
+def test_the_source_row_that_enters_the_transformer_is_the_trajectory_bit_for_bit(rows, trained):
+    assert all(compare_source_rows(trained, KVInjection(source_rows=rows)))
+
+
+def test_without_snapping_it_is_not(trained):
+    same = compare_source_rows(trained, KVInjection(source="replayed", source_rows="paired"))
+    assert same[0] and not all(same)
+
+
+def test_random_start_depends_on_the_seed_alone(toy, inversion):
     editor = KVInjection(initial="random")
     first, again, other = (run(toy, inversion, editor, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -97,7 +215,7 @@ def test_random_start_depends_on_the_seed_alone(toy, inversion) -> None:  # type
     assert torch.equal(toy.seen[0][0][0].latents, noise)
 
 
-def test_injection_pulls_the_edit_towards_the_source(toy, inversion, clean) -> None:  # type: ignore[no-untyped-def]
+def test_injection_pulls_the_edit_towards_the_source(toy, inversion, clean):
     request = EditRequest("right", guidance_scale=1.0)
     distances = [
         float((run(toy, inversion, KVInjection(strength=strength), request) - clean).norm())
@@ -115,11 +233,19 @@ def test_injection_pulls_the_edit_towards_the_source(toy, inversion, clean) -> N
         ({"source_rows": "none"}, "source_rows: must be one of shared, paired, got 'none'"),
         ({"initial": "zeros"}, "initial: must be one of"),
         ({"guidance": "linear"}, "guidance: must be one of"),
+        ({"source": "free"}, "source: must be one of snapped, replayed, got 'free'"),
+        ({"source_text": "none"}, "source_text: must be one of auto, source, inversion, edit, got 'none'"),
+        ({"negative": "none"}, "negative: must be one of request, source, got 'none'"),
+        ({"guidance_steps": (4, 3)}, r"guidance_steps: must be a range with 0 <= first <= end, got \(4, 3\)"),
+        ({"first_step": -1}, "first_step: must be at least 0, got -1"),
+        ({"order": 0}, "order: must be at least 1, got 0"),
+        ({"initial": "k_rnr"}, "first_step: k_rnr starts below pure noise, so it must be at least 1, got 0"),
+        ({"velocity_mask": 1.5}, "velocity_mask: must lie in 0 .. 1, got 1.5"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        KVInjection(**options)  # type: ignore[arg-type]
+        KVInjection(**options)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +254,11 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
         (KVInjection(layers=(4, None)), "editor.layers: must end within the 4"),
         (KVInjection(layers=(0, 5)), "editor.layers: must end within the 4"),
         (KVInjection(steps=(11, None)), "editor.steps: must end"),
+        (KVInjection(guidance_steps=(0, 11)), "editor.guidance_steps: must end within the 10"),
+        (ResidualReplay(replay_steps=(10, None)), "editor.replay_steps: must end within the 10"),
+        (InversionFree(first_step=10), "editor.first_step: must be one of the 10 steps, got 10"),
     ],
 )
-def test_ranges_that_do_not_fit_the_model_are_refused(editor: KVInjection, message: str, toy, inversion) -> None:  # type: ignore[no-untyped-def]
+def test_ranges_that_do_not_fit_the_model_are_refused(editor: KVInjection, message: str, toy, inversion):
     with pytest.raises(ValueError, match=message):
         run(toy, inversion, editor)

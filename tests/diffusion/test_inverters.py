@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from ddim_lightning.diffusion.inverters import DDIM, Inverter, State, UniInv
-from ddim_lightning.diffusion.loop import invert, reconstruct
+from ddim_lightning.diffusion.editors import KVInjection
+from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, State, UniInv
+from ddim_lightning.diffusion.loop import edit, invert, reconstruct
 from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.types import VelocityFn
+from ddim_lightning.types import EditRequest, VelocityFn
 
 # Largest relative L2 error of a round trip on the toy at 50 steps, float64, by SNR shift: (without, with the residual).
 # A wrong sign or index anywhere raises these by a factor, not by a few per cent.
 ROUND_TRIP = {
     (DDIM, 1.0): (0.24, 0.18),
     (DDIM, 3.0): (0.48, 0.20),
-    (UniInv, 1.0): (0.075, 0.013),
-    (UniInv, 3.0): (0.31, 0.027),
+    (UniInv, 1.0): (0.011, 0.011),
+    (UniInv, 3.0): (0.020, 0.018),
+    (FixedPoint, 1.0): (1.7e-3, 6.5e-5),
+    (FixedPoint, 3.0): (0.036, 3.5e-4),
 }
+ALL = [DDIM(), DDIM(True), UniInv(), UniInv(False, 0), UniInv(True, 2), FixedPoint(), FixedPoint(False, 2), BDIA()]
+ALL += [BDIA(clean_iterations=1), EditFriendly()]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
@@ -30,14 +40,22 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 @pytest.mark.parametrize(("method", "shift"), list(ROUND_TRIP))
 @pytest.mark.parametrize("kept", [False, True])
-def test_round_trip(method: type[Inverter], kept: bool, shift: float, toy, clean, make_table) -> None:  # type: ignore[no-untyped-def]
+def test_round_trip(method: type[Inverter], kept: bool, shift: float, toy, clean, make_table):
     inversion = invert(toy, clean, make_table(50, shift), method(keep_residual=kept), prompt="right")
     error = relative_error(reconstruct(toy, inversion), clean)
     assert error <= ROUND_TRIP[method, shift][kept]
 
 
+@pytest.mark.parametrize("inverter", [BDIA(), BDIA(clean_iterations=1), EditFriendly()], ids=repr)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
+def test_exact_methods_come_back_exactly(num_steps, shift, inverter, toy, clean, make_table):
+    inversion = invert(toy, clean, make_table(num_steps, shift), inverter, prompt="right", generator=seeded())
+    assert relative_error(reconstruct(toy, inversion), clean) <= 1e-10
+
+
 @pytest.mark.parametrize("num_steps", [7, 28, 30, 50])
-def test_uni_inv_comes_back_far_better_than_ddim(num_steps: int, toy, clean, make_table) -> None:  # type: ignore[no-untyped-def]
+def test_uni_inv_comes_back_far_better_than_ddim(num_steps: int, toy, clean, make_table):
     errors = [
         relative_error(reconstruct(toy, invert(toy, clean, make_table(num_steps), inverter)), clean)
         for inverter in (DDIM(), UniInv(keep_residual=False), UniInv())
@@ -46,7 +64,7 @@ def test_uni_inv_comes_back_far_better_than_ddim(num_steps: int, toy, clean, mak
     assert errors[2] < errors[0] / 15
 
 
-def test_ddim_climbs_as_the_diffusers_formula(toy, clean, make_table, closed_form) -> None:  # type: ignore[no-untyped-def]
+def test_ddim_climbs_as_the_diffusers_formula(toy, clean, make_table, closed_form):
     table = make_table(10)
     inversion = invert(toy, clean, table, DDIM(), prompt="right")
     latents = clean
@@ -61,18 +79,141 @@ def test_ddim_climbs_as_the_diffusers_formula(toy, clean, make_table, closed_for
     assert inversion.residual is None and inversion.calls == 10
 
 
-def test_uni_inv_climbs_as_published(toy, clean, make_table, closed_form) -> None:  # type: ignore[no-untyped-def]
-    """Algorithm 1 of arXiv:2504.13109 in rotation form, written again."""
+@pytest.mark.parametrize("clean_iterations", [0, 3])
+def test_uni_inv_climbs_as_published(clean_iterations, toy, clean, make_table, closed_form):
+    """Algorithm 1 of arXiv:2504.13109 in rotation form, written again; the step from clean is repeated."""
     table = make_table(10)
-    inversion = invert(toy, clean, table, UniInv(), prompt="left")
+    inversion = invert(toy, clean, table, UniInv(clean_iterations=clean_iterations), prompt="left")
     latents, velocity = clean, None
     for i in range(9, -1, -1):
         h = table.angles[i] - table.angles[i + 1]
         guess = latents if velocity is None else math.cos(h) * latents + math.sin(h) * velocity
+        first, solved = velocity is None, latents
         velocity = closed_form(guess, table.angles[i], "left")
-        latents = (latents + math.sin(h) * velocity) / math.cos(h)
+        solved = (latents + math.sin(h) * velocity) / math.cos(h)
+        for _ in range(clean_iterations if first else 0):
+            velocity = closed_form(solved, table.angles[i], "left")
+            solved = (latents + math.sin(h) * velocity) / math.cos(h)
+        latents = solved
         torch.testing.assert_close(inversion.levels[i], latents, rtol=0, atol=1e-13)
     torch.testing.assert_close(inversion.state[0], latents, rtol=0, atol=1e-13)
+
+
+def solve_exactly(latents: Tensor, angle: float, angle_next: float, closed_form) -> tuple[Tensor, float]:  # type: ignore[no-untyped-def]
+    """The toy's velocity is slope x + offset, so the implicit step is a division; and the iteration's contraction."""
+    offset = closed_form(torch.zeros_like(latents), angle, "right")
+    slope = float((closed_form(torch.ones_like(latents), angle, "right") - offset).flatten()[0])
+    h = angle - angle_next
+    return (latents + math.sin(h) * offset) / (math.cos(h) - math.sin(h) * slope), math.tan(h) * slope
+
+
+def test_fixed_point_solves_the_implicit_step(toy, clean, make_table, closed_form):
+    table = make_table(20)
+    inversion = invert(toy, clean, table, FixedPoint(iterations=80), prompt="right")
+    for i in range(19, -1, -1):
+        solved, _ = solve_exactly(inversion.levels[i + 1], *table.angles[i : i + 2], closed_form)
+        torch.testing.assert_close(inversion.levels[i], solved, rtol=0, atol=1e-12)
+    assert relative_error(reconstruct(toy, inversion), clean) <= 1e-11
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3])
+def test_fixed_point_contracts_from_uni_invs_prediction(iterations, toy, clean, make_table, closed_form):
+    """Each iteration on an affine velocity multiplies the error of the start by tan(h) times the slope."""
+    table = make_table(20)
+    inversion = invert(toy, clean, table, FixedPoint(iterations=iterations), prompt="right")
+    velocity = None
+    for i in range(19, -1, -1):
+        below, h = inversion.levels[i + 1], table.angles[i] - table.angles[i + 1]
+        start = below if velocity is None else math.cos(h) * below + math.sin(h) * velocity
+        solved, factor = solve_exactly(below, *table.angles[i : i + 2], closed_form)
+        expected = solved + factor**iterations * (start - solved)
+        torch.testing.assert_close(inversion.levels[i], expected, rtol=0, atol=1e-12)
+        last = solved + factor ** (iterations - 1) * (start - solved)
+        velocity = closed_form(last, table.angles[i], "right")
+
+
+def test_fixed_point_stops_where_it_is_told(toy, clean, make_table):
+    table, calls = make_table(20), []
+    for tolerance in (0.0, 1e-8, 1e-4, 1e-2):
+        inverter = FixedPoint(keep_residual=False, iterations=30, tolerance=tolerance)
+        toy.seen.clear()
+        inversion = invert(toy, clean, table, inverter, prompt="right")
+        calls.append(inversion.calls)
+        assert inversion.calls == len(toy.seen) <= inverter.count_calls(20) == 600
+        for i in range(20):
+            points = [branches[0].latents for branches, step, _ in toy.seen if step.i == i] + [inversion.levels[i]]
+            moved = [float((b - a).norm() / b.norm()) for a, b in pairwise(points)]
+            assert tolerance == 0.0 or (moved[-1] <= tolerance and all(move > tolerance for move in moved[:-1]))
+    assert 600 == calls[0] > calls[1] > calls[2] > calls[3] >= 20
+
+
+def test_bdia_is_the_papers_recursion(toy, clean, make_table, closed_form):
+    """Gamma 1 in the paper's alpha, sigma and predicted noise: arXiv:2307.10829, section 4."""
+    table, gamma = make_table(10), 1.0
+    alpha, sigma = [math.cos(p) for p in table.angles], [math.sin(p) for p in table.angles]
+    inversion = invert(toy, clean, table, BDIA(clean_iterations=4), prompt="left")
+    z = inversion.levels
+
+    def increment(i: int, j: int) -> Tensor:
+        """What a DDIM step from level i to level j adds, under the noise predicted at level i."""
+        noise = sigma[i] * z[i] + alpha[i] * closed_form(z[i], table.angles[i], "left")
+        return alpha[j] * (z[i] - sigma[i] * noise) / alpha[i] + sigma[j] * noise - z[i]
+
+    for i in range(1, 10):
+        cleaner = gamma * z[i - 1] + (1 - gamma) * z[i] + increment(i, i + 1) - gamma * increment(i, i - 1)
+        torch.testing.assert_close(z[i + 1], cleaner, rtol=0, atol=1e-12)
+    point = clean
+    for _ in range(4):
+        point = (clean + sigma[9] * closed_form(point, table.angles[9], "left")) / alpha[9]
+    torch.testing.assert_close(z[9], point, rtol=0, atol=1e-13)
+    assert torch.equal(inversion.state[0], z[0]) and torch.equal(inversion.state[1], z[1])
+
+
+def sample_ddpm(x: Tensor, z: list[Tensor], abar: list[float], predict) -> Tensor:  # type: ignore[no-untyped-def]
+    """Equations 1 to 3 of arXiv:2304.06140 with eta 1: a DDPM sampler that is given its noise maps."""
+    for i in range(len(abar) - 1):
+        beta = 1 - abar[i] / abar[i + 1]
+        sigma = math.sqrt(beta * (1 - abar[i + 1]) / (1 - abar[i]))
+        clean, noise = predict(x, i)
+        mean = math.sqrt(abar[i + 1]) * clean + math.sqrt(1 - abar[i + 1] - sigma**2) * noise
+        x = mean + (sigma * z[i] if sigma > 0 else z[i])
+    return x
+
+
+def test_edit_friendly_is_ddpm_with_its_own_noise_maps(toy, clean, make_table, closed_form):
+    table = make_table(10)
+    abar = [math.cos(p) ** 2 for p in table.angles]
+    inversion = invert(toy, clean, table, EditFriendly(), prompt="left", generator=seeded(4))
+    levels = inversion.levels
+
+    def predict(x: Tensor, i: int, prompt: str = "left") -> tuple[Tensor, Tensor]:
+        velocity = closed_form(x, table.angles[i], prompt)
+        return tuple(math.cos(p) * x - math.sin(p) * velocity for p in (table.angles[i], table.angles[i] - math.pi / 2))  # type: ignore[return-value]
+
+    maps = []
+    for i in range(10):
+        sigma = math.sqrt((1 - abar[i] / abar[i + 1]) * (1 - abar[i + 1]) / (1 - abar[i]))
+        assert (sigma == 0) == (i == 9)
+        x0, noise = predict(levels[i], i)
+        mean = math.sqrt(abar[i + 1]) * x0 + math.sqrt(1 - abar[i + 1] - sigma**2) * noise
+        maps.append((levels[i + 1] - mean) / (sigma or 1.0))
+        torch.testing.assert_close(inversion.state[1][i], (sigma or 1.0) * maps[i], rtol=0, atol=1e-12)
+    torch.testing.assert_close(sample_ddpm(levels[0], maps, abar, predict), clean, rtol=0, atol=1e-10)
+    # The same maps under another prompt: the edit of the paper.
+    edited = edit(toy, inversion, KVInjection(strength=0.0), EditRequest("right", guidance_scale=1.0))
+    theirs = sample_ddpm(levels[0], maps, abar, lambda x, i: predict(x, i, "right"))
+    torch.testing.assert_close(edited, theirs, rtol=0, atol=1e-10)
+    assert float((edited - clean).norm() / clean.norm()) > 0.5
+
+
+def test_edit_friendly_noises_each_level_by_itself_from_the_generator(toy, make_table):
+    clean, table = torch.randn(1, 4, 5, 16, 17, generator=seeded(9), dtype=torch.float64), make_table(6)
+    first, again, other = (invert(toy, clean, table, EditFriendly(), generator=seeded(s)).levels for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first[:-1], other[:-1])
+    cos, sin = (torch.tensor([f(p) for p in table.angles[:-1]]).view(-1, 1, 1, 1, 1, 1) for f in (math.cos, math.sin))
+    noises = torch.cat([(first[:-1] - cos * clean) / sin, clean[None]]).flatten(1)
+    torch.testing.assert_close(torch.corrcoef(noises), torch.eye(7, dtype=torch.float64), rtol=0, atol=0.06)
+    torch.testing.assert_close(noises.std(dim=1), torch.ones(7, dtype=torch.float64), rtol=0, atol=0.05)
 
 
 def uniform_table(num_steps: int) -> StepTable:
@@ -81,9 +222,9 @@ def uniform_table(num_steps: int) -> StepTable:
     return StepTable(tuple(range(num_steps, 0, -1)), tuple(angles))
 
 
-@pytest.mark.parametrize("method", [DDIM, UniInv])
-def test_inverted_latent_converges_to_the_exact_flow(method: type[Inverter], toy, clean, exact) -> None:  # type: ignore[no-untyped-def]
-    """Both are of first order against the ODE, as the DDIM step is."""
+@pytest.mark.parametrize("method", [DDIM, UniInv, FixedPoint])
+def test_inverted_latent_converges_to_the_exact_flow(method: type[Inverter], toy, clean, exact):
+    """All are of first order against the ODE, as the DDIM step is."""
     errors = []
     for num_steps in (160, 320):
         table = uniform_table(num_steps)
@@ -92,22 +233,33 @@ def test_inverted_latent_converges_to_the_exact_flow(method: type[Inverter], toy
     assert math.log2(errors[0] / errors[1]) == pytest.approx(1.0, abs=0.05)
 
 
-def test_round_trip_orders(toy, clean) -> None:  # type: ignore[no-untyped-def]
-    """Undoing its own way down, Uni-Inv is of second order (the predictor is), DDIM of first."""
-    for inverter, order in ((DDIM(), 1.0), (UniInv(), 2.0)):
+def test_bdia_is_of_second_order_against_the_exact_flow(toy, clean, exact):
+    errors = []
+    for num_steps in (160, 320):
+        table = uniform_table(num_steps)
+        inverted = invert(toy, clean, table, BDIA(), prompt="right").levels[0]
+        errors.append(relative_error(inverted, exact(clean, table.angles[-1], table.angles[0], "right")))
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(2.0, abs=0.1)
+
+
+def test_round_trip_orders(toy, clean):
+    """Undoing its own way down, DDIM is of first order, Uni-Inv of second (its predictor is); iterations add one."""
+    orders = ((DDIM(), 1.0), (UniInv(), 2.0), (FixedPoint(iterations=2), 3.0), (FixedPoint(iterations=3), 4.0))
+    for inverter, order in orders:
         errors = [
             relative_error(reconstruct(toy, invert(toy, clean, uniform_table(n), inverter)), clean) for n in (160, 320)
         ]
         assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.05)
 
 
-@pytest.mark.parametrize("inverter", [DDIM(), DDIM(keep_residual=True), UniInv(), UniInv(keep_residual=False)])
-def test_stated_calls_are_the_calls_made(inverter: Inverter, toy, clean, make_table) -> None:  # type: ignore[no-untyped-def]
-    inversion = invert(toy, clean, make_table(7), inverter)
-    assert inversion.calls == len(toy.seen) == inverter.count_calls(7)
+@pytest.mark.parametrize("num_steps", [1, 7])
+@pytest.mark.parametrize("inverter", ALL, ids=repr)
+def test_stated_calls_are_the_calls_made(inverter: Inverter, num_steps: int, toy, clean, make_table):
+    inversion = invert(toy, clean, make_table(num_steps), inverter, generator=seeded())
+    assert inversion.calls == toy.rows == inverter.count_calls(num_steps)
 
 
-def test_residual_is_what_the_last_step_misses(toy, clean, make_table, closed_form) -> None:  # type: ignore[no-untyped-def]
+def test_residual_is_what_the_last_step_misses(toy, clean, make_table, closed_form):
     table = make_table(10)
     inversion = invert(toy, clean, table, UniInv(), prompt="right")
     angle = table.angles[9]
@@ -116,15 +268,16 @@ def test_residual_is_what_the_last_step_misses(toy, clean, make_table, closed_fo
     torch.testing.assert_close(inversion.residual, clean - landed, rtol=0, atol=1e-14)
 
 
-def test_reconstruction_uses_nothing_but_noise_state_and_residual(toy, clean, make_table) -> None:  # type: ignore[no-untyped-def]
-    from dataclasses import replace
+@pytest.mark.parametrize("inverter", ALL, ids=repr)
+def test_reconstruction_uses_nothing_but_noise_state_and_residual(inverter, toy, clean, make_table):
+    inversion = invert(toy, clean, make_table(10), inverter, prompt="left", generator=seeded())
+    bare = replace(inversion, levels=inversion.levels[:1])
+    whole = reconstruct(toy, inversion)
+    assert whole.isfinite().all() and torch.equal(reconstruct(toy, bare), whole)
+    assert all(torch.equal(level, kept) for level, kept in zip(inversion.levels[:1], inversion.state, strict=False))
 
-    inversion = invert(toy, clean, make_table(10), UniInv())
-    blind = replace(inversion, levels=torch.full_like(inversion.levels, torch.nan))
-    assert torch.equal(reconstruct(toy, blind), reconstruct(toy, inversion))
 
-
-def test_levels_run_from_noise_to_clean_and_the_callback_sees_each(toy, clean, make_table) -> None:  # type: ignore[no-untyped-def]
+def test_levels_run_from_noise_to_clean_and_the_callback_sees_each(toy, clean, make_table):
     seen = []
     table = make_table(10)
     inversion = invert(toy, clean, table, UniInv(), callback=lambda step, latents: seen.append((step, latents)))
@@ -135,7 +288,7 @@ def test_levels_run_from_noise_to_clean_and_the_callback_sees_each(toy, clean, m
         assert torch.equal(inversion.levels[step.i], latents)
 
 
-def test_a_method_of_ones_own_with_its_own_way_down(toy, clean, make_table) -> None:  # type: ignore[no-untyped-def]
+def test_a_method_of_ones_own_with_its_own_way_down(toy, clean, make_table):
     """A state of several tensors travels through both loops."""
 
     @dataclass(frozen=True)
@@ -153,3 +306,19 @@ def test_a_method_of_ones_own_with_its_own_way_down(toy, clean, make_table) -> N
     assert len(inversion.state) == 6
     assert torch.equal(reconstruct(toy, inversion), clean)
     assert toy.seen == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: UniInv(clean_iterations=-1), "clean_iterations: must be at least 0, got -1"),
+        (lambda: FixedPoint(iterations=0), "iterations: must be at least 1, got 0"),
+        (lambda: FixedPoint(tolerance=-1e-3), "tolerance: must not be negative, got -0.001"),
+        (lambda: BDIA(clean_iterations=0), "clean_iterations: must be at least 1, got 0"),
+        (lambda: BDIA(keep_residual=True), "keep_residual: must be off for BDIA, .*, got True"),
+        (lambda: EditFriendly(keep_residual=True), "keep_residual: must be off for EditFriendly, .*, got True"),
+    ],
+)
+def test_bad_options_are_refused(make, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        make()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from ddim_lightning.diffusion.inverters import DDIM, UniInv
+from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
 from ddim_lightning.diffusion.loop import invert, reconstruct
 from ddim_lightning.diffusion.trajectory import Inversion
 
 
-def test_round_trip_through_a_dict(toy, clean, make_table) -> None:  # type: ignore[no-untyped-def]
-    inversion = invert(toy, clean, make_table(6), UniInv(), prompt="right")
+@pytest.mark.parametrize(
+    ("inverter", "kept"), [(UniInv(), 1), (FixedPoint(), 1), (BDIA(), 2), (EditFriendly(), 2)], ids=repr
+)
+def test_round_trip_through_a_dict(inverter: Inverter, kept: int, toy, clean, make_table) -> None:  # type: ignore[no-untyped-def]
+    inversion = invert(toy, clean, make_table(6), inverter, prompt="right", generator=torch.Generator().manual_seed(2))
     tensors = inversion.to_dict()
     assert all(isinstance(tensor, torch.Tensor) and tensor.is_contiguous() for tensor in tensors.values())
-    again = Inversion.from_dict(tensors, UniInv(), "right")
-    assert again.table == inversion.table and again.calls == 7 and again.prompt == "right"
+    again = Inversion.from_dict(tensors, inverter, "right")
+    assert again.table == inversion.table and again.calls == inverter.count_calls(6) and again.prompt == "right"
     assert torch.equal(again.levels, inversion.levels)
-    assert len(again.state) == 2 and all(map(torch.equal, again.state, inversion.state))
+    assert len(again.state) == kept and all(map(torch.equal, again.state, inversion.state))
     assert torch.equal(reconstruct(toy, again), reconstruct(toy, inversion))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -180,3 +181,48 @@ def test_counts_that_rounding_would_give_a_step_too_many(count: int) -> None:
 def test_a_count_out_of_range_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=f"num_inference_steps: must be 1 .. 1000, got {count}"):
         make_step_table(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], count)
+
+
+@pytest.mark.parametrize("config", [COGVIDEOX_5B_SCHEDULER, SHIFTED], ids=["shift-1", "shift-3"])
+@pytest.mark.parametrize("count", [1, 7, 10, 25])
+def test_angle_spacing_makes_every_step_the_same_rotation(count: int, config: dict[str, object]) -> None:
+    scheduler, _ = make_schedulers(config)
+    table = make_step_table(scheduler, count, spacing="angle")
+    assert len(table) == count and table.angles[0] == math.pi / 2 and table.angles[-1] == 0.0
+    angles = [math.acos(math.sqrt(float(alpha))) for alpha in scheduler.alphas_cumprod]
+    for i, timestep in enumerate(table.timesteps):
+        wanted = math.pi / 2 * (1 - i / count)
+        assert abs(angles[timestep] - wanted) == min(abs(angle - wanted) for angle in angles)
+        assert table.angles[i] == pytest.approx(angles[timestep], abs=1e-9)
+    # A level is off by half a distance of timesteps at most, a step by twice that.
+    resolution = max(abs(b - a) for a, b in pairwise(angles))
+    for step in table:
+        assert abs((step.angle - step.angle_next) - math.pi / 2 / count) <= resolution
+
+
+def test_angle_spacing_divides_between_noise_and_a_last_level_that_is_not_clean() -> None:
+    scheduler, _ = make_schedulers({**SHIFTED, "set_alpha_to_one": False})
+    table = make_step_table(scheduler, 9, spacing="angle")
+    last = math.acos(math.sqrt(float(scheduler.final_alpha_cumprod)))
+    assert table.angles[-1] == pytest.approx(last, abs=1e-9) and last > 0.01
+    for i, angle in enumerate(table.angles):
+        assert angle == pytest.approx(math.pi / 2 + (last - math.pi / 2) * i / 9, abs=0.005)
+
+
+def test_angle_spacing_is_refused_where_a_timestep_would_come_twice() -> None:
+    scheduler, _ = make_schedulers(COGVIDEOX_5B_SCHEDULER)
+    assert len(set(make_step_table(scheduler, 50, spacing="angle").timesteps)) == 50
+    rule = r"spacing 'angle' must not come to a timestep twice \(the cleanest one has 0\.0292 radians\), got 200"
+    with pytest.raises(ValueError, match=f"^num_inference_steps: {rule}$"):
+        make_step_table(scheduler, 200, spacing="angle")
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "angle"])
+def test_without_zero_snr_exactly_the_first_level_is_left_out(spacing: str) -> None:
+    scheduler, _ = make_schedulers(COGVIDEOX_5B_SCHEDULER)
+    whole, short = (make_step_table(scheduler, 10, spacing=spacing, zero_snr=zero) for zero in (True, False))
+    assert short.timesteps == whole.timesteps[1:] and short.angles == whole.angles[1:]
+    assert short.angles[0] < math.pi / 2
+    rule = "must be at least 2 without the zero-SNR level, got 1"
+    with pytest.raises(ValueError, match=f"^num_inference_steps: {rule}$"):
+        make_step_table(scheduler, 1, spacing=spacing, zero_snr=False)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
-from ddim_lightning.diffusion.steps import forward_step
+from ddim_lightning.diffusion.guidance import SCHEDULES
+from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.diffusion.trajectory import Inversion
 from ddim_lightning.types import Branch, EditRequest, Latents, Step, Strength
+
+Range = tuple[int, int | None]
+"""Half-open range of layers or steps; ``None`` as the end is the last."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +26,15 @@ class EditState:
         latents: (b, f, c, h, w) float32 at the current level.
         request: What was asked for.
         num_layers: Layers of the model whose keys and values can be read.
+        source: The source branch's own latents, where a method lets it run free of the trajectory.
+        seed: Of a method that draws noise at every step.
     """
 
     latents: Latents
     request: EditRequest
     num_layers: int
+    source: Latents | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,31 +43,66 @@ class Editor(ABC):
 
     Subclass it as a frozen dataclass; its fields are its options, and a config builds it by class name. Its methods are
     pure: everything that changes travels in the state.
+
+    Args:
+        first_step: Step the edit begins with, 0 (noise) .. N - 1; a later start keeps more of the source and costs
+            less.
+        guidance: How the scale changes over the steps: ``constant``, or ``script_dynamic`` for parity with the
+            reference script's ``use_dynamic_cfg``.
+        guidance_steps: Steps that are guided; at the others the scale is 1, at half the rows.
+        negative: What guidance moves away from: ``request``, the request's negative prompt, or ``source``, the source
+            prompt.
+        velocity_mask: Threshold, 0 .. 1, of a mask made from the velocities under the two prompts (see
+            `diffusion.masks`), outside which the trajectory is kept; ``None`` makes none. A mask of the request goes
+            first.
+
+    Raises:
+        ValueError: An option out of its range.
     """
 
+    first_step: int = 0
+    guidance: Literal["constant", "script_dynamic"] = "constant"
+    guidance_steps: Range = (0, None)
+    negative: Literal["request", "source"] = "request"
+    velocity_mask: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.first_step < 0:
+            raise ValueError(f"first_step: must be at least 0, got {self.first_step}")
+        check_choice("guidance", self.guidance, tuple(SCHEDULES))
+        check_range("guidance_steps", self.guidance_steps)
+        check_choice("negative", self.negative, ("request", "source"))
+        if self.velocity_mask is not None and not 0.0 <= self.velocity_mask <= 1.0:
+            raise ValueError(f"velocity_mask: must lie in 0 .. 1, got {self.velocity_mask}")
+
     def check(self, num_layers: int, num_steps: int) -> None:
-        """Check the options against a model and a table, before any work; the default finds nothing wrong.
+        """Check the options against a model and a table, before any work.
 
         Args:
             num_layers: Layers of the model whose keys and values can be read.
-            num_steps: Steps of the edit.
+            num_steps: Steps of the table.
 
         Raises:
             ValueError: An option that does not fit.
         """
-        return
+        if self.first_step >= num_steps:
+            raise ValueError(f"editor.first_step: must be one of the {num_steps} steps, got {self.first_step}")
+        check_fits("guidance_steps", self.guidance_steps, num_steps)
 
     @abstractmethod
     def start(
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        """Return the state at level 0.
+        """Return the state at level ``first_step``.
 
         Args:
             inversion: The source video's inversion.
             request: What is asked for.
             generator: Source of every random number.
             num_layers: Layers of the model whose keys and values can be read.
+
+        Raises:
+            ValueError: A request without something that this editor needs.
         """
 
     @abstractmethod
@@ -66,13 +110,75 @@ class Editor(ABC):
         """Return the trajectories to evaluate at this step and, when one reads another, the strength per layer."""
 
     @abstractmethod
-    def count_calls(self, request: EditRequest, num_steps: int) -> int:
-        """Return how many rows an edit of ``num_steps`` steps evaluates: one latent under one embedding each."""
+    def count_calls(self, request: EditRequest, table: StepTable, together: int = 1) -> int:
+        """Return how many rows an edit evaluates: one latent under one embedding each.
+
+        Args:
+            request: What is asked for.
+            table: The step table.
+            together: Requests that differ in their prompt alone and share a pass; the rows are those of all.
+        """
 
     def update(
         self, state: EditState, velocities: Sequence[Latents | None], step: Step, inversion: Inversion
     ) -> EditState:
-        """Return the state at level ``i + 1``; unless a method knows better, a DDIM step of the first branch."""
+        """Return the state at level ``i + 1``; unless a method knows better, the inverter's step of the first branch.
+
+        Outside a mask the latents are the trajectory's.
+        """
         velocity = velocities[0]
         assert velocity is not None
-        return replace(state, latents=forward_step(state.latents, velocity, step))
+        latents = inversion.inverter.land(state.latents, velocity, inversion.state, step)
+        return keep_outside(state, latents, inversion.levels[step.i + 1])
+
+    def scale(self, request: EditRequest, step: Step, table: StepTable) -> float:
+        """Return the guidance scale of a step."""
+        guided = step.i in range(len(table))[slice(*self.guidance_steps)]
+        return SCHEDULES[self.guidance](request.guidance_scale, step, table) if guided else 1.0
+
+    def make_target(
+        self, latents: Latents, request: EditRequest, step: Step, table: StepTable, reads: int | None = None
+    ) -> Branch:
+        """Make the branch of the edited video: its prompt, its negative prompt and the scale of the step."""
+        negative = request.negative_prompt
+        if self.negative == "source":
+            if request.source_prompt is None:
+                raise ValueError("source_prompt: negative='source' moves away from it, so it must be given, got None")
+            negative = request.source_prompt
+        return Branch(latents, request.prompt, negative, self.scale(request, step, table), reads=reads)
+
+    def count_guided(self, request: EditRequest, table: StepTable) -> list[int]:
+        """Return the rows of the edited video at each step, 0 before the first."""
+        steps = [self.scale(request, step, table) for step in table]
+        return [0 if i < self.first_step else 1 if scale == 1.0 else 2 for i, scale in enumerate(steps)]
+
+
+def keep_outside(state: EditState, latents: Latents, outside: Latents) -> EditState:
+    """Return the state with new latents, and others outside the request's mask if it has one."""
+    mask = state.request.mask
+    return replace(state, latents=latents if mask is None else outside + mask * (latents - outside))
+
+
+def tell_source(request: EditRequest, inversion: Inversion) -> str:
+    """Return what the source shows: the source prompt, or the inversion's own where there is none."""
+    return inversion.prompt if request.source_prompt is None else request.source_prompt
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise a ValueError unless an option is one of the allowed words."""
+    if value not in allowed:
+        raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_range(name: str, value: Range) -> None:
+    """Raise a ValueError unless an option is a half-open range."""
+    first, end = value
+    if first < 0 or (end is not None and end < first):
+        raise ValueError(f"{name}: must be a range with 0 <= first <= end, got {(first, end)}")
+
+
+def check_fits(name: str, value: Range, size: int) -> None:
+    """Raise a ValueError unless a range ends within the layers or steps that there are."""
+    first, end = value
+    if max(first + 1 if end is None else first, end or 0) > size:
+        raise ValueError(f"editor.{name}: must end within the {size} that there are, got {(first, end)}")

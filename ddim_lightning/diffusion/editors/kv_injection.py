@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from ddim_lightning.diffusion.editors.base import Editor, EditState
-from ddim_lightning.diffusion.guidance import SCHEDULES
+from ddim_lightning.diffusion.editors.base import (
+    Editor,
+    EditState,
+    Range,
+    check_choice,
+    check_fits,
+    check_range,
+    tell_source,
+)
+from ddim_lightning.diffusion.editors.starts import STARTS, make_start
+from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.diffusion.trajectory import Inversion
-from ddim_lightning.types import Branch, EditRequest, Step, Strength
+from ddim_lightning.types import Branch, EditRequest, Latents, Step, Strength
 
 
 @dataclass(frozen=True)
@@ -23,79 +33,137 @@ class KVInjection(Editor):
     CogVideoX-5B at 49 x 480 x 720 they would take 9 GB a step.
 
     Args:
+        first_step: See `Editor`; likewise ``guidance``, ``guidance_steps``, ``negative`` and ``velocity_mask``.
         layers: Half-open range of layers that read the source; ``None`` as the end is the last layer.
         steps: Half-open range of steps, counted from noise; outside it the source is not evaluated at all.
         strength: 0 (reads nothing) .. 1 (the script): log(strength) is added to the logits of the source's keys.
-        source_rows: ``shared``: one source row under the source prompt, or the inversion's own prompt when there is
-            none, read by all rows of the edit. ``paired``: the script's layout, one source row per row of the edit,
-            under the negative and the edit prompt.
-        initial: ``inverted`` starts from level 0 of the trajectory, ``random`` (the script) from fresh noise.
-        guidance: ``constant``, or ``script_dynamic`` for parity with the script's ``use_dynamic_cfg``.
+        source_rows: ``shared``: one source row, read by all rows of the edit. ``paired``: the script's layout, one
+            source row per row of the edit, under the negative prompt and the source's text.
+        source_text: What the source rows are told: ``source`` the source prompt, or the inversion's own prompt when
+            there is none; ``inversion`` the inversion's own; ``edit`` the edit's; ``auto`` is ``edit`` for paired rows,
+            as the script has it, and ``source`` for a shared one.
+        source: ``snapped``: the source branch reads the trajectory. ``replayed``: it runs by itself and is corrected at
+            each step by what the trajectory says a step misses (direct inversion), at one set of source rows more.
+        initial: ``inverted`` starts from the trajectory, ``random`` (the script) from fresh noise, which for
+            ``first_step > 0`` is mixed with the clean latents (SDEdit), ``k_rnr`` from K-order recursive noise.
+        order: K of ``k_rnr``.
 
     Raises:
         ValueError: An option out of its range.
 
     Source: zai-org/CogVideo, ``inference/ddim_inversion.py``; compare Cao et al. 2023, "MasaCtrl", arXiv:2304.08465.
+    Replay: Ju et al. 2023, "Direct inversion", arXiv:2310.01506, algorithm 1.
     """
 
-    layers: tuple[int, int | None] = (0, None)
-    steps: tuple[int, int | None] = (0, None)
+    layers: Range = (0, None)
+    steps: Range = (0, None)
     strength: float = 1.0
     source_rows: Literal["shared", "paired"] = "shared"
-    initial: Literal["inverted", "random"] = "inverted"
-    guidance: Literal["constant", "script_dynamic"] = "constant"
+    source_text: Literal["auto", "source", "inversion", "edit"] = "auto"
+    source: Literal["snapped", "replayed"] = "snapped"
+    initial: Literal["inverted", "random", "k_rnr"] = "inverted"
+    order: int = 3
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"strength: must lie in 0 .. 1, got {self.strength}")
-        for name, (first, end) in (("layers", self.layers), ("steps", self.steps)):
-            if first < 0 or (end is not None and end < first):
-                raise ValueError(f"{name}: must be a range with 0 <= first <= end, got {(first, end)}")
-        for name, value, allowed in (
-            ("source_rows", self.source_rows, ("shared", "paired")),
-            ("initial", self.initial, ("inverted", "random")),
-            ("guidance", self.guidance, tuple(SCHEDULES)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
+        check_range("layers", self.layers)
+        check_range("steps", self.steps)
+        check_choice("source_rows", self.source_rows, ("shared", "paired"))
+        check_choice("source_text", self.source_text, ("auto", "source", "inversion", "edit"))
+        check_choice("source", self.source, ("snapped", "replayed"))
+        check_choice("initial", self.initial, tuple(STARTS))
+        if self.order < 1:
+            raise ValueError(f"order: must be at least 1, got {self.order}")
+        if self.initial == "k_rnr" and self.first_step == 0:
+            raise ValueError("first_step: k_rnr starts below pure noise, so it must be at least 1, got 0")
 
     def check(self, num_layers: int, num_steps: int) -> None:  # noqa: D102
-        for name, (first, end), size in (("layers", self.layers, num_layers), ("steps", self.steps, num_steps)):
-            if max(first + 1 if end is None else first, end or 0) > size:
-                raise ValueError(f"editor.{name}: must end within the {size} that there are, got {(first, end)}")
+        super().check(num_layers, num_steps)
+        check_fits("layers", self.layers, num_layers)
+        check_fits("steps", self.steps, num_steps)
 
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        latents = inversion.state[0]
-        if self.initial == "random":
-            # Drawn on the CPU, so that a seed means the same noise on every device.
-            latents = torch.randn(latents.shape, generator=generator, dtype=latents.dtype).to(latents.device)
-        return EditState(latents, request, num_layers)
+        latents = make_start(self.initial, inversion, self.first_step, generator, self.order)
+        # Its own memory: a branch that runs freely is shared with no other edit, not even at its first step.
+        source = inversion.levels[self.first_step].clone() if self.source == "replayed" else None
+        return EditState(latents, request, num_layers, source)
 
     def branches(self, state: EditState, step: Step, inversion: Inversion) -> tuple[list[Branch], Strength | None]:  # noqa: D102
-        request, strength = state.request, self._strength(state.num_layers, step, len(inversion.table))
-        scale = SCHEDULES[self.guidance](request.guidance_scale, step, inversion.table)
-        target = Branch(
-            state.latents, request.prompt, request.negative_prompt, scale, reads=None if strength is None else 1
-        )
-        if strength is None:
+        table = inversion.table
+        strength = self._strength(state.num_layers, step, len(table))
+        reads = None if strength is None else 1
+        target = self.make_target(state.latents, state.request, step, table, reads)
+        if strength is None and state.source is None:
             return [target], None
-        source = inversion.levels[step.i]
-        if self.source_rows == "paired":
-            return [target, Branch(source, request.prompt, request.negative_prompt, scale, wanted=False)], strength
-        told = inversion.prompt if request.source_prompt is None else request.source_prompt
-        return [target, Branch(source, told, wanted=False)], strength
+        trajectory = self._make_source(inversion.levels[step.i], target, state.request, inversion)
+        if state.source is None:
+            return [target, replace(trajectory, wanted=False)], strength
+        return [target, replace(trajectory, latents=state.source), trajectory], strength
 
-    def count_calls(self, request: EditRequest, num_steps: int) -> int:  # noqa: D102
-        guided = 1 if request.guidance_scale == 1.0 else 2
-        source = guided if self.source_rows == "paired" else 1
-        reads = self.strength > 0.0 and self.layers[0] != self.layers[1]
-        reading = len(range(num_steps)[slice(*self.steps)]) if reads else 0
-        return guided * num_steps + source * reading
+    def update(  # noqa: D102
+        self, state: EditState, velocities: Sequence[Latents | None], step: Step, inversion: Inversion
+    ) -> EditState:
+        state = super().update(state, velocities[:1], step, inversion)
+        if state.source is None:
+            return state
+        _, free, stored = velocities
+        assert free is not None
+        assert stored is not None
+        return replace(state, source=replay(state.source, free, stored, step, inversion))
+
+    def count_calls(self, request: EditRequest, table: StepTable, together: int = 1) -> int:  # noqa: D102
+        guided = self.count_guided(request, table)
+        if self.source == "replayed":
+            steps = range(len(table))
+            source = self._count_source(guided, steps, together) + together * self._count_source(guided, steps, 1)
+        else:
+            reads = self.strength > 0.0 and self.layers[0] != self.layers[1]
+            reading = range(len(table))[slice(*self.steps)] if reads else range(0)
+            source = self._count_source(guided, reading, together)
+        return together * sum(guided) + source
+
+    def _count_source(self, guided: list[int], needed: Container[int], together: int) -> int:
+        """Return the rows of the source at the steps that need it, evaluated once for all requests if it can be."""
+        paired = self.source_rows == "paired"
+        per_step = [rows if paired else min(rows, 1) for rows in guided]
+        return (together if self._text == "edit" else 1) * sum(rows for i, rows in enumerate(per_step) if i in needed)
+
+    @property
+    def _text(self) -> str:
+        """What the source rows are told, once ``auto`` is resolved."""
+        auto = "edit" if self.source_rows == "paired" else "source"
+        return auto if self.source_text == "auto" else self.source_text
+
+    def _make_source(self, latents: Latents, target: Branch, request: EditRequest, inversion: Inversion) -> Branch:
+        texts = {"edit": request.prompt, "inversion": inversion.prompt, "source": tell_source(request, inversion)}
+        text = texts[self._text]
+        if self.source_rows == "paired":
+            return replace(target, latents=latents, prompt=text, reads=None)
+        return Branch(latents, text)
 
     def _strength(self, num_layers: int, step: Step, num_steps: int) -> Strength | None:
         """Return the strength per layer at this step, ``None`` where no layer reads."""
         strength = torch.zeros(num_layers)
         strength[slice(*self.layers)] = self.strength
         return strength if step.i in range(num_steps)[slice(*self.steps)] and strength.any() else None
+
+
+def replay(latents: Latents, velocity: Latents, stored: Latents, step: Step, inversion: Inversion) -> Latents:
+    """Step latents and add what the step misses on the trajectory: ``step(z) + x*_{i+1} - step(x*_i)``.
+
+    Args:
+        latents: z, at level ``i``.
+        velocity: There.
+        stored: The velocity at the trajectory's own latents ``x*_i``.
+        step: The row of the step table.
+        inversion: Whose trajectory.
+
+    Source: Ju et al. 2023, "Direct inversion", arXiv:2310.01506, algorithm 1.
+    """
+    land, levels = inversion.inverter.land, inversion.levels
+    missed = levels[step.i + 1] - land(levels[step.i], stored, inversion.state, step)
+    return land(latents, velocity, inversion.state, step) + missed

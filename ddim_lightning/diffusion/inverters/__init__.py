@@ -1,7 +1,10 @@
 """Ways from a clean video to its noise, one published method per file."""
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
+from ddim_lightning.diffusion.inverters.bdia import BDIA
 from ddim_lightning.diffusion.inverters.ddim import DDIM
+from ddim_lightning.diffusion.inverters.edit_friendly import EditFriendly
+from ddim_lightning.diffusion.inverters.fixed_point import FixedPoint
 from ddim_lightning.diffusion.inverters.uni_inv import UniInv
 
-__all__ = ["DDIM", "Inverter", "State", "UniInv"]
+__all__ = ["BDIA", "DDIM", "EditFriendly", "FixedPoint", "Inverter", "State", "UniInv"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.diffusion.steps import forward_step
-from ddim_lightning.types import Latents, VelocityFn
+from ddim_lightning.types import Latents, Step, VelocityFn
 
 State = tuple[Tensor, ...]
 """What an inverter carries from step to step; the first entry is always the current latents."""
@@ -54,10 +54,24 @@ class Inverter(ABC):
         """
 
     def down(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:
-        """Come down from level ``i`` to level ``i + 1``: a DDIM step unless the method has a step of its own."""
-        latents = state[0]
-        return (forward_step(latents, velocity_fn(latents, table[i]), table[i]),)
+        """Come down from level ``i`` to level ``i + 1``: `land` with the model's velocity at level ``i``."""
+        latents, *rest = state
+        return (self.land(latents, velocity_fn(latents, table[i]), state, table[i]), *rest)
+
+    def land(self, latents: Latents, velocity: Latents, state: State, step: Step) -> Latents:
+        """Step latents from level ``i`` to ``i + 1`` with a velocity; editors step their branches with it.
+
+        Args:
+            latents: At level ``i``; an edit's, or the inverter's own.
+            velocity: There, guidance applied.
+            state: The inverter's state: a method that keeps more than latents finds it here.
+            step: The row of the step table.
+        """
+        return forward_step(latents, velocity, step)
 
     @abstractmethod
     def count_calls(self, num_steps: int) -> int:
-        """Return how many times an inversion of ``num_steps`` steps calls the model, the residual's call included."""
+        """Return how many times an inversion of ``num_steps`` steps calls the model, the residual's call included.
+
+        For a method that may stop early it is the most that it calls.
+        """

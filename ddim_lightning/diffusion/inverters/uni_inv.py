@@ -17,21 +17,33 @@ class UniInv(Inverter):
     The forward step from level ``i`` needs the velocity at level ``i``, which the way up does not know yet. Uni-Inv
     goes there with the velocity of the step before (``y = cos(h) x + sin(h) v_before``), evaluates the model at ``y``
     and solves the forward step with that velocity. The first step, from clean, has no velocity before it and takes
-    ``y = x``.
+    ``y = x``; being by far the largest of the trailing schedule, it is then iterated.
 
     Args:
         keep_residual: See `Inverter`.
+        clean_iterations: Further calls on the step from clean, each evaluating at the point that the last one found.
+
+    Raises:
+        ValueError: A number of iterations below 0.
 
     Source: Jiao et al. 2025, "UniEdit-Flow", arXiv:2504.13109, algorithm 1 (there for flow matching, here in rotation
     form).
     """
 
+    clean_iterations: int = 5
+
+    def __post_init__(self) -> None:
+        if self.clean_iterations < 0:
+            raise ValueError(f"clean_iterations: must be at least 0, got {self.clean_iterations}")
+
     def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
         latents, *before = state
         step = table[i]
-        predicted = inverse_step(latents, before[0], step) if before else latents
-        velocity = velocity_fn(predicted, step)
-        return (solve_forward_step(latents, velocity, step), velocity)
+        point = inverse_step(latents, before[0], step) if before else latents
+        for _ in range(1 if before else 1 + self.clean_iterations):
+            velocity = velocity_fn(point, step)
+            point = solve_forward_step(latents, velocity, step)
+        return (point, velocity) if i > 0 else (point,)  # the way down needs no velocity
 
     def count_calls(self, num_steps: int) -> int:  # noqa: D102
-        return num_steps + self.keep_residual
+        return num_steps + self.clean_iterations + self.keep_residual

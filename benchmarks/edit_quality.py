@@ -1,0 +1,243 @@
+"""How well each way to edit does on a fixed set of edits whose truth is known to the pixel.
+
+Every method of `edit_variants` at every guidance scale, on clips of the world of shapes that no training has seen, with
+the tiny model on one CPU thread. Each video is compared with the rendered truth of its edit, and a classifier reads its
+words back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from ddim_lightning.data.shapes import render
+from ddim_lightning.data.shapes_classifier import classify
+from ddim_lightning.data.streams import make_generator
+from ddim_lightning.diffusion.inverters import DDIM
+from ddim_lightning.diffusion.masks import count_probe_rows, pool_mask
+from ddim_lightning.diffusion.trajectory import Inversion
+from ddim_lightning.engine import InversionEngine
+from ddim_lightning.fingerprint import digest_model
+from ddim_lightning.sampling import quantise
+from ddim_lightning.types import Branch, EditRequest, Frames, Video
+
+from .edit_report import SHEET_EDITS, SHEET_JOBS, write_report
+from .edit_set import SPLITS, ShapesEdit, make_edit_set
+from .edit_variants import CEILING, DEFAULT, REFERENCE, VARIANTS, Job, Variant, make_jobs
+from .loading import load_engine
+from .records import merge_records, open_records, parse_shard
+
+QUICK: dict[str, Any] = {"edits": 5, "steps": 4, "variants": [REFERENCE, DEFAULT, "plain inversion"], "guidance": [6.0]}
+"""What ``--quick`` stands for."""
+
+REPEATS = 5
+"""Rows and decodings timed for the plan."""
+
+
+class Clip:
+    """One clip and what the variants share of it: its latents and its inversions.
+
+    Args:
+        engine: The loaded model.
+        edit: What is to be done to the clip.
+    """
+
+    def __init__(self, engine: InversionEngine, edit: ShapesEdit) -> None:
+        self.engine, self.edit = engine, edit
+        self.latents = engine.encode(render(edit.source))
+        self._inversions: dict[tuple[Any, ...], tuple[Inversion, float]] = {}
+
+    def make_video(self, job: Job) -> tuple[Video, dict[str, float]]:
+        """Make the video of a job, and tell its calls and its seconds of processor time, decoding left out."""
+        if job.guidance is None:
+            latents = self.engine.encode(self.edit.truth) if job.method == CEILING else self.latents
+            return self.engine.decode(latents), {"calls": 0, "inversion_calls": 0, "seconds": 0, "inversion_seconds": 0}
+        variant, seed = VARIANTS[job.method], make_generator(job.seed, self.edit.id, 0).initial_seed()
+        inversion, inversion_seconds = self._find_inversion(variant, seed)
+        engine = replace(self.engine, editor=variant.editor)  # with a count of calls of its own
+        start = time.process_time()
+        latents = engine.edit(inversion, self._make_request(variant, job.guidance), seed=seed)
+        seconds = time.process_time() - start
+        return self.engine.decode(latents), {
+            "calls": engine.denoiser.rows + inversion.calls,
+            "inversion_calls": inversion.calls,
+            "seconds": seconds + inversion_seconds,
+            "inversion_seconds": inversion_seconds,
+        }
+
+    def _make_request(self, variant: Variant, guidance: float) -> EditRequest:
+        limits, mask = self.engine.components.limits, None
+        if variant.tell_mask:
+            spatial = self.edit.inside.shape[-1] // self.latents.shape[-1]
+            mask = pool_mask(self.edit.inside, limits.temporal, spatial)
+        told = self.edit.source.caption if variant.tell_source else None
+        return EditRequest(self.edit.target.caption, source_prompt=told, guidance_scale=guidance, mask=mask)
+
+    def _find_inversion(self, variant: Variant, seed: int) -> tuple[Inversion, float]:
+        """Return the inversion of a variant and its seconds, made once for all variants that share it."""
+        prompt = self.edit.source.caption if variant.invert_under_source else ""
+        if variant.inverter is None:  # its editor reads the clean latents and nothing else
+            levels = self.latents.expand(len(self.engine.table) + 1, *self.latents.shape)
+            return Inversion(DDIM(), self.engine.table, prompt, levels, (self.latents,), None, 0), 0.0
+        key = variant.make_inversion_key(seed)
+        if key not in self._inversions:
+            engine, start = replace(self.engine, inverter=variant.inverter), time.process_time()
+            inversion = engine.invert(self.latents, prompt=prompt, seed=seed)
+            self._inversions[key] = inversion, time.process_time() - start
+        return self._inversions[key]
+
+
+def measure_video(video: Video, edit: ShapesEdit) -> dict[str, Any]:
+    """Compare a video with the truth of its edit, and read its words.
+
+    Args:
+        video: (1, f, c, h, w) in 0 .. 1, not quantised.
+        edit: Whose truth.
+
+    Returns:
+        Sums of squared errors, how many values they were summed over, and the words seen.
+    """
+    error = (video[0].double() - edit.truth.double() / 255).square().sum(dim=1)  # (f, h, w)
+    where = {"inside": edit.inside, "outside": ~edit.inside}
+    return {
+        "squared_error": {name: float(error[mask].sum()) for name, mask in where.items()},
+        "values": {name: video.shape[2] * int(mask.sum()) for name, mask in where.items()},
+        "seen": vars(classify(quantise(video))),
+    }
+
+
+@torch.inference_mode()
+def measure(
+    engine: InversionEngine,
+    edits: Sequence[ShapesEdit],
+    jobs: Sequence[Job],
+    settings: Mapping[str, Any],
+    args: argparse.Namespace,
+) -> None:
+    """Measure what no record of the folder holds yet, edit by edit."""
+    shard, shards = args.shard
+    records, known = open_records(args.output, settings, shard), merge_records(args.output, settings)
+    for edit in edits[shard::shards]:
+        missing = [job for job in jobs if job.make_key(edit.id) not in known]
+        if not missing:
+            continue
+        start, clip = time.process_time(), Clip(engine, edit)
+        for job in missing:
+            video, cost = clip.make_video(job)
+            if edit.id.endswith(SHEET_EDITS) and job in SHEET_JOBS:
+                write_strip(args.output / "clips" / f"{edit.id}-{job.method}.png", quantise(video))
+            records.add(job.make_key(edit.id), {**measure_video(video, edit), **cost})
+        print(f"{edit.id}: {len(missing)} videos, {time.process_time() - start:.0f} s", flush=True)
+
+
+def write_strip(path: Path, frames: Frames) -> None:
+    """Write the frames of a clip side by side, losslessly."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = frames.permute(2, 0, 3, 1).flatten(1, 2)  # (h, f w, c)
+    Image.fromarray(pixels.contiguous().numpy()).save(path, optimize=True)
+
+
+def make_plan(engine: InversionEngine, jobs: Sequence[Job], count: int) -> str:
+    """Count the calls that an edit takes, and estimate the processor time of all edits."""
+    table, caption = engine.table, make_edit_set("dev", 1)[0].source.caption
+    inversions: dict[tuple[Any, ...], int] = {}
+    rows: dict[str, int] = {}
+    for job in jobs:
+        if job.guidance is None:
+            continue
+        variant = VARIANTS[job.method]
+        request = EditRequest(caption, source_prompt=caption, guidance_scale=job.guidance)
+        if variant.inverter is not None:
+            inversions[variant.make_inversion_key(job.seed)] = variant.inverter.count_calls(len(table))
+        probes = 0 if variant.editor.velocity_mask is None else count_probe_rows(table)
+        rows[job.method] = rows.get(job.method, 0) + probes + variant.editor.count_calls(request, table)
+    row_seconds, video_seconds = time_parts(engine)
+    total = sum(rows.values()) + sum(inversions.values())
+    seconds = total * row_seconds + len(jobs) * video_seconds
+    parts = f"{row_seconds * 1e3:.1f} ms a call and {video_seconds * 1e3:.0f} ms a video"
+    lines = [
+        *(f"{calls:6} calls  {name}" for name, calls in rows.items()),
+        f"{sum(inversions.values()):6} calls  {len(inversions)} inversions, shared",
+        f"{total:6} calls and {len(jobs)} videos an edit: {seconds:.0f} s at {parts}",
+        f"{count} edits: {count * seconds / 60:.0f} minutes of processor time",
+    ]
+    return "\n".join(lines)
+
+
+@torch.inference_mode()
+def time_parts(engine: InversionEngine) -> tuple[float, float]:
+    """Return the seconds of one row through the network and of one video decoded and judged."""
+    edit = make_edit_set("dev", 1)[0]
+    latents = engine.encode(render(edit.source))
+    measure_video(engine.decode(latents), edit)
+    start = time.process_time()
+    for _ in range(REPEATS):
+        engine.denoiser([Branch(latents, "")], engine.table[0])
+    middle = time.process_time()
+    for _ in range(REPEATS):
+        measure_video(engine.decode(latents), edit)
+    return (middle - start) / REPEATS, (time.process_time() - middle) / REPEATS
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.edit_quality", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--model", default="tiny", help="'tiny' (bundled) or a folder (tiny)")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="choose on dev, report on test (test)")
+    parser.add_argument("--edits", type=int, default=80, help="how many, the kinds in turn (80)")
+    parser.add_argument(
+        "--variants",
+        type=lambda text: text.split(","),
+        default=["methods"],
+        metavar="NAME,NAME",
+        help="of edit_variants.py, or methods, options, all (methods)",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=lambda text: [float(scale) for scale in text.split(",")],
+        default=[1.0, 3.0, 6.0],
+        metavar="SCALE,SCALE",
+        help="of the variants that name none (1,3,6)",
+    )
+    parser.add_argument("--steps", type=int, default=50, help="of inversion and edit (50)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--shard", type=parse_shard, default=(0, 1), metavar="K/N", help="process K of N (0/1)")
+    parser.add_argument("--quick", action="store_true", help="a few edits, steps and variants, to see that it runs")
+    parser.add_argument("--plan", action="store_true", help="print what it would cost, and stop")
+    parser.add_argument("--report-only", action="store_true", help="measure nothing, write the report of the records")
+    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for records and report")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is missing and write the report; a shard leaves the report to ``--report-only``."""
+    parser = make_parser()
+    if parser.parse_known_args(argv)[0].quick:
+        parser.set_defaults(**QUICK)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    jobs, edits = make_jobs(args.variants, args.guidance), make_edit_set(args.split, args.edits)
+    engine = load_engine(args.model, args.steps)
+    if args.plan:
+        print(make_plan(engine, jobs, args.edits))
+        return 0
+    settings = {"model": args.model, "weights": digest_model(engine), "split": args.split, "steps": args.steps}
+    if not args.report_only:
+        measure(engine, edits, jobs, settings, args)
+    if args.report_only or args.shard == (0, 1):
+        print(write_report(args.output, settings, edits, jobs, args.commit), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

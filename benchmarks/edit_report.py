@@ -1,0 +1,228 @@
+"""What a person looks at of `edit_quality`: the result file, its summary, the frontier and a sheet of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ddim_lightning.data.shapes import SIZE, WORDS, render
+from ddim_lightning.report.sheet import Row, write_sheet
+from ddim_lightning.types import EditRequest, Frames
+
+from .edit_set import KINDS, ShapesEdit
+from .edit_statistics import gather, judge, summarise
+from .edit_variants import CEILING, DEFAULT, NOTHING, REFERENCE, VARIANTS, Job
+from .environment import read_block
+from .plots import Point, plot_frontier
+from .records import dump_json, merge_records
+
+SCHEMA = "ddim-lightning/edit-quality/1"
+DEFAULT_GUIDANCE = EditRequest("").guidance_scale
+"""The scale of an edit that names none."""
+
+NOTES = (
+    "- PSNR in dB against the rendered truth, from one mean squared error over all unquantised values of a region.",
+    "- *Inside* is where the source's object or the truth's is, *outside* the rest.",
+    "- *Edited* is the share of the words to change that the classifier then sees, *kept* that of the other words.",
+    "- *±* is the standard deviation over the seeds, three where noise is drawn.",
+    "- A call is one latent under one embedding through the network, the inversion's included.",
+    "- Seconds are processor time of one thread, the inversion's included, the VAE's not.",
+)
+
+SHEET_EDITS = "-00"
+"""The edits of the sheet, the first of each kind, by the end of their ids."""
+SHEET_JOBS = (Job(REFERENCE, 6.0), Job(DEFAULT, DEFAULT_GUIDANCE))
+
+
+def write_report(
+    folder: Path, settings: Mapping[str, Any], edits: Sequence[ShapesEdit], jobs: Sequence[Job], commit: str | None
+) -> str:
+    """Write ``result.json``, ``README.md``, ``frontier.png`` and ``sheet.png`` from the records of a folder.
+
+    Args:
+        folder: Holds the records and the clips of the sheet.
+        settings: What the records were measured with.
+        edits: Those asked for.
+        jobs: What was made for each edit.
+        commit: The commit measured, where the code is no checkout.
+
+    Returns:
+        The summary, Markdown.
+
+    Raises:
+        ValueError: The records are of other settings, or of no edit complete.
+    """
+    complete, cells = gather(merge_records(folder, settings), edits, jobs)
+    result = {
+        "schema": SCHEMA,
+        "environment": read_block(commit),
+        "settings": {**settings, "edits": len(complete), "missing": len(edits) - len(complete)},
+        "default_guidance": DEFAULT_GUIDANCE,
+        "rows": [summarise(method, cell) for method, cell in cells.items()],
+        "bars": judge(cells, settings["steps"], DEFAULT_GUIDANCE),
+    }
+    (folder / "result.json").write_text(dump_json(result, indent=2) + "\n", encoding="utf-8")
+    write_frontier(folder / "frontier.png", result)
+    write_clips(folder, [edit for edit in complete if edit.id.endswith(SHEET_EDITS)])
+    summary = make_markdown(result)
+    (folder / "README.md").write_text(summary, encoding="utf-8")
+    return summary
+
+
+def make_markdown(result: Mapping[str, Any]) -> str:
+    """Write the summary a person reads."""
+    settings, rows = result["settings"], result["rows"]
+    kinds = [kind for kind in KINDS if kind in rows[0]["kinds"]]
+    left_out = f"; {settings['missing']} more are not complete and left out" if settings["missing"] else ""
+    said = f"model {settings['model']}, intervals of 95 % by resampling the edits"
+    lines = [
+        "# Edits, measured against their truth",
+        "",
+        f"`{result['environment']['command']}` at commit {result['environment']['commit']}",
+        "",
+        f"{settings['edits']} edits of the {settings['split']} set{left_out}; {settings['steps']} steps, {said}.",
+        "",
+        *NOTES,
+        "",
+        *list_bars(result),
+        "## All edits",
+        "",
+        *make_table(
+            (
+                "method",
+                "guidance",
+                "whole",
+                "±",
+                "inside",
+                "outside",
+                "edited",
+                "±",
+                "kept",
+                *WORDS,
+                "calls",
+                "seconds",
+            ),
+            [_list_numbers(row) for row in rows],
+        ),
+        "",
+        "## Whole-frame PSNR and edited words by kind of edit",
+        "",
+        *make_table(("method", "guidance", *kinds), [_list_kinds(row, kinds) for row in rows]),
+        "",
+        "![Preservation against prompt accuracy](frontier.png)",
+        "",
+        "![Some of the edits](sheet.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def list_bars(result: Mapping[str, Any]) -> list[str]:
+    """List the bars and whether they are met, one a line."""
+    if not result["bars"]:
+        return []
+    lines = [f"- **{tell_met(bar)}**: {bar['bar']}: {bar['numbers']}" for bar in result["bars"]]
+    return [f"## The default (guidance {result['default_guidance']:g}) against the bars", "", *lines, ""]
+
+
+def tell_met(bar: Mapping[str, Any]) -> str:
+    """Say in words whether a bar is met."""
+    return "met" if bar["met"] else "exempt" if bar["exempt"] else "NOT MET"
+
+
+def make_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Make the lines of a Markdown table."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def tell_guidance(row: Mapping[str, Any]) -> str:
+    """Return the guidance scale of a row as a table has it."""
+    return "" if row["guidance"] is None else f"{row['guidance']:g}"
+
+
+def write_frontier(path: Path, result: Mapping[str, Any]) -> None:
+    """Plot preservation against prompt accuracy: every method at each of its scales, the default marked."""
+    default = (DEFAULT, result["default_guidance"])
+    points = [
+        Point(
+            name_point(row),
+            row["all"]["edited"][0] * 100,
+            row["all"]["psnr_db"]["outside"][0],
+            highlighted=(row["method"], row["guidance"]) in (default, (NOTHING, None)),
+        )
+        for row in result["rows"]
+        if row["method"] != CEILING  # nothing is joined to it
+    ]
+    plot_frontier(
+        path,
+        points,
+        title="What is kept against what is changed, by method and guidance",
+        x_label="words to change that are right (%)",
+        y_label="PSNR outside the objects (dB)",
+    )
+
+
+def name_point(row: Mapping[str, Any]) -> str:
+    """Return the label of a method in the frontier; the default goes by its class, and so has the class's colour."""
+    name = f"{type(VARIANTS[DEFAULT].editor).__name__} (default)" if row["method"] == DEFAULT else row["method"]
+    return f"{name} {tell_guidance(row)}".strip()
+
+
+def write_clips(folder: Path, edits: Sequence[ShapesEdit]) -> None:
+    """Write ``sheet.png``: source, truth, the reference's settings and the default, for each edit."""
+    rows = []
+    for edit in edits:
+        rows.append(Row("source", render(edit.source), edit.source.caption, edit.id))
+        rows.append(Row("truth", edit.truth, edit.target.caption))
+        for job in SHEET_JOBS:
+            path = folder / "clips" / f"{edit.id}-{job.method}.png"
+            if path.exists():
+                rows.append(Row(job.method, read_strip(path), "", f"guidance {job.guidance:g}"))
+    if rows:
+        title = "The first edit of each kind: source, rendered truth, the reference's settings, the default"
+        write_sheet(folder / "sheet.png", rows, title=title, fps=Fraction(8))
+
+
+def read_strip(path: Path) -> Frames:
+    """Read frames of a clip that stand side by side."""
+    with Image.open(path) as image:
+        pixels = torch.from_numpy(np.array(image.convert("RGB")))
+    return pixels.reshape(SIZE, -1, SIZE, 3).permute(1, 3, 0, 2)
+
+
+def _list_numbers(row: Mapping[str, Any]) -> list[str]:
+    part, each = row["all"], row["each_seed"]
+    spread = {name: f"{np.std(values, ddof=1):.2g}" if row["seeds"] > 1 else "" for name, values in each.items()}
+    return [
+        row["method"],
+        tell_guidance(row),
+        _tell_interval(part["psnr_db"]["whole"], ".2f"),
+        spread["psnr_db"],
+        _tell_interval(part["psnr_db"]["inside"], ".2f"),
+        _tell_interval(part["psnr_db"]["outside"], ".2f"),
+        _tell_interval(part["edited"], ".0%"),
+        spread["edited"],
+        f"{part['kept'][0]:.0%}",
+        *(f"{part['right'][word]:.0%}" for word in WORDS),
+        f"{row['calls']:.0f}",
+        f"{row['seconds']:.1f}",
+    ]
+
+
+def _list_kinds(row: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
+    parts = [row["kinds"][kind] for kind in kinds]
+    return [
+        row["method"],
+        tell_guidance(row),
+        *(f"{part['psnr_db']['whole'][0]:.2f}, {part['edited'][0]:.0%}" for part in parts),
+    ]
+
+
+def _tell_interval(interval: Sequence[float], form: str) -> str:
+    value, low, high = (format(number, form) for number in interval)
+    return f"{value} [{low}, {high}]"

@@ -1,0 +1,149 @@
+"""The ways to edit that `edit_quality` compares, by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ddim_lightning.diffusion.editors import Editor, InversionFree, KVInjection, ResidualReplay
+from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
+
+SEEDS = 3
+"""Repetitions of what draws noise."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to edit: how the clip was inverted, and how the prompt meets that.
+
+    Args:
+        inverter: ``None`` where the editor uses nothing of an inversion but the clean latents: it then costs nothing.
+        editor: The editor.
+        invert_under_source: Whether the inversion's prompt is the source's caption instead of the empty prompt.
+        tell_source: Whether the request brings the source's caption as its source prompt.
+        tell_mask: Whether the request brings the true mask of both objects: no method, but what a perfect mask gives.
+        guidance: The scales it is measured at; ``None`` for those of the command line.
+        seeds: How often it is repeated under other seeds; more than 1 where noise is drawn.
+    """
+
+    inverter: Inverter | None
+    editor: Editor
+    invert_under_source: bool = False
+    tell_source: bool = True
+    tell_mask: bool = False
+    guidance: tuple[float, ...] | None = None
+    seeds: int = 1
+
+    @property
+    def digest(self) -> str:
+        """A name of all its settings: records of other settings under the same name are not mistaken for it."""
+        return hashlib.blake2s(repr(self).encode(), digest_size=4).hexdigest()
+
+    def make_inversion_key(self, seed: int) -> tuple[Inverter | None, bool, int]:
+        """Return what tells its inversion from those of other variants and seeds; equal keys share one inversion."""
+        return self.inverter, self.invert_under_source, seed if isinstance(self.inverter, EditFriendly) else 0
+
+
+CEILING, NOTHING = "ceiling", "do nothing"
+"""Rows without a method: the truth, and the source, through the VAE."""
+NO_INVERSION, REFERENCE, DEFAULT = "no inversion", "reference", "default"
+
+METHODS = {
+    # What there is to compare with. The script inverts under the empty prompt, starts from noise, tells its source rows
+    # the edit prompt and guides by 6, constantly.
+    NO_INVERSION: Variant(None, KVInjection(strength=0.0, initial="random"), guidance=(3.0, 6.0), seeds=SEEDS),
+    REFERENCE: Variant(
+        DDIM(), KVInjection(source_rows="paired", initial="random"), tell_source=False, guidance=(6.0,), seeds=SEEDS
+    ),
+    DEFAULT: Variant(UniInv(), KVInjection()),
+    "plain inversion": Variant(UniInv(), KVInjection(strength=0.0)),
+    "ResidualReplay": Variant(UniInv(), ResidualReplay()),
+    "ResidualReplay + K/V": Variant(UniInv(), ResidualReplay(strength=1.0)),
+    # Both papers leave out about the noisiest third of the steps.
+    "InversionFree": Variant(None, InversionFree(first_step=17), seeds=SEEDS),
+    "EditFriendly": Variant(EditFriendly(), KVInjection(strength=0.0, first_step=18), seeds=SEEDS),
+}
+"""Every editor, and what there is to compare with."""
+
+
+def _change_default(
+    inverter: Inverter | None = None, *, guidance: tuple[float, ...] = (3.0,), **settings: Any
+) -> Variant:
+    """Return the default at one scale, where it is compared, with an inverter, a setting or an option changed."""
+    default = METHODS[DEFAULT]
+    known = {name: value for name, value in settings.items() if name in Variant.__dataclass_fields__}
+    options = {name: value for name, value in settings.items() if name not in known}
+    editor = replace(default.editor, **options)
+    return replace(default, inverter=inverter or default.inverter, editor=editor, guidance=guidance, **known)
+
+
+OPTIONS = {
+    "inverted by BDIA": _change_default(BDIA()),
+    "inverted by DDIM": _change_default(DDIM()),
+    "inverted by FixedPoint": _change_default(FixedPoint()),
+    "inverted under the source prompt": _change_default(invert_under_source=True),
+    "no source prompt": _change_default(tell_source=False),
+    "source rows told the edit": _change_default(source_text="edit"),
+    "two source rows": _change_default(source_rows="paired", source_text="source"),
+    "first half of the layers": _change_default(layers=(0, 3)),
+    "second half of the layers": _change_default(layers=(3, None)),
+    "first half of the steps": _change_default(steps=(0, 25)),
+    "second half of the steps": _change_default(steps=(25, None)),
+    "strength .5": _change_default(strength=0.5),
+    "from step 10": _change_default(first_step=10),
+    "away from the source prompt": _change_default(negative="source"),
+    "guided in the first half": _change_default(guidance_steps=(0, 25)),
+    "mask from the velocities": _change_default(velocity_mask=0.3),
+    "the true mask": _change_default(tell_mask=True),
+    "K-RNR start": _change_default(initial="k_rnr", first_step=1),
+    "random start": _change_default(initial="random", seeds=SEEDS),
+}
+"""The default with one thing changed, to choose it by, at one scale: for 50 steps and 6 layers."""
+
+VARIANTS = METHODS | OPTIONS
+GROUPS = {"methods": tuple(METHODS), "options": (DEFAULT, *OPTIONS), "all": tuple(VARIANTS)}
+"""What ``--variants`` takes beside names; the options stand beside the default that they change."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make for every edit: a row of the records.
+
+    Args:
+        method: A name of `VARIANTS`, or `CEILING` or `NOTHING`.
+        guidance: The scale; ``None`` for a row without a method.
+        seed: 0, 1, …
+    """
+
+    method: str
+    guidance: float | None = None
+    seed: int = 0
+
+    def make_key(self, edit_id: str) -> str:
+        """Return the key of its record for an edit."""
+        if self.guidance is None:
+            return f"{edit_id}/{self.method}"
+        return f"{edit_id}/{self.method}/{self.guidance:g}/{self.seed}/{VARIANTS[self.method].digest}"
+
+
+def make_jobs(names: Sequence[str], guidance: Sequence[float]) -> list[Job]:
+    """List what is made for every edit; the rows without a method come first.
+
+    Args:
+        names: Of `VARIANTS` or `GROUPS`.
+        guidance: Scales of the variants that name none.
+
+    Raises:
+        ValueError: A name that there is not.
+    """
+    for name in names:
+        if name not in VARIANTS and name not in GROUPS:
+            raise ValueError(f"variants: must be of {'; '.join([*GROUPS, *VARIANTS])}, got {name!r}")
+    jobs = [Job(CEILING), Job(NOTHING)]
+    for name in dict.fromkeys(member for given in names for member in GROUPS.get(given, (given,))):
+        variant = VARIANTS[name]
+        scales = guidance if variant.guidance is None else variant.guidance
+        jobs += [Job(name, scale, seed) for scale in scales for seed in range(variant.seeds)]
+    return jobs

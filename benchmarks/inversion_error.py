@@ -1,0 +1,227 @@
+"""How well each inverter comes back: every one at the default setting, then one factor at a time.
+
+Clips come from the world of shapes under seeds that no training has seen; the tiny model inverts and reconstructs them
+on one CPU thread. Errors are against the VAE round trip, which is the ceiling of every reconstruction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddim_lightning.data.shapes import Scene, render, sample_scene
+from ddim_lightning.data.streams import make_generator
+from ddim_lightning.diffusion.inverters import DDIM
+from ddim_lightning.diffusion.loop import reconstruct
+from ddim_lightning.diffusion.trajectory import Inversion
+from ddim_lightning.engine import InversionEngine
+from ddim_lightning.fingerprint import digest_model
+from ddim_lightning.metrics.diagnosis import describe_colour, describe_noise, level_errors
+from ddim_lightning.metrics.functional import psnr
+from ddim_lightning.metrics.latents import relative_l2
+from ddim_lightning.models.schedulers import make_step_table
+from ddim_lightning.report.sheet import Row, write_sheet
+from ddim_lightning.sampling import quantise
+from ddim_lightning.types import Branch, Denoiser, Latents, Step, Strength
+
+from .inversion_report import RESIDUAL, WITHOUT, find_typical_clip, make_source_key, write_report
+from .inversion_variants import Variant, make_variants
+from .loading import load_engine
+from .records import merge_records, open_records, parse_shard
+
+SPLIT = "inversion-error"
+"""Its clips are those of no training and of no other benchmark."""
+QUICK: dict[str, Any] = {"clips": 2, "steps": 5, "fewer": (2, 3)}
+"""What ``--quick`` stands for."""
+
+
+class Clip:
+    """A held-out clip, its latents and its VAE round trip.
+
+    Args:
+        engine: The loaded model.
+        seed: The benchmark's.
+        index: Which clip.
+    """
+
+    def __init__(self, engine: InversionEngine, seed: int, index: int) -> None:
+        self.engine = engine
+        self.scene: Scene = sample_scene(make_generator(seed, SPLIT, index))
+        self.frames = render(self.scene)
+        self.latents = engine.encode(self.frames)
+        self.round_trip = engine.decode(self.latents)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the VAE alone does to it."""
+        source, round_trip = self.frames.double() / 255, self.round_trip[0].double()
+        return {
+            "caption": self.scene.caption,
+            "squared_error": float((round_trip - source).square().mean()),
+            "source": describe_colour(source),
+            "round_trip": describe_colour(round_trip),
+        }
+
+    def compare(self, latents: Latents) -> dict[str, float]:
+        """Compare reconstructed latents with the clip's own, and their video with the VAE round trip."""
+        video = self.engine.decode(latents)[0].double()
+        return {
+            "squared_error": float((video - self.round_trip[0].double()).square().mean()),
+            "relative_l2": relative_l2(latents, self.latents),
+            **describe_colour(video),
+        }
+
+
+class GuidedDenoiser:
+    """A denoiser under another prompt, with guidance: for a way back that is not the inversion's own.
+
+    Args:
+        denoiser: The model.
+        prompt: What it is told.
+        guidance_scale: Classifier-free guidance, away from the empty prompt.
+    """
+
+    def __init__(self, denoiser: Denoiser, prompt: str, guidance_scale: float) -> None:
+        self.denoiser, self.prompt, self.guidance_scale = denoiser, prompt, guidance_scale
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers have keys and values to read."""
+        return self.denoiser.num_layers
+
+    def __call__(
+        self, branches: Sequence[Branch], step: Step, strength: Strength | None = None
+    ) -> list[Latents | None]:
+        """Evaluate all branches under the prompt; see `Denoiser`."""
+        guided = [replace(branch, prompt=self.prompt, guidance_scale=self.guidance_scale) for branch in branches]
+        return self.denoiser(guided, step, strength)
+
+
+def measure_variant(engine: InversionEngine, clip: Clip, variant: Variant, seed: int) -> dict[str, Any]:
+    """Invert a clip and come back, every way that the variant asks for."""
+    scheduler = engine.components.scheduler
+    table = make_step_table(scheduler, variant.steps, spacing=variant.spacing, zero_snr=variant.zero_snr)
+    engine = replace(engine, table=table, inverter=variant.inverter)  # with a count of calls of its own
+    start = time.process_time()
+    inversion = engine.invert(clip.latents, prompt=clip.scene.caption if variant.source_prompt else "", seed=seed)
+    return {
+        "seconds": time.process_time() - start,
+        "calls": engine.denoiser.rows,
+        "angles": list(table.angles),
+        "noise": describe_noise(inversion.levels[0]),
+        "back": [come_back(engine, clip, inversion, scale) for scale in variant.guidance_scales],
+    }
+
+
+def come_back(engine: InversionEngine, clip: Clip, inversion: Inversion, guidance_scale: float) -> dict[str, Any]:
+    """Reconstruct from the inverter's state and the residual alone, and measure what came of it with and without it."""
+    bare = replace(inversion, levels=inversion.levels[:0])
+    guided = guidance_scale != 1.0
+    denoiser = GuidedDenoiser(engine.denoiser, clip.scene.caption, guidance_scale) if guided else engine.denoiser
+    passed = [bare.state[0]]
+    rows, start = engine.denoiser.rows, time.process_time()
+    latents = reconstruct(denoiser, bare, callback=lambda step, latents: passed.append(latents))
+    seconds = time.process_time() - start
+    # The last step leads to what there is without the residual, which `reconstruct` adds after it.
+    ends = {WITHOUT: passed[-1]} if bare.residual is None else {WITHOUT: passed[-1], RESIDUAL: latents}
+    return {
+        "guidance_scale": guidance_scale,
+        "seconds": seconds,
+        "calls": engine.denoiser.rows - rows,
+        "level_errors": level_errors(inversion.levels, passed),
+        **{name: clip.compare(end) for name, end in ends.items()},
+    }
+
+
+@torch.inference_mode()
+def measure(
+    engine: InversionEngine, variants: Sequence[Variant], settings: Mapping[str, Any], args: argparse.Namespace
+) -> None:
+    """Measure what no record of the folder holds yet, clip by clip."""
+    shard, shards = args.shard
+    records, known = open_records(args.output, settings, shard), merge_records(args.output, settings)
+    for index in range(args.clips)[shard::shards]:
+        wanted = {variant.make_key(index, seed): (variant, seed) for variant in variants for seed in variant.seeds}
+        missing = {key: work for key, work in wanted.items() if key not in known}
+        if not missing and make_source_key(index) in known:
+            continue
+        start, clip = time.process_time(), Clip(engine, args.seed, index)
+        if make_source_key(index) not in known:
+            records.add(make_source_key(index), clip.describe())
+        for key, (variant, seed) in missing.items():
+            records.add(key, measure_variant(engine, clip, variant, seed))
+        seconds = time.process_time() - start
+        print(f"clip {index} of {args.clips}: {len(missing)} inversions, {seconds:.0f} s", flush=True)
+
+
+@torch.inference_mode()
+def write_washout(path: Path, engine: InversionEngine, clip: Clip) -> None:
+    """Write the sheet of one clip: the source, the VAE's ceiling, plain DDIM and the default inverter."""
+    videos = {"source": clip.frames, "VAE round trip": quantise(clip.round_trip)}
+    texts = {"source": clip.scene.caption}
+    for label, inverter in {"plain DDIM inversion": DDIM(), "the default": engine.inverter}.items():
+        method = replace(engine, inverter=inverter)
+        inversion = method.invert(clip.latents)
+        video = method.decode(method.reconstruct(inversion))
+        videos[label] = quantise(video)
+        std, decibels = describe_noise(inversion.levels[0])["std"], psnr(video[0], clip.round_trip[0])
+        texts[label] = f"{type(inverter).__name__}: {decibels:.1f} dB, deviation of x_T {std:.2f}"
+    notes = {label: describe_colour(frames / 255) for label, frames in videos.items()}
+    write_sheet(
+        path,
+        [
+            Row(label, frames, texts.get(label, ""), ", ".join(f"{name} {x:.2f}" for name, x in notes[label].items()))
+            for label, frames in videos.items()
+        ],
+        title="Plain DDIM inversion washes out; the default comes back",
+        subtitle=f"{len(engine.table)} steps, empty prompt both ways, guidance 1; dB against the VAE round trip",
+        fps=Fraction(8),
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.inversion_error", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.set_defaults(fewer=(10, 25))
+    parser.add_argument("--model", default="tiny", help="'tiny' (bundled) or a folder (tiny)")
+    parser.add_argument("--clips", type=int, default=64, help="held-out clips (64)")
+    parser.add_argument("--steps", type=int, default=50, help="of the default setting (50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the clips (0)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--shard", type=parse_shard, default=(0, 1), metavar="K/N", help="process K of N (0/1)")
+    parser.add_argument("--quick", action="store_true", help="two clips and few steps, to see that it runs")
+    parser.add_argument("--report-only", action="store_true", help="measure nothing, write the report of the records")
+    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for records and report")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what is missing and write the report; a shard leaves the report to ``--report-only``."""
+    parser = make_parser()
+    if parser.parse_known_args(argv)[0].quick:
+        parser.set_defaults(**QUICK)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    engine, variants = load_engine(args.model, args.steps), make_variants(args.steps, args.fewer)
+    settings = {"model": args.model, "weights": digest_model(engine), "split": SPLIT, "seed": args.seed}
+    if not args.report_only:
+        measure(engine, variants, settings, args)
+    if args.report_only or args.shard == (0, 1):
+        summary = write_report(args.output, settings, variants, args.clips, args.commit)
+        typical = find_typical_clip(merge_records(args.output, settings), variants, args.clips)
+        write_washout(args.output / "washout.png", engine, Clip(engine, args.seed, typical))
+        print(summary, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,70 @@
+"""Masks drawn by hand or by another program: where the edits may change a clip."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from ddim_lightning.data.frames import Fit, FrameChoice, fit_frame
+from ddim_lightning.data.video import VideoInfo, read_frames, read_info
+
+_HALF = 127.5
+
+
+def read_mask(
+    path: str | os.PathLike[str], clip: VideoInfo, choice: FrameChoice, *, height: int, width: int, fit: Fit = "crop"
+) -> Bool[Tensor, "f h w"]:
+    """Read the mask of a clip, frame by frame and pixel by pixel as the clip itself was read.
+
+    The mask covers the whole frame of the file, in the same shape, at any resolution. It is brought to the file's
+    resolution (nearest pixel), then cut, framed or distorted as the clip's frames are; a pixel that more than half of
+    what it shows is white is editable. The bars of ``fit="pad"`` are not. An image holds for all frames.
+
+    Args:
+        path: A video or an image, white (luma above half) where the edits may change the clip.
+        clip: The file of the clip.
+        choice: Which of its frames were taken.
+        height: Of the clip as the model sees it, in pixels.
+        width: Likewise.
+        fit: How the clip's frames were brought to that size.
+
+    Returns:
+        (f, height, width), True where the edits may change the clip.
+
+    Raises:
+        OSError: If there is no such file, it is a folder, or it may not be read; always the exact subclass.
+        ValueError: If it cannot be read, has another number of frames or another shape than the clip, or is black
+            everywhere once it is cut to size.
+    """
+    try:
+        info = read_info(path)
+        _check_fits(info, clip)
+        indices = [0] if info.num_frames == 1 else choice.indices
+        mask = torch.stack([_fit(frame, clip, height, width, fit) for frame in read_frames(path, indices)])
+        if not mask.any():
+            raise ValueError(f"{path} must be white somewhere within {height} x {width} pixels, got black everywhere")
+    except ValueError as error:
+        raise ValueError(f"mask: {error}") from None
+    return mask.expand(choice.count, -1, -1)
+
+
+def _check_fits(mask: VideoInfo, clip: VideoInfo) -> None:
+    if mask.num_frames not in (1, clip.num_frames):
+        rule = f"must be an image or have as many frames as {clip.path}, {clip.num_frames}"
+        raise ValueError(f"{mask.path} {rule}, got {mask.num_frames}")
+    # A side may be rounded to whole pixels.
+    if abs(mask.width * clip.height - clip.width * mask.height) > max(clip.width, clip.height) / 2:
+        rule = f"must have the shape of {clip.path}, {clip.width} x {clip.height}"
+        raise ValueError(f"{mask.path} {rule}, got {mask.width} x {mask.height}")
+
+
+def _fit(frame: Tensor, clip: VideoInfo, height: int, width: int, fit: Fit) -> Tensor:
+    """Bring one frame to (height, width) bool by the very arithmetic that the clip's frames went through."""
+    white = (transforms.rgb_to_grayscale(frame.float()) > _HALF).to(torch.uint8) * 255
+    white = transforms.resize(white, [clip.height, clip.width], InterpolationMode.NEAREST_EXACT)
+    return fit_frame(white, height, width, fit, pixel_aspect=clip.pixel_aspect)[0] > _HALF

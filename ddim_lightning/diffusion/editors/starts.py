@@ -1,0 +1,65 @@
+"""Where an edit starts: on the trajectory, in fresh noise, or in a mix of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from ddim_lightning.diffusion.steps import add_noise
+from ddim_lightning.diffusion.trajectory import Inversion
+from ddim_lightning.types import Latents
+
+
+def make_inverted(inversion: Inversion, i: int, generator: torch.Generator | None, order: int) -> Latents:
+    """Return the trajectory's own latents."""
+    return inversion.levels[i]
+
+
+def make_random(inversion: Inversion, i: int, generator: torch.Generator | None, order: int) -> Latents:
+    """Return the clean latents under fresh noise, of which nothing is left at the level of zero SNR.
+
+    Source: Meng et al. 2021, "SDEdit", arXiv:2108.01073, for levels below noise.
+    """
+    clean = inversion.levels[-1]
+    # Drawn on the CPU, so that a seed means the same noise on every device.
+    noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+    # At zero SNR cos(pi/2) is not quite 0 in floating point; the script's start is the noise itself.
+    return noise if inversion.table.angles[i] >= math.pi / 2 else add_noise(clean, noise, inversion.table.angles[i])
+
+
+def make_k_rnr(inversion: Inversion, i: int, generator: torch.Generator | None, order: int) -> Latents:
+    """Return K-order recursive noise: ``a (1 - s^K) / (1 - s) x0 + s^K x_T``.
+
+    It carries the source's own signal into the start. It is no inverse.
+
+    Source: Yesiltepe and Yanardag 2025, "Dynamic view synthesis as an inverse problem", arXiv:2506.08004, equation 7.
+    """
+    angle = inversion.table.angles[i]
+    signal, noise = math.cos(angle), math.sin(angle)
+    weight = signal * sum(noise**k for k in range(order))
+    return weight * inversion.levels[-1] + noise**order * inversion.state[0]
+
+
+STARTS: dict[str, Callable[[Inversion, int, torch.Generator | None, int], Latents]] = {
+    "inverted": make_inverted,
+    "random": make_random,
+    "k_rnr": make_k_rnr,
+}
+
+
+def make_start(name: str, inversion: Inversion, i: int, generator: torch.Generator | None, order: int) -> Latents:
+    """Make the latents an edit starts from.
+
+    Args:
+        name: One of `STARTS`.
+        inversion: The source video's inversion.
+        i: The level, 0 (noise) .. N - 1.
+        generator: Source of fresh noise; lies on the CPU.
+        order: K of ``k_rnr``, >= 1.
+
+    Returns:
+        (b, f, c, h, w), in the dtype of the trajectory.
+    """
+    return STARTS[name](inversion, i, generator, order)

@@ -1,0 +1,192 @@
+"""The benchmark of edits: what it compares, how it counts, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.edit_quality import Clip, main
+from benchmarks.edit_report import DEFAULT_GUIDANCE, read_strip
+from benchmarks.edit_set import make_edit_set
+from benchmarks.edit_variants import (
+    CEILING,
+    DEFAULT,
+    METHODS,
+    NO_INVERSION,
+    NOTHING,
+    REFERENCE,
+    VARIANTS,
+    Job,
+    make_jobs,
+)
+from benchmarks.loading import load_engine
+from ddim_lightning import DDIMInversionModule
+from ddim_lightning.data.shapes import render
+from ddim_lightning.diffusion.editors import InversionFree
+from ddim_lightning.sampling import quantise
+
+WORK = ("calls", "inversion_calls")
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_model: Path) -> Clip:
+    return Clip(load_engine(str(tiny_model), 2), make_edit_set("test", 3)[2])
+
+
+@pytest.fixture(scope="module")
+def command(tiny_model: Path) -> list[str]:
+    threads = str(torch.get_num_threads())
+    sizes = [
+        "--quick",
+        "--edits",
+        "3",
+        "--steps",
+        "2",
+        "--variants",
+        f"{DEFAULT},{REFERENCE}",
+        "--threads",
+        threads,
+    ]
+    return ["--model", str(tiny_model), *sizes, "--commit", "abc", "--output"]
+
+
+@pytest.fixture(scope="module")
+def done(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("edits") / "new"
+    assert main([*command, str(folder)]) == 0
+    return folder
+
+
+class TestVariants:
+    def test_the_default_is_the_modules(self):
+        module = DDIMInversionModule("tiny")
+        default = METHODS[DEFAULT]
+        assert (default.inverter, default.editor) == (module.inverter, module.editor)
+        assert module.inversion_prompt == (None if default.invert_under_source else "")
+        assert module.guidance_scale == DEFAULT_GUIDANCE
+        assert default.tell_source and default.seeds == 1
+
+    def test_all_fit_the_bundled_model_and_are_different(self):
+        for variant in VARIANTS.values():
+            variant.editor.check(6, 50)
+        assert len({variant.digest for variant in VARIANTS.values()}) == len(VARIANTS)
+
+    def test_noise_is_drawn_three_times(self):
+        names = {name for name, variant in VARIANTS.items() if variant.seeds == 3}
+        assert names == {NO_INVERSION, REFERENCE, "InversionFree", "EditFriendly", "random start"}
+
+    def test_jobs(self):
+        jobs = make_jobs([DEFAULT, REFERENCE, DEFAULT], [1.0, 3.0])
+        assert jobs[:2] == [Job(CEILING), Job(NOTHING)]
+        assert jobs[2:] == [Job(DEFAULT, 1.0), Job(DEFAULT, 3.0), *(Job(REFERENCE, 6.0, seed) for seed in range(3))]
+        assert {job.method for job in make_jobs(["methods"], [1.0])} == {CEILING, NOTHING, *METHODS}
+        with pytest.raises(ValueError, match=r"variants: must be of methods; .*got 'magic'"):
+            make_jobs(["magic"], [1.0])
+
+    def test_a_record_of_other_settings_has_another_key(self, monkeypatch: pytest.MonkeyPatch):
+        before = Job(DEFAULT, 3.0).make_key("dev-both-01")
+        monkeypatch.setitem(VARIANTS, DEFAULT, replace(VARIANTS[DEFAULT], tell_source=False))
+        assert Job(DEFAULT, 3.0).make_key("dev-both-01") != before
+
+
+class TestClip:
+    @torch.inference_mode()
+    def test_ceiling_and_nothing_are_the_vaes(self, clip: Clip):
+        for method, frames in ((CEILING, clip.edit.truth), (NOTHING, render(clip.edit.source))):
+            video, cost = clip.make_video(Job(method))
+            assert torch.equal(video, clip.engine.decode(clip.engine.encode(frames)))
+            assert not any(cost.values())
+
+    @torch.inference_mode()
+    def test_calls_and_what_is_shared(self, clip: Clip, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setitem(VARIANTS, "InversionFree", replace(VARIANTS["InversionFree"], editor=InversionFree()))
+        jobs = make_jobs([DEFAULT, REFERENCE, "plain inversion", "InversionFree", NO_INVERSION], [3.0])
+        calls = {job.method: [clip.make_video(job)[1][name] for name in WORK] for job in jobs}
+        up = VARIANTS[DEFAULT].inverter.count_calls(2)
+        assert up > 2
+        assert calls[DEFAULT] == [up + 2 * 3, up]
+        assert calls[REFERENCE] == [2 + 2 * 4, 2]
+        assert calls["plain inversion"] == [up + 2 * 2, up]
+        assert calls["InversionFree"] == [2 * 3, 0]
+        assert calls[NO_INVERSION] == [2 * 2, 0]
+        found = {
+            name: clip._find_inversion(VARIANTS[name], seed)[0]
+            for seed, name in enumerate((DEFAULT, "plain inversion"))
+        }
+        assert found[DEFAULT] is found["plain inversion"]
+        friendly = [clip._find_inversion(VARIANTS["EditFriendly"], seed)[0] for seed in (0, 1)]
+        assert not torch.equal(friendly[0].levels[0], friendly[1].levels[0])
+
+    def test_what_the_request_tells(self, clip: Clip):
+        told = clip._make_request(VARIANTS["the true mask"], 3.0)
+        assert (told.prompt, told.source_prompt) == (clip.edit.target.caption, clip.edit.source.caption)
+        assert told.guidance_scale == 3.0
+        assert told.mask is not None
+        assert told.mask.shape == (1, 3, 1, 16, 16)
+        covered = clip.edit.inside[5:9].any(dim=0)  # the last latent frame's
+        assert torch.equal(told.mask[0, 2, 0].bool(), covered.view(16, 4, 16, 4).any(dim=3).any(dim=1))
+        assert clip._make_request(VARIANTS[REFERENCE], 6.0).source_prompt is None
+
+
+class TestRun:
+    def test_all_is_measured_and_written(self, done: Path):
+        result = json.loads((done / "result.json").read_text("utf-8"))
+        assert result["environment"]["commit"] == "abc"
+        assert {name: result["settings"][name] for name in ("split", "steps", "edits", "missing")} == {
+            "split": "test", "steps": 2, "edits": 3, "missing": 0,
+        }  # fmt: skip
+        rows = {(row["method"], row["guidance"]): row for row in result["rows"]}
+        assert list(rows) == [(CEILING, None), (NOTHING, None), (DEFAULT, 6), (REFERENCE, 6)]
+        assert rows[REFERENCE, 6]["seeds"] == 3
+        assert len(set(rows[REFERENCE, 6]["each_seed"]["psnr_db"])) == 3
+        for row in rows.values():
+            assert set(row["kinds"]) == {"colour", "shape", "both"}
+            for value, low, high in row["all"]["psnr_db"].values():
+                assert low <= value <= high
+        assert rows[DEFAULT, 6]["seconds"] > rows[DEFAULT, 6]["inversion_seconds"] > 0
+        summary = (done / "README.md").read_text("utf-8")
+        assert "3 edits of the test set; 2 steps" in summary
+        assert f"| {DEFAULT} | 6 | {rows[DEFAULT, 6]['all']['psnr_db']['whole'][0]:.2f} [" in summary
+        assert summary.count("half the gap") == 2
+        for name in ("frontier.png", "sheet.png"):
+            with Image.open(done / name) as image:
+                assert image.width > 800
+
+    def test_the_clips_of_the_sheet_are_those_measured(self, done: Path, tiny_model: Path):
+        (edit,) = make_edit_set("test", 1)
+        with torch.inference_mode():
+            video, _ = Clip(load_engine(str(tiny_model), 2), edit).make_video(Job(REFERENCE, 6.0, 0))
+        assert torch.equal(read_strip(done / "clips" / "test-colour-00-reference.png"), quantise(video))
+        assert len(list((done / "clips").iterdir())) == 6
+
+    def test_it_goes_on_where_it_stopped(self, done: Path, command: list[str], tmp_path: Path, capsys: Any):
+        lines = (done / "records-0.jsonl").read_text("utf-8").splitlines()
+        assert len(lines) == 1 + 3 * 6
+        (tmp_path / "records-0.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:40], "utf-8")
+        assert main([*command, str(tmp_path), "--shard", "2/3"]) == 0
+        told = capsys.readouterr().out
+        assert told.splitlines()[0].startswith("test-both-00: 2 videos")
+        assert not (tmp_path / "result.json").exists()  # a shard leaves the report
+        assert main([*command, str(tmp_path), "--report-only"]) == 0
+        first, second = (json.loads((folder / "result.json").read_text("utf-8")) for folder in (done, tmp_path))
+        assert [row["all"] for row in first["rows"]] == [row["all"] for row in second["rows"]]
+        assert first["settings"] == second["settings"]
+
+    def test_records_of_another_model_are_refused(self, done: Path, command: list[str]):
+        with pytest.raises(ValueError, match=r"settings: must be those of .*steps is 2 there, got 4"):
+            main([*command, str(done), "--steps", "4", "--report-only"])
+
+    def test_the_plan_counts_calls(self, command: list[str], tmp_path: Path, capsys: Any):
+        assert main([*command, str(tmp_path), "--plan"]) == 0
+        plan = capsys.readouterr().out
+        assert "     6 calls  default" in plan
+        assert "    24 calls  reference" in plan
+        assert "    40 calls and 6 videos an edit" in plan
+        assert "3 edits: " in plan
+        assert not list(tmp_path.iterdir())

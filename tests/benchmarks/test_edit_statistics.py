@@ -1,0 +1,146 @@
+"""The numbers of the benchmark of edits are what a hand makes of them, and each bar can be missed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.edit_quality import measure_video
+from benchmarks.edit_set import KINDS, make_edit_set
+from benchmarks.edit_statistics import Cell, gather, judge
+from benchmarks.edit_variants import CEILING, DEFAULT, NO_INVERSION, NOTHING, REFERENCE, Job
+from ddim_lightning.data.shapes import WORDS, render
+
+
+def make_row(edit: Any, inside: float, outside: float, wrong: tuple[str, ...] = (), **costs: float) -> dict[str, Any]:
+    """A record with mean squared errors, whose words are the target's but for the wrong ones."""
+    values = {"inside": 3 * int(edit.inside.sum()), "outside": 3 * int((~edit.inside).sum())}
+    return {
+        "squared_error": {"inside": inside * values["inside"], "outside": outside * values["outside"]},
+        "values": values,
+        "seen": {word: None if word in wrong else getattr(edit.target, word) for word in WORDS},
+        "calls": 0, "inversion_calls": 0, "seconds": 0.0, "inversion_seconds": 0.0, **costs,
+    }  # fmt: skip
+
+
+def make_cell(edits: list[Any], inside: float, outside: float, wrong: tuple[str, ...] = (), **costs: float) -> Cell:
+    return Cell(edits, [[make_row(edit, inside, outside, wrong, **costs)] for edit in edits])
+
+
+class TestNumbers:
+    def test_errors_are_summed_inside_and_outside(self):
+        edit = make_edit_set("test", 3)[2]
+        video = torch.rand(1, 9, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        row = measure_video(video, edit)
+        sums, counts = Counter[str](), Counter[str]()
+        truth = render(edit.target)
+        for f, c, y in [(0, 0, 31), (8, 2, 40), (4, 1, 5)]:
+            for x in range(64):
+                where = "inside" if edit.inside[f, y, x] else "outside"
+                sums[where] += (float(video[0, f, c, y, x]) - int(truth[f, c, y, x]) / 255) ** 2
+                counts[where] += 1
+        # The same of a video that is the truth but in those lines.
+        part = truth[None].double() / 255
+        for f, c, y in [(0, 0, 31), (8, 2, 40), (4, 1, 5)]:
+            part[0, f, c, y] = video[0, f, c, y].double()
+        lines = measure_video(part, edit)
+        assert counts["inside"] and counts["outside"]
+        assert lines["squared_error"] == pytest.approx(dict(sums), rel=1e-6)
+        assert sum(row["values"].values()) == 9 * 3 * 64 * 64
+        assert row["values"]["inside"] == 3 * int(edit.inside.sum())
+        everything = (video[0].double() - truth.double() / 255).square().sum()
+        assert sum(row["squared_error"].values()) == pytest.approx(float(everything), rel=1e-9)
+        assert lines["seen"]["colour"] == edit.target.colour
+
+    def test_psnr_pools_errors_not_decibels(self):
+        first, second = make_edit_set("test", 2)
+        cell = Cell([first, second], [[make_row(first, 0.01, 0.002)], [make_row(second, 0.3, 0.0001)]])
+        inside = [3 * int(edit.inside.sum()) for edit in (first, second)]
+        outside = [9 * 3 * 64 * 64 - count for count in inside]
+        assert inside[0] != inside[1]
+        by_hand = {
+            "inside": (0.01 * inside[0] + 0.3 * inside[1]) / sum(inside),
+            "outside": (0.002 * outside[0] + 0.0001 * outside[1]) / sum(outside),
+        }
+        by_hand["whole"] = (by_hand["inside"] * sum(inside) + by_hand["outside"] * sum(outside)) / (2 * 9 * 3 * 64 * 64)
+        for region, error in by_hand.items():
+            value, low, high = cell.estimate_psnr(region).interval
+            assert value == pytest.approx(-10 * math.log10(error))
+            # Two clips resampled are the first twice, both, or the second twice.
+            alone = [cell.take(edit.__eq__).estimate_psnr(region).value for edit in (first, second)]
+            assert [low, high] == pytest.approx(sorted(alone))
+            draws = cell.estimate_psnr(region).draws.unique()
+            assert draws.tolist() == pytest.approx(sorted([*alone, value]))
+
+    def test_seeds_are_averaged(self):
+        (edit,) = make_edit_set("test", 1)
+        cell = Cell([edit], [[make_row(edit, 0.1, 0.1), make_row(edit, 0.3, 0.3, wrong=("colour",))]])
+        assert cell.estimate_psnr("whole").value == pytest.approx(-10 * math.log10(0.2))
+        assert cell.estimate_right(lambda edit: edit.changed).value == 0.5
+        assert cell.pick(1).estimate_right(lambda edit: edit.changed).value == 0
+
+    def test_incomplete_edits_are_left_out_everywhere(self):
+        edits, jobs = make_edit_set("test", 3), [Job(CEILING), Job(DEFAULT, 3.0)]
+        records = {job.make_key(edit.id): make_row(edit, 0.1, 0.1) for edit in edits for job in jobs}
+        del records[Job(DEFAULT, 3.0).make_key(edits[1].id)]
+        complete, cells = gather(records, edits, jobs)
+        assert complete == [edits[0], edits[2]]
+        assert set(cells) == {(CEILING, None), (DEFAULT, 3.0)}
+        assert all(cell.edits == complete and len(cell.rows) == 2 for cell in cells.values())
+        with pytest.raises(ValueError, match="records: must hold all 2 videos of at least one edit, got 0 videos"):
+            gather({}, edits, jobs)
+
+
+class TestBars:
+    EDITS = make_edit_set("test", 10)
+
+    def judge(self, **changed: Cell) -> dict[str, dict[str, Any]]:
+        """Judge a default between the reference (20 dB) and the ceiling (40 dB) at guidance 6."""
+        cells = {
+            (CEILING, None): make_cell(self.EDITS, 1e-4, 1e-4),
+            (NOTHING, None): make_cell(self.EDITS, 1e-2, 1e-2),
+            (REFERENCE, 6.0): make_cell(self.EDITS, 1e-2, 1e-2, wrong=("shape",)),
+            (DEFAULT, 6.0): changed.get("default", make_cell(self.EDITS, 9e-4, 9e-4, calls=300)),
+        }
+        if "noise" in changed:
+            cells[NO_INVERSION, 3.0] = changed["noise"]
+        return {bar["bar"]: bar for bar in judge(cells, 50, 6.0)}
+
+    def test_all_met(self):
+        bars = self.judge()
+        assert len(bars) == 2 + 1 + len(KINDS) + 3
+        assert all(bar["met"] for bar in bars.values())
+        gap = bars["half the gap from the reference to the ceiling closed, over the whole frame"]
+        assert gap["numbers"] == "52% [52%, 52%] of it: reference 20.00, default 30.46, ceiling 40.00 dB"
+
+    def test_each_can_fail(self):
+        outside = self.judge(default=make_cell(self.EDITS, 1e-4, 1.1e-3, wrong=("direction",), calls=301))
+        assert {bar for bar, told in outside.items() if not told["met"]} == {
+            "half the gap from the reference to the ceiling closed, outside the objects",
+            "calls at most 6 N",
+            "direction right at least as often as the reference",
+        }
+
+    def test_one_kind_may_be_exempt_if_the_model_does_not_know_its_word(self):
+        worse = Cell(
+            self.EDITS,
+            [
+                [make_row(edit, *((0.02, 0.02) if edit.kind in ("colour", "shape", "both") else (9e-4, 9e-4)))]
+                for edit in self.EDITS
+            ],
+        )
+        noise = make_cell(self.EDITS, 0.1, 0.1, wrong=("shape",))
+        bars = self.judge(default=worse, noise=noise)
+        words = "better than doing nothing over the whole frame"
+        colour, shape, both = (bars[f"{words}, {kind}"] for kind in ("colour", "shape", "both"))
+        assert (shape["met"], shape["exempt"]) == (False, True)
+        assert "right in 0%" in shape["numbers"]
+        assert (colour["met"], colour["exempt"]) == (False, False)  # the model knows its colours
+        assert (both["met"], both["exempt"]) == (False, False)  # one is enough
+
+    def test_without_the_reference_nothing_is_judged(self):
+        assert judge({(DEFAULT, 6.0): make_cell(self.EDITS, 0.1, 0.1)}, 50, 6.0) == []

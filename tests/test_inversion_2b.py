@@ -1,0 +1,89 @@
+"""Models as CogVideoX-2B: no rotary embeddings, SNR shift 3, on random weights with every parameter perturbed."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMInverseScheduler
+
+from ddim_lightning.diffusion.inverters import BDIA, FixedPoint, UniInv
+from ddim_lightning.diffusion.loop import invert, reconstruct
+from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.models.attention import apply_attention, sdpa_attention
+from ddim_lightning.models.conditioning import PromptEncoder
+from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.loading import load_components
+from ddim_lightning.models.schedulers import make_step_table
+from ddim_lightning.models.tiny import write_random_tiny
+
+
+def load(folder, **options):
+    return load_components(str(folder), device=torch.device("cpu"), dtype=torch.float32, **options)
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    return write_random_tiny(tmp_path_factory.mktemp("models") / "flat", rotary=False, snr_shift_scale=3.0)
+
+
+@pytest.fixture(scope="module")
+def rotary_parts(tmp_path_factory):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # a model with rotary embeddings does not warn
+        return load(write_random_tiny(tmp_path_factory.mktemp("models") / "rotary"), require_rotary=False)
+
+
+@pytest.fixture(scope="module")
+def flat_parts(flat):
+    reason = "flat has no rotary position embeddings; .* was not validated on released weights"
+    with pytest.warns(UserWarning, match=f"^model: .*{reason}"):
+        return load(flat, require_rotary=False)
+
+
+def measure_round_trip(parts, inverse_scheduler, inverter):
+    """Climb on the levels of an inverse scheduler, come down on the sampler's; relative L2 to the clean latents."""
+    generator = torch.Generator().manual_seed(7)
+    transformer = parts.transformer
+    weights = {name: value.clone() for name, value in transformer.state_dict().items()}
+    for parameter in transformer.parameters():
+        parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
+    apply_attention(transformer, sdpa_attention)
+    prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, transformer.config.max_text_seq_length)
+    denoiser = CogVideoXDenoiser(transformer, prompts)
+    table = make_step_table(parts.scheduler, 10)
+    clean = 0.8 * torch.randn(1, 3, 8, 8, 12, generator=torch.Generator().manual_seed(1))
+    up = StepTable.make(inverse_scheduler.alphas_cumprod, table.timesteps)
+    inversion = invert(denoiser, clean, up, inverter)
+    landed = reconstruct(denoiser, replace(inversion, table=table, levels=inversion.levels[:1]))
+    transformer.load_state_dict(weights)
+    return float((landed - clean).norm() / clean.norm())
+
+
+def make_unrepaired(parts):
+    """As the reference script makes it; diffusers drops ``snr_shift_scale`` silently."""
+    return DDIMInverseScheduler(**parts.scheduler.config)
+
+
+def test_it_is_refused_by_default(flat):
+    with pytest.raises(ValueError, match="is refused because its transformer has no rotary position embeddings"):
+        load(flat)
+
+
+@pytest.mark.parametrize("inverter", [UniInv(), FixedPoint()], ids=repr)
+def test_it_comes_back_as_well_as_a_model_with_rotary_embeddings_and_not_without_the_repair(
+    inverter, flat_parts, rotary_parts
+):
+    reference = measure_round_trip(rotary_parts, rotary_parts.inverse_scheduler, inverter)
+    assert measure_round_trip(flat_parts, flat_parts.inverse_scheduler, inverter) <= 1.2 * reference
+    assert measure_round_trip(flat_parts, make_unrepaired(flat_parts), inverter) > 3.0 * reference
+
+
+def test_an_exact_method_is_exact_on_both_and_not_without_the_repair(flat_parts, rotary_parts):
+    for parts in (rotary_parts, flat_parts):
+        assert measure_round_trip(parts, parts.inverse_scheduler, BDIA()) <= 1e-5
+    assert measure_round_trip(flat_parts, make_unrepaired(flat_parts), BDIA()) > 0.1
+    # At a shift of 1 there is nothing to repair.
+    assert measure_round_trip(rotary_parts, make_unrepaired(rotary_parts), BDIA()) <= 1e-5
