@@ -48,7 +48,7 @@ class Variant:
 
 CEILING, NOTHING = "ceiling", "do nothing"
 """Rows without a method: the truth, and the source, through the VAE."""
-NO_INVERSION, REFERENCE, DEFAULT = "no inversion", "reference", "default"
+NO_INVERSION, REFERENCE, DEFAULT, INJECTION = "no inversion", "reference", "default", "KVInjection"
 
 METHODS = {
     # What there is to compare with. The script inverts under the empty prompt, starts from noise, tells its source rows
@@ -57,22 +57,22 @@ METHODS = {
     REFERENCE: Variant(
         DDIM(), KVInjection(source_rows="paired", initial="random"), tell_source=False, guidance=(6.0,), seeds=SEEDS
     ),
-    DEFAULT: Variant(UniInv(), KVInjection()),
+    DEFAULT: Variant(UniInv(), InversionFree(), guidance=(1.0, 1.5, 3.0, 6.0), seeds=SEEDS),
     "plain inversion": Variant(UniInv(), KVInjection(strength=0.0)),
     "ResidualReplay": Variant(UniInv(), ResidualReplay()),
     "ResidualReplay + K/V": Variant(UniInv(), ResidualReplay(strength=1.0)),
-    # Both papers leave out about the noisiest third of the steps.
-    "InversionFree": Variant(None, InversionFree(first_step=17), seeds=SEEDS),
+    INJECTION: Variant(UniInv(), KVInjection()),
+    "InversionFree, one draw": Variant(None, InversionFree(draws=1), guidance=(1.5,), seeds=SEEDS),
     "EditFriendly": Variant(EditFriendly(), KVInjection(strength=0.0, first_step=18), seeds=SEEDS),
 }
 """Every editor, and what there is to compare with."""
 
 
-def _change_default(
+def _change_injection(
     inverter: Inverter | None = None, *, guidance: tuple[float, ...] = (3.0,), **settings: Any
 ) -> Variant:
-    """Return the default at one scale, where it is compared, with an inverter, a setting or an option changed."""
-    default = METHODS[DEFAULT]
+    """Return K/V injection at one scale, where it is compared, with an inverter, a setting or an option changed."""
+    default = METHODS[INJECTION]
     known = {name: value for name, value in settings.items() if name in Variant.__dataclass_fields__}
     options = {name: value for name, value in settings.items() if name not in known}
     editor = replace(default.editor, **options)
@@ -80,31 +80,31 @@ def _change_default(
 
 
 OPTIONS = {
-    "inverted by BDIA": _change_default(BDIA()),
-    "inverted by DDIM": _change_default(DDIM()),
-    "inverted by FixedPoint": _change_default(FixedPoint()),
-    "inverted under the source prompt": _change_default(invert_under_source=True),
-    "no source prompt": _change_default(tell_source=False),
-    "source rows told the edit": _change_default(source_text="edit"),
-    "two source rows": _change_default(source_rows="paired", source_text="source"),
-    "first half of the layers": _change_default(layers=(0, 3)),
-    "second half of the layers": _change_default(layers=(3, None)),
-    "first half of the steps": _change_default(steps=(0, 25)),
-    "second half of the steps": _change_default(steps=(25, None)),
-    "strength .5": _change_default(strength=0.5),
-    "from step 10": _change_default(first_step=10),
-    "away from the source prompt": _change_default(negative="source"),
-    "guided in the first half": _change_default(guidance_steps=(0, 25)),
-    "mask from the velocities": _change_default(velocity_mask=0.3),
-    "the true mask": _change_default(tell_mask=True),
-    "K-RNR start": _change_default(initial="k_rnr", first_step=1),
-    "random start": _change_default(initial="random", seeds=SEEDS),
+    "inverted by BDIA": _change_injection(BDIA()),
+    "inverted by DDIM": _change_injection(DDIM()),
+    "inverted by FixedPoint": _change_injection(FixedPoint()),
+    "inverted under the source prompt": _change_injection(invert_under_source=True),
+    "no source prompt": _change_injection(tell_source=False),
+    "source rows told the edit": _change_injection(source_text="edit"),
+    "two source rows": _change_injection(source_rows="paired", source_text="source"),
+    "first half of the layers": _change_injection(layers=(0, 3)),
+    "second half of the layers": _change_injection(layers=(3, None)),
+    "first half of the steps": _change_injection(steps=(0, 25)),
+    "second half of the steps": _change_injection(steps=(25, None)),
+    "strength .5": _change_injection(strength=0.5),
+    "from step 10": _change_injection(first_step=10),
+    "away from the source prompt": _change_injection(negative="source"),
+    "guided in the first half": _change_injection(guidance_steps=(0, 25)),
+    "mask from the velocities": _change_injection(velocity_mask=0.3),
+    "the true mask": _change_injection(tell_mask=True),
+    "K-RNR start": _change_injection(initial="k_rnr", first_step=1),
+    "random start": _change_injection(initial="random", seeds=SEEDS),
 }
-"""The default with one thing changed, to choose it by, at one scale: for 50 steps and 6 layers."""
+"""K/V injection with one thing changed, at one scale: for 50 steps and 6 layers."""
 
 VARIANTS = METHODS | OPTIONS
-GROUPS = {"methods": tuple(METHODS), "options": (DEFAULT, *OPTIONS), "all": tuple(VARIANTS)}
-"""What ``--variants`` takes beside names; the options stand beside the default that they change."""
+GROUPS = {"methods": tuple(METHODS), "options": (INJECTION, *OPTIONS), "all": tuple(VARIANTS)}
+"""What ``--variants`` takes beside names; the options stand beside the injection that they change."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ WITHOUT, RESIDUAL = "without_residual", "with_residual"
 Rows = Mapping[str, Mapping[str, Any]]
 """Records by key."""
 
-_DASHES = {"FixedPoint 2": ":", "FixedPoint 5": "--", "UniInv as published": "--"}
+_DASHES = {"FixedPoint 2 N": ":", "FixedPoint 3 N": "--", "UniInv as published": "--", "UniInv, one velocity": ":"}
 """Lines of a method that has a plainer one beside it."""
 
 

@@ -88,13 +88,17 @@ def make_variants(steps: int, fewer: Sequence[int]) -> list[Variant]:
     """
     ddim = Variant(PLAIN, DDIM(), steps=steps)
     ours = Variant(OURS, UniInv(), steps=steps)
-    fixed_point = {k: Variant(f"FixedPoint {k}", FixedPoint(iterations=k), steps=steps) for k in (2, 3, 5)}
+    fixed_point = Variant("FixedPoint", FixedPoint(), steps=steps)
+    plain = {
+        k: Variant(f"FixedPoint {k} N", FixedPoint(iterations=k, clean_iterations=k, tolerance=0.0), steps=steps)
+        for k in (2, 3)
+    }
     bdia = Variant("BDIA", BDIA(), steps=steps)
-    published = Variant("UniInv as published", UniInv(clean_iterations=0), steps=steps)
+    published = Variant("UniInv as published", UniInv(clean_iterations=0, extrapolate=False), steps=steps)
+    one_velocity = Variant("UniInv, one velocity", UniInv(extrapolate=False), steps=steps)
     edit_friendly = Variant("EditFriendly", EditFriendly(), steps=steps, seeds=(0, 1, 2))
-    exact = fixed_point[3]
     guided = [replace(variant, guidance_scales=(1.0, GUIDED)) for variant in (ddim, ours, bdia)]
-    variants = [guided[0], published, guided[1], *fixed_point.values(), guided[2], edit_friendly]
+    variants = [guided[0], published, one_velocity, guided[1], *plain.values(), fixed_point, guided[2], edit_friendly]
     for count in fewer:
         variants += [replace(variant, factor=f"{count} steps", steps=count) for variant in (ddim, ours)]
     variants += [replace(variant, factor="uniform angles", spacing="angle") for variant in (ddim, ours)]
@@ -107,7 +111,9 @@ def make_variants(steps: int, fewer: Sequence[int]) -> list[Variant]:
         )
         for variant in (ddim, ours, bdia)
     ]
-    variants += [replace(variant, factor="source prompt", source_prompt=True) for variant in (ddim, ours, exact, bdia)]
+    variants += [
+        replace(variant, factor="source prompt", source_prompt=True) for variant in (ddim, ours, fixed_point, bdia)
+    ]
     return variants
 
 

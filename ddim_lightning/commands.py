@@ -24,7 +24,7 @@ from ddim_lightning.shapes_datamodule import ShapesDataModule
 from ddim_lightning.writer import RESULTS, VideoWriter, make_output_dir, read_results
 
 _DONE, _SOME_SKIPPED = 0, 3
-_DEMO_CLIPS, _DEMO_EDITS, _DEMO_STEPS = 8, ("colour", "background"), 20
+_DEMO_CLIPS, _DEMO_EDITS, _DEMO_STEPS = 8, ("colour", "shape"), 20
 
 
 def edit(args: argparse.Namespace) -> int:

@@ -155,7 +155,8 @@ class ClipJob:
     def _edit(self, inversion: Inversion) -> list[Latents]:
         """Make the edits, one after the other or all in one pass."""
         engine, editor = self.engine, self.engine.editor
-        num_steps, count = len(engine.table) - editor.first_step, len(self.requests)
+        count = len(self.requests)
+        num_steps = len(engine.table) - editor.get_first_step(len(engine.table))
         edited: list[Latents] = []
         if self.share_pass and count > 1:
             with self._stage("edit", f"edits 1-{count}", num_steps, self._plan["edits"]) as tick:
@@ -271,7 +272,7 @@ class ClipJob:
         report()
         with self.timer.stage(stage):
             yield tick
-        if rows:
+        if stage in ("invert", "reconstruct", "edit"):
             self.calls[stage] = self.calls.get(stage, 0) + self.engine.denoiser.rows - before
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from ddim_lightning.diffusion.editors import Editor, KVInjection
+from ddim_lightning.diffusion.editors import Editor, InversionFree
 from ddim_lightning.diffusion.inverters import Inverter, UniInv
 from ddim_lightning.engine import InversionEngine
 from ddim_lightning.job import ClipJob, make_clip_seed
@@ -45,7 +45,8 @@ class DDIMInversionModule(LightningModule):
         model: ``"tiny"`` (the bundled model), a folder in diffusers' layout, or a hub id such as
             ``"zai-org/CogVideoX-5b"``.
         num_inference_steps: Steps of the inversion and of each way back, >= 1.
-        guidance_scale: Classifier-free guidance of the edits, >= 0; 1 turns it off.
+        guidance_scale: Classifier-free guidance of the edits, >= 0; 1 turns it off. The default does best on the
+            tiny model; released CogVideoX is sampled at 6.
         inverter: The way up: an `Inverter`, a class name of `ddim_lightning.diffusion.inverters`, the class path of
             your own, or ``{class_path, init_args}``.
         editor: How a new prompt meets the trajectory: likewise, an `Editor` of `ddim_lightning.diffusion.editors`.
@@ -75,7 +76,7 @@ class DDIMInversionModule(LightningModule):
         model: str = "tiny",
         *,
         num_inference_steps: int = 50,
-        guidance_scale: float = 6.0,
+        guidance_scale: float = 1.5,
         inverter: Inverter | PartSpec | None = None,
         editor: Editor | PartSpec | None = None,
         inversion_prompt: str | None = "",
@@ -107,7 +108,7 @@ class DDIMInversionModule(LightningModule):
             if value not in allowed:
                 raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
-        inverter, editor = UniInv() if inverter is None else inverter, KVInjection() if editor is None else editor
+        inverter, editor = UniInv() if inverter is None else inverter, InversionFree() if editor is None else editor
         self.inverter = make_part(inverter, Inverter, inverters, "inverter")  # type: ignore[type-abstract]
         self.editor = make_part(editor, Editor, editors, "editor")  # type: ignore[type-abstract]
         self.model = model

@@ -116,7 +116,7 @@ class EditRequest:
     prompt: str
     negative_prompt: str = ""
     source_prompt: str | None = None
-    guidance_scale: float = 6.0
+    guidance_scale: float = 1.5
     mask: Tensor | None = None
 
 

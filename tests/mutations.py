@@ -122,16 +122,16 @@ MUTATIONS = (
     ),
     Mutation(
         "Uni-Inv does not predict",
-        "diffusion/inverters/uni_inv.py",
-        "inverse_step(latents, before[0], step) if before else latents",
-        "latents",
+        "diffusion/inverters/predictor.py",
+        "return inverse_step(latents, velocities[0], step)",
+        "return latents",
         "diffusion/test_inverters.py::test_uni_inv_climbs_as_published",
     ),
     Mutation(
         "Uni-Inv predicts downwards",
-        "diffusion/inverters/uni_inv.py",
-        "inverse_step(latents, before[0], step)",
-        "2 * latents - inverse_step(latents, before[0], step)",
+        "diffusion/inverters/predictor.py",
+        "return inverse_step(latents, velocities[0], step)",
+        "return 2 * latents - inverse_step(latents, velocities[0], step)",
         "diffusion/test_inverters.py::test_round_trip_orders",
     ),
     Mutation(
@@ -214,9 +214,23 @@ MUTATIONS = (
     Mutation(
         "the fixed point is evaluated where it began",
         "diffusion/inverters/fixed_point.py",
-        "velocity = velocity_fn(point, step)",
-        "velocity = velocity_fn(latents, step)",
-        "diffusion/test_inverters.py::test_fixed_point_contracts_from_uni_invs_prediction",
+        "velocity = velocity_fn(point, table[i])",
+        "velocity = velocity_fn(latents, table[i])",
+        "diffusion/test_inverters.py::test_fixed_point_contracts_from_the_prediction",
+    ),
+    Mutation(
+        "the line through the velocities runs backwards",
+        "diffusion/inverters/predictor.py",
+        "last + ratio * (last - before)",
+        "last - ratio * (last - before)",
+        "diffusion/test_inverters.py::test_uni_inv_carries_the_last_two_velocities_on",
+    ),
+    Mutation(
+        "the line is extended by the wrong step",
+        "diffusion/inverters/predictor.py",
+        "(table[i + 1].angle - table[i + 1].angle_next)",
+        "(step.angle - step.angle_next)",
+        "diffusion/test_inverters.py::test_uni_inv_carries_the_last_two_velocities_on",
     ),
     Mutation(
         "the fixed point stops when it moves far",
@@ -312,8 +326,8 @@ MUTATIONS = (
     Mutation(
         "every step is replayed",
         "diffusion/editors/residual_replay.py",
-        "[slice(*self.replay_steps)]",
-        "[:]",
+        "pick(self.replay_steps, len(table))",
+        "range(len(table))",
         "diffusion/test_residual_replay.py::test_each_step_adds_what_it_misses_on_the_trajectory",
     ),
     Mutation(
@@ -354,7 +368,7 @@ MUTATIONS = (
     Mutation(
         "the steps before the first are taken all the same",
         "diffusion/loop.py",
-        "list(inversion.table)[editor.first_step :]",
+        "list(inversion.table)[editor.get_first_step(len(inversion.table)) :]",
         "list(inversion.table)",
         "diffusion/test_editors.py::test_a_later_start_leaves_the_first_steps_out",
     ),
@@ -417,8 +431,8 @@ MUTATIONS = (
     Mutation(
         "a free source shares its first row",
         "diffusion/editors/kv_injection.py",
-        "inversion.levels[self.first_step].clone()",
-        "inversion.levels[self.first_step]",
+        "inversion.levels[first].clone()",
+        "inversion.levels[first]",
         "diffusion/test_editors.py::test_planned_rows_are_the_rows_asked_for",
     ),
     Mutation(

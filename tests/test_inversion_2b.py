@@ -43,7 +43,7 @@ def flat_parts(flat):
         return load(flat, require_rotary=False)
 
 
-def measure_round_trip(parts, inverse_scheduler, inverter):
+def measure_round_trip(parts, inverse_scheduler, inverter, num_steps=10):
     """Climb on the levels of an inverse scheduler, come down on the sampler's; relative L2 to the clean latents."""
     generator = torch.Generator().manual_seed(7)
     transformer = parts.transformer
@@ -53,7 +53,7 @@ def measure_round_trip(parts, inverse_scheduler, inverter):
     apply_attention(transformer, sdpa_attention)
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, transformer.config.max_text_seq_length)
     denoiser = CogVideoXDenoiser(transformer, prompts)
-    table = make_step_table(parts.scheduler, 10)
+    table = make_step_table(parts.scheduler, num_steps)
     clean = 0.8 * torch.randn(1, 3, 8, 8, 12, generator=torch.Generator().manual_seed(1))
     up = StepTable.make(inverse_scheduler.alphas_cumprod, table.timesteps)
     inversion = invert(denoiser, clean, up, inverter)
@@ -72,13 +72,14 @@ def test_it_is_refused_by_default(flat):
         load(flat)
 
 
-@pytest.mark.parametrize("inverter", [UniInv(), FixedPoint()], ids=repr)
+# A random network is rough: the line through two velocities wants steps that are not too large.
+@pytest.mark.parametrize(("inverter", "num_steps"), [(UniInv(), 20), (FixedPoint(), 10)], ids=repr)
 def test_it_comes_back_as_well_as_a_model_with_rotary_embeddings_and_not_without_the_repair(
-    inverter, flat_parts, rotary_parts
+    inverter, num_steps, flat_parts, rotary_parts
 ):
-    reference = measure_round_trip(rotary_parts, rotary_parts.inverse_scheduler, inverter)
-    assert measure_round_trip(flat_parts, flat_parts.inverse_scheduler, inverter) <= 1.2 * reference
-    assert measure_round_trip(flat_parts, make_unrepaired(flat_parts), inverter) > 3.0 * reference
+    reference = measure_round_trip(rotary_parts, rotary_parts.inverse_scheduler, inverter, num_steps)
+    assert measure_round_trip(flat_parts, flat_parts.inverse_scheduler, inverter, num_steps) <= 1.2 * reference
+    assert measure_round_trip(flat_parts, make_unrepaired(flat_parts), inverter, num_steps) > 3.0 * reference
 
 
 def test_an_exact_method_is_exact_on_both_and_not_without_the_repair(flat_parts, rotary_parts):

@@ -20,7 +20,7 @@ PROMPTS = ("a red circle moving right", "a blue square moving left")
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> InversionEngine:
-    return DDIMInversionModule(str(tiny_model), num_inference_steps=3).engine
+    return DDIMInversionModule(str(tiny_model), num_inference_steps=3, editor=KVInjection()).engine
 
 
 def make_clip(**fields: object) -> Clip:

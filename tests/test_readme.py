@@ -16,7 +16,7 @@ from ddim_lightning.cli import main
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
-COMMANDS = [line for language, code in BLOCKS if language == "bash" for line in code.splitlines()]
+COMMANDS = [line for language, code in BLOCKS if language == "bash" for line in code.replace("\\\n", " ").splitlines()]
 
 
 @pytest.fixture

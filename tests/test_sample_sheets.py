@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
 from fractions import Fraction
@@ -186,11 +188,20 @@ def test_a_resumed_training_goes_on_as_if_unbroken_and_draws_the_same_sheets(tin
             assert path.read_bytes() == (tmp_path / "unbroken" / "sheets" / path.name).read_bytes()
 
 
-def test_of_two_processes_the_first_draws(tiny_model: Path, tmp_path: Path) -> None:
+def train_on_two(tiny_model: Path, tmp_path: Path) -> None:
     settings = {"devices": 2, "strategy": "ddp_fork", "precision": "bf16-mixed", "max_steps": 4}
     logger = CSVLogger(tmp_path, name="logs")
     callbacks = SampleSheets(**SHEETS), EMAWeightAveraging(decay=0.6)
     fit(make_module(tiny_model), tmp_path, *callbacks, logger=logger, use_distributed_sampler=False, **settings)
+
+
+def test_of_two_processes_the_first_draws(tiny_model: Path, tmp_path: Path) -> None:
+    # In a process of its own: after any backward pass autograd has threads, and refuses to be forked.
+    code = (
+        "import pathlib, runpy, sys; script, *paths = sys.argv[1:];"
+        "runpy.run_path(script)['train_on_two'](*map(pathlib.Path, paths))"
+    )
+    subprocess.run([sys.executable, "-c", code, __file__, str(tiny_model), str(tmp_path)], check=True)
     folder = tmp_path / "logs" / "version_0" / "sheets"
     assert list_sheets(tmp_path) == list_sheets(folder) == ["step-000003.png", "step-000004.png"]
     assert read_pixels(folder / "step-000003.png") != read_pixels(folder / "step-000004.png")

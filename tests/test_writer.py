@@ -24,7 +24,20 @@ from ddim_lightning.types import BadClip, Clip, ClipResult, Edit, FrameSelection
 from ddim_lightning.writer import VideoWriter, make_output_dir, read_results, write_clip
 
 KEYS = [
-    *("schema", "id", "status", "reason", "prompts", "seed", "frames", "fps", "metrics", "seconds", "calls"),
+    *(
+        "schema",
+        "id",
+        "status",
+        "reason",
+        "prompts",
+        "seed",
+        "frames",
+        "fps",
+        "metrics",
+        "diagnosis",
+        "seconds",
+        "calls",
+    ),
     *("peak_gib", "settings", "versions", "warnings", "files"),
 ]
 

@@ -161,7 +161,7 @@ def edit_together(
         ]
     pairs = zip(requests, generators, strict=True)
     states = [editor.start(inversion, request, generator, denoiser.num_layers) for request, generator in pairs]
-    for step in list(inversion.table)[editor.first_step :]:
+    for step in list(inversion.table)[editor.get_first_step(len(inversion.table)) :]:
         planned = [editor.branches(state, step, inversion) for state in states]
         merged, places = merge_branches([branches for branches, _ in planned])
         velocities = denoiser(merged, step, planned[0][1])

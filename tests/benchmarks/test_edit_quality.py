@@ -17,6 +17,7 @@ from benchmarks.edit_set import make_edit_set
 from benchmarks.edit_variants import (
     CEILING,
     DEFAULT,
+    INJECTION,
     METHODS,
     NO_INVERSION,
     NOTHING,
@@ -70,7 +71,7 @@ class TestVariants:
         assert (default.inverter, default.editor) == (module.inverter, module.editor)
         assert module.inversion_prompt == (None if default.invert_under_source else "")
         assert module.guidance_scale == DEFAULT_GUIDANCE
-        assert default.tell_source and default.seeds == 1
+        assert default.tell_source and default.seeds == 3 and DEFAULT_GUIDANCE in default.guidance
 
     def test_all_fit_the_bundled_model_and_are_different(self):
         for variant in VARIANTS.values():
@@ -79,12 +80,12 @@ class TestVariants:
 
     def test_noise_is_drawn_three_times(self):
         names = {name for name, variant in VARIANTS.items() if variant.seeds == 3}
-        assert names == {NO_INVERSION, REFERENCE, "InversionFree", "EditFriendly", "random start"}
+        assert names == {NO_INVERSION, REFERENCE, DEFAULT, "InversionFree, one draw", "EditFriendly", "random start"}
 
     def test_jobs(self):
-        jobs = make_jobs([DEFAULT, REFERENCE, DEFAULT], [1.0, 3.0])
+        jobs = make_jobs([INJECTION, REFERENCE, INJECTION], [1.0, 3.0])
         assert jobs[:2] == [Job(CEILING), Job(NOTHING)]
-        assert jobs[2:] == [Job(DEFAULT, 1.0), Job(DEFAULT, 3.0), *(Job(REFERENCE, 6.0, seed) for seed in range(3))]
+        assert jobs[2:] == [Job(INJECTION, 1.0), Job(INJECTION, 3.0), *(Job(REFERENCE, 6.0, seed) for seed in range(3))]
         assert {job.method for job in make_jobs(["methods"], [1.0])} == {CEILING, NOTHING, *METHODS}
         with pytest.raises(ValueError, match=r"variants: must be of methods; .*got 'magic'"):
             make_jobs(["magic"], [1.0])
@@ -105,21 +106,23 @@ class TestClip:
 
     @torch.inference_mode()
     def test_calls_and_what_is_shared(self, clip: Clip, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setitem(VARIANTS, "InversionFree", replace(VARIANTS["InversionFree"], editor=InversionFree()))
-        jobs = make_jobs([DEFAULT, REFERENCE, "plain inversion", "InversionFree", NO_INVERSION], [3.0])
+        free = InversionFree(first_step=0, guidance_steps=(0, None), draws=1)
+        name = "InversionFree, one draw"
+        monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], editor=free))
+        jobs = make_jobs([INJECTION, REFERENCE, "plain inversion", name, NO_INVERSION], [3.0])
         calls = {job.method: [clip.make_video(job)[1][name] for name in WORK] for job in jobs}
-        up = VARIANTS[DEFAULT].inverter.count_calls(2)
+        up = VARIANTS[INJECTION].inverter.count_calls(2)
         assert up > 2
-        assert calls[DEFAULT] == [up + 2 * 3, up]
+        assert calls[INJECTION] == [up + 2 * 3, up]
         assert calls[REFERENCE] == [2 + 2 * 4, 2]
         assert calls["plain inversion"] == [up + 2 * 2, up]
-        assert calls["InversionFree"] == [2 * 3, 0]
+        assert calls[name] == [2 * 3, 0]
         assert calls[NO_INVERSION] == [2 * 2, 0]
         found = {
             name: clip._find_inversion(VARIANTS[name], seed)[0]
-            for seed, name in enumerate((DEFAULT, "plain inversion"))
+            for seed, name in enumerate((INJECTION, "plain inversion"))
         }
-        assert found[DEFAULT] is found["plain inversion"]
+        assert found[INJECTION] is found["plain inversion"]
         friendly = [clip._find_inversion(VARIANTS["EditFriendly"], seed)[0] for seed in (0, 1)]
         assert not torch.equal(friendly[0].levels[0], friendly[1].levels[0])
 
@@ -142,7 +145,9 @@ class TestRun:
             "split": "test", "steps": 2, "edits": 3, "missing": 0,
         }  # fmt: skip
         rows = {(row["method"], row["guidance"]): row for row in result["rows"]}
-        assert list(rows) == [(CEILING, None), (NOTHING, None), (DEFAULT, 6), (REFERENCE, 6)]
+        assert list(rows) == [
+            (CEILING, None), (NOTHING, None), *((DEFAULT, scale) for scale in (1, 1.5, 3, 6)), (REFERENCE, 6),
+        ]  # fmt: skip
         assert rows[REFERENCE, 6]["seeds"] == 3
         assert len(set(rows[REFERENCE, 6]["each_seed"]["psnr_db"])) == 3
         for row in rows.values():
@@ -167,7 +172,7 @@ class TestRun:
 
     def test_it_goes_on_where_it_stopped(self, done: Path, command: list[str], tmp_path: Path, capsys: Any):
         lines = (done / "records-0.jsonl").read_text("utf-8").splitlines()
-        assert len(lines) == 1 + 3 * 6
+        assert len(lines) == 1 + 3 * 17
         (tmp_path / "records-0.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:40], "utf-8")
         assert main([*command, str(tmp_path), "--shard", "2/3"]) == 0
         told = capsys.readouterr().out
@@ -185,8 +190,8 @@ class TestRun:
     def test_the_plan_counts_calls(self, command: list[str], tmp_path: Path, capsys: Any):
         assert main([*command, str(tmp_path), "--plan"]) == 0
         plan = capsys.readouterr().out
-        assert "     6 calls  default" in plan
+        assert "   114 calls  default" in plan
         assert "    24 calls  reference" in plan
-        assert "    40 calls and 6 videos an edit" in plan
+        assert "   148 calls and 17 videos an edit" in plan
         assert "3 edits: " in plan
         assert not list(tmp_path.iterdir())

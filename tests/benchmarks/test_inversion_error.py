@@ -98,15 +98,23 @@ def test_the_numbers_are_those_of_the_records(folder: Path):
 def test_calls_are_counted_for_every_inverter(folder: Path):
     counts = {
         name: [(row["calls_up"], row["calls_down"]) for row in read_rows(folder, name)]
-        for name in ("DDIM", "UniInv as published", "UniInv", "FixedPoint 2", "FixedPoint 3", "FixedPoint 5", "BDIA")
+        for name in (
+            "DDIM",
+            "UniInv as published",
+            "UniInv, one velocity",
+            "UniInv",
+            "FixedPoint 2 N",
+            "FixedPoint 3 N",
+            "BDIA",
+        )
     }
     assert counts == {
         "DDIM": [(5, 5)],
         "UniInv as published": [(5, 5), (6, 5)],
+        "UniInv, one velocity": [(10, 5), (11, 5)],
         "UniInv": [(10, 5), (11, 5)],
-        "FixedPoint 2": [(10, 5), (11, 5)],
-        "FixedPoint 3": [(15, 5), (16, 5)],
-        "FixedPoint 5": [(25, 5), (26, 5)],
+        "FixedPoint 2 N": [(10, 5), (11, 5)],
+        "FixedPoint 3 N": [(15, 5), (16, 5)],
         "BDIA": [(10, 4)],
     }
     (drawn,) = read_rows(folder, "EditFriendly")
@@ -132,10 +140,10 @@ def test_exact_methods_are_exact_and_rounding_costs_them_that(folder: Path):
 def test_a_second_start_measures_only_what_is_missing(
     folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ):
-    before, result = read_records(folder), read_rows(folder, "FixedPoint 2")
+    before, result = read_records(folder), read_rows(folder, "FixedPoint 2 N")
     path = folder / "records-1.jsonl"
     lines = path.read_text("utf-8").splitlines(keepends=True)
-    gone = next(line for line in lines if "FixedPoint(keep_residual=True, iterations=2" in line)
+    gone = next(line for line in lines if "FixedPoint(keep_residual=True, iterations=2, clean" in line)
     path.write_text("".join(line for line in lines if line != gone), "utf-8")
     assert run(tiny_model, folder) == 0
     assert "clip 1 of 2: 1 inversions" in capsys.readouterr().out
@@ -144,7 +152,7 @@ def test_a_second_start_measures_only_what_is_missing(
     assert after.keys() == before.keys()
     assert all(after[name] == row for name, row in before.items() if name != key)
     assert after[key]["back"][0]["with_residual"] == before[key]["back"][0]["with_residual"]
-    assert [row["psnr"] for row in read_rows(folder, "FixedPoint 2")] == [row["psnr"] for row in result]
+    assert [row["psnr"] for row in read_rows(folder, "FixedPoint 2 N")] == [row["psnr"] for row in result]
     with pytest.raises(ValueError, match="seed is 0 there, got 1"):
         run(tiny_model, folder, "--seed", "1")
 
@@ -259,11 +267,12 @@ def test_every_factor_differs_from_the_default_in_one_thing():
         repr(inverter)
         for inverter in (
             DDIM(),
-            UniInv(clean_iterations=0),
+            UniInv(clean_iterations=0, extrapolate=False),
+            UniInv(extrapolate=False),
             UniInv(),
-            FixedPoint(iterations=2),
-            FixedPoint(iterations=3),
-            FixedPoint(iterations=5),
+            FixedPoint(iterations=2, clean_iterations=2, tolerance=0.0),
+            FixedPoint(iterations=3, clean_iterations=3, tolerance=0.0),
+            FixedPoint(),
             BDIA(),
             EditFriendly(),
         )

@@ -35,7 +35,7 @@ def test_all_is_measured_and_written(tiny_model: Path, tmp_path: Path, capsys: p
     summary = (output / "README.md").read_text("utf-8")
     assert summary == capsys.readouterr().out
     assert f"{vae['psnr_db_mean']:.2f} dB in the mean" in summary
-    assert "2 steps, guidance 3, seed 5" in summary
+    assert "2 steps, guidance 2, seed 5" in summary
 
 
 def test_rendered_clips_are_right_and_edited_ones_are_not():

@@ -237,7 +237,9 @@ def test_injection_pulls_the_edit_towards_the_source(toy, inversion, clean):
         ({"source_text": "none"}, "source_text: must be one of auto, source, inversion, edit, got 'none'"),
         ({"negative": "none"}, "negative: must be one of request, source, got 'none'"),
         ({"guidance_steps": (4, 3)}, r"guidance_steps: must be a range with 0 <= first <= end, got \(4, 3\)"),
-        ({"first_step": -1}, "first_step: must be at least 0, got -1"),
+        ({"first_step": -1}, "first_step: must be a range with 0 <= first <= end"),
+        ({"first_step": 1.5}, "first_step: a float is a share and must lie in 0 .. 1, got 1.5"),
+        ({"steps": (0.6, 0.2)}, "steps: must be a range with 0 <= first <= end"),
         ({"order": 0}, "order: must be at least 1, got 0"),
         ({"initial": "k_rnr"}, "first_step: k_rnr starts below pure noise, so it must be at least 1, got 0"),
         ({"velocity_mask": 1.5}, "velocity_mask: must lie in 0 .. 1, got 1.5"),
@@ -262,3 +264,27 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
 def test_ranges_that_do_not_fit_the_model_are_refused(editor: KVInjection, message: str, toy, inversion):
     with pytest.raises(ValueError, match=message):
         run(toy, inversion, editor)
+
+
+@pytest.mark.parametrize(
+    ("shares", "places"),
+    [
+        (KVInjection(first_step=0.4), KVInjection(first_step=4)),
+        (KVInjection(steps=(0.2, 0.5), layers=(0.5, None)), KVInjection(steps=(2, 5), layers=(2, None))),
+        (KVInjection(guidance_steps=(0, 0.26)), KVInjection(guidance_steps=(0, 3))),
+        (ResidualReplay(replay_steps=(0.5, 1.0)), ResidualReplay(replay_steps=(5, 10))),
+        (InversionFree(), InversionFree(first_step=2, guidance_steps=(0, 4))),
+    ],
+    ids=repr,
+)
+def test_shares_are_places_of_any_table(shares, places, toy, inversion):
+    request = EditRequest("right", guidance_scale=3.0)
+    assert torch.equal(run(toy, inversion, shares, request), run(toy, inversion, places, request))
+    assert shares.count_calls(request, inversion.table) == places.count_calls(request, inversion.table)
+
+
+def test_a_share_may_lie_past_what_there_is(toy, inversion):
+    with pytest.raises(ValueError, match=r"editor.first_step: must be one of the 10 steps, got 1.0"):
+        run(toy, inversion, KVInjection(first_step=1.0))
+    with pytest.raises(ValueError, match=r"editor.steps: must end within the 10 that there are, got \(8, 0.5\)"):
+        run(toy, inversion, KVInjection(steps=(8, 0.5)))

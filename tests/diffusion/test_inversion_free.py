@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,11 @@ from ddim_lightning.diffusion.loop import edit, invert
 from ddim_lightning.types import EditRequest
 
 REQUEST = EditRequest("right", "up", source_prompt="left", guidance_scale=4.0)
+
+
+def make_free(**options: Any) -> InversionFree:
+    """Every step, one noise, guided throughout, unless an option says otherwise."""
+    return InversionFree(**({"first_step": 0, "guidance_steps": (0, None), "draws": 1} | options))
 
 
 @pytest.fixture
@@ -30,11 +36,11 @@ def run(denoiser, inversion, editor, request=REQUEST, seed=0):
 @pytest.mark.parametrize(
     "editor",
     [
-        InversionFree(),
-        InversionFree(noise="fixed"),
-        InversionFree(draws=3),
-        InversionFree(source_guidance=2.0, first_step=3),
-        InversionFree(source_guidance=2.0, guidance_steps=(2, 6)),
+        make_free(),
+        make_free(noise="fixed"),
+        make_free(draws=3),
+        make_free(source_guidance=2.0, first_step=3),
+        make_free(source_guidance=2.0, guidance_steps=(2, 6)),
     ],
     ids=repr,
 )
@@ -65,7 +71,7 @@ def test_update_is_the_rotated_difference_of_the_pair(editor, toy, clean, invers
 @pytest.mark.parametrize("scale", [1.0, 6.0])
 @pytest.mark.parametrize("first_step", [0, 4])
 def test_an_edit_to_the_source_returns_the_source(first_step, scale, toy, clean, inversion):
-    editor = InversionFree(source_guidance=scale, first_step=first_step)
+    editor = make_free(source_guidance=scale, first_step=first_step)
     landed = run(toy, inversion, editor, EditRequest("right", "up", "right", scale))
     assert float((landed - clean).norm() / clean.norm()) <= 1e-13
     assert toy.rows == (10 - first_step) * (2 if scale == 1.0 else 4)
@@ -76,7 +82,7 @@ def test_an_edit_to_the_source_returns_the_source_in_float32(num_steps, trained)
     model, text = trained.denoiser, trained.caption
     inversion = invert(model, trained.clean, trained.tables[num_steps], DDIM())
     before = model.rows
-    landed = run(model, inversion, InversionFree(source_guidance=6.0), EditRequest(text, "", text, 6.0))
+    landed = run(model, inversion, make_free(source_guidance=6.0), EditRequest(text, "", text, 6.0))
     assert landed.dtype == torch.float32
     assert float((landed - trained.clean).norm() / trained.clean.norm()) <= 1e-5
     assert model.rows - before == 4 * num_steps  # both branches, both of their rows, at every step
@@ -85,7 +91,7 @@ def test_an_edit_to_the_source_returns_the_source_in_float32(num_steps, trained)
 def test_noise_is_fresh_at_every_step_and_draw_or_one_for_all(toy, clean, inversion):
     for noise, kinds in (("fresh", 20), ("fixed", 2)):
         toy.seen.clear()
-        run(toy, inversion, InversionFree(noise=noise, draws=2))
+        run(toy, inversion, make_free(noise=noise, draws=2))
         drawn = [
             (branch.latents - math.cos(step.angle) * clean) / math.sin(step.angle)
             for branches, step, _ in toy.seen
@@ -96,7 +102,7 @@ def test_noise_is_fresh_at_every_step_and_draw_or_one_for_all(toy, clean, invers
 
 
 def test_the_seed_and_nothing_else_decides(toy, inversion):
-    first, again, other = (run(toy, inversion, InversionFree(), seed=seed) for seed in (1, 1, 2))
+    first, again, other = (run(toy, inversion, make_free(), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -104,7 +110,7 @@ def test_of_the_inversion_only_the_clean_latents_are_used(toy, inversion):
     levels = inversion.levels.clone()
     levels[:-1] = torch.nan
     blind = replace(inversion, levels=levels, state=(), residual=None)
-    assert torch.equal(run(toy, blind, InversionFree()), run(toy, inversion, InversionFree()))
+    assert torch.equal(run(toy, blind, make_free()), run(toy, inversion, make_free()))
 
 
 @pytest.mark.parametrize(
@@ -117,4 +123,4 @@ def test_of_the_inversion_only_the_clean_latents_are_used(toy, inversion):
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
-        InversionFree(**options)
+        make_free(**options)

@@ -14,7 +14,10 @@ from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.diffusion.trajectory import Inversion
 from ddim_lightning.types import Branch, EditRequest, Latents, Step, Strength
 
-Range = tuple[int, int | None]
+Place = int | float
+"""A layer or a step by position; a float, 0.0 .. 1.0, is a share of all there are."""
+
+Range = tuple[Place, Place | None]
 """Half-open range of layers or steps; ``None`` as the end is the last."""
 
 
@@ -45,11 +48,12 @@ class Editor(ABC):
     pure: everything that changes travels in the state.
 
     Args:
-        first_step: Step the edit begins with, 0 (noise) .. N - 1; a later start keeps more of the source and costs
-            less.
+        first_step: Step the edit begins with, 0 (noise) .. N - 1, or a share of the steps, 0.0 .. 1.0; a later start
+            keeps more of the source and costs less.
         guidance: How the scale changes over the steps: ``constant``, or ``script_dynamic`` for parity with the
             reference script's ``use_dynamic_cfg``.
-        guidance_steps: Steps that are guided; at the others the scale is 1, at half the rows.
+        guidance_steps: Half-open range of steps that are guided, by position or as shares; at the others the scale is
+            1, at half the rows.
         negative: What guidance moves away from: ``request``, the request's negative prompt, or ``source``, the source
             prompt.
         velocity_mask: Threshold, 0 .. 1, of a mask made from the velocities under the two prompts (see
@@ -60,15 +64,14 @@ class Editor(ABC):
         ValueError: An option out of its range.
     """
 
-    first_step: int = 0
+    first_step: Place = 0
     guidance: Literal["constant", "script_dynamic"] = "constant"
     guidance_steps: Range = (0, None)
     negative: Literal["request", "source"] = "request"
     velocity_mask: float | None = None
 
     def __post_init__(self) -> None:
-        if self.first_step < 0:
-            raise ValueError(f"first_step: must be at least 0, got {self.first_step}")
+        check_range("first_step", (self.first_step, None))
         check_choice("guidance", self.guidance, tuple(SCHEDULES))
         check_range("guidance_steps", self.guidance_steps)
         check_choice("negative", self.negative, ("request", "source"))
@@ -85,7 +88,7 @@ class Editor(ABC):
         Raises:
             ValueError: An option that does not fit.
         """
-        if self.first_step >= num_steps:
+        if self.get_first_step(num_steps) >= num_steps:
             raise ValueError(f"editor.first_step: must be one of the {num_steps} steps, got {self.first_step}")
         check_fits("guidance_steps", self.guidance_steps, num_steps)
 
@@ -131,9 +134,13 @@ class Editor(ABC):
         latents = inversion.inverter.land(state.latents, velocity, inversion.state, step)
         return keep_outside(state, latents, inversion.levels[step.i + 1])
 
+    def get_first_step(self, num_steps: int) -> int:
+        """Return the position of the step that the edit begins with."""
+        return find_place(self.first_step, num_steps)
+
     def scale(self, request: EditRequest, step: Step, table: StepTable) -> float:
         """Return the guidance scale of a step."""
-        guided = step.i in range(len(table))[slice(*self.guidance_steps)]
+        guided = step.i in pick(self.guidance_steps, len(table))
         return SCHEDULES[self.guidance](request.guidance_scale, step, table) if guided else 1.0
 
     def make_target(
@@ -150,7 +157,8 @@ class Editor(ABC):
     def count_guided(self, request: EditRequest, table: StepTable) -> list[int]:
         """Return the rows of the edited video at each step, 0 before the first."""
         steps = [self.scale(request, step, table) for step in table]
-        return [0 if i < self.first_step else 1 if scale == 1.0 else 2 for i, scale in enumerate(steps)]
+        first = self.get_first_step(len(table))
+        return [0 if i < first else 1 if scale == 1.0 else 2 for i, scale in enumerate(steps)]
 
 
 def keep_outside(state: EditState, latents: Latents, outside: Latents) -> EditState:
@@ -170,15 +178,31 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def find_place(place: Place, size: int) -> int:
+    """Return a position; shares of ``size`` are rounded."""
+    return round(place * size) if isinstance(place, float) else place
+
+
+def pick(places: Range, size: int) -> range:
+    """Return the positions in a range of layers or steps, of which there are ``size``."""
+    first, end = places
+    return range(size)[find_place(first, size) : None if end is None else find_place(end, size)]
+
+
 def check_range(name: str, value: Range) -> None:
     """Raise a ValueError unless an option is a half-open range."""
     first, end = value
-    if first < 0 or (end is not None and end < first):
+    for place in (first, end):
+        if isinstance(place, float) and not 0.0 <= place <= 1.0:
+            raise ValueError(f"{name}: a float is a share and must lie in 0 .. 1, got {place}")
+    ordered = end is None or isinstance(first, float) != isinstance(end, float) or first <= end
+    if first < 0 or not ordered:
         raise ValueError(f"{name}: must be a range with 0 <= first <= end, got {(first, end)}")
 
 
 def check_fits(name: str, value: Range, size: int) -> None:
     """Raise a ValueError unless a range ends within the layers or steps that there are."""
-    first, end = value
-    if max(first + 1 if end is None else first, end or 0) > size:
-        raise ValueError(f"editor.{name}: must end within the {size} that there are, got {(first, end)}")
+    first = find_place(value[0], size)
+    end = size if value[1] is None else find_place(value[1], size)
+    if not (first < size if value[1] is None else first <= end <= size):
+        raise ValueError(f"editor.{name}: must end within the {size} that there are, got {value}")

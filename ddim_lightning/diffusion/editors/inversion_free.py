@@ -9,7 +9,15 @@ from typing import Literal
 
 import torch
 
-from ddim_lightning.diffusion.editors.base import Editor, EditState, check_choice, keep_outside, tell_source
+from ddim_lightning.diffusion.editors.base import (
+    Editor,
+    EditState,
+    Place,
+    Range,
+    check_choice,
+    keep_outside,
+    tell_source,
+)
 from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.diffusion.steps import add_noise, get_denoised
 from ddim_lightning.diffusion.trajectory import Inversion
@@ -30,7 +38,8 @@ class InversionFree(Editor):
     the inversion it uses the clean latents and the table alone, and for a ``velocity_mask`` some levels.
 
     Args:
-        first_step: See `Editor`; likewise ``guidance``, ``guidance_steps``, ``negative`` and ``velocity_mask``.
+        first_step: See `Editor`; likewise ``guidance``, ``guidance_steps``, ``negative`` and ``velocity_mask``. The
+            noisiest steps move the layout, and are left out by default; guidance matters in those after them.
         noise: ``fresh`` at every step, or ``fixed``: one for all.
         draws: Noises averaged at each step, >= 1; each costs the rows of both branches.
         source_guidance: Scale of the source branch, >= 0, at the steps that are guided.
@@ -42,8 +51,10 @@ class InversionFree(Editor):
     arXiv:2412.08629, algorithm 1 (there for flow matching).
     """
 
+    first_step: Place = 0.16
+    guidance_steps: Range = (0, 0.4)
     noise: Literal["fresh", "fixed"] = "fresh"
-    draws: int = 1
+    draws: int = 2
     source_guidance: float = 1.0
 
     def __post_init__(self) -> None:

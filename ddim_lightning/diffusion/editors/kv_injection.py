@@ -15,6 +15,7 @@ from ddim_lightning.diffusion.editors.base import (
     check_choice,
     check_fits,
     check_range,
+    pick,
     tell_source,
 )
 from ddim_lightning.diffusion.editors.starts import STARTS, make_start
@@ -34,8 +35,9 @@ class KVInjection(Editor):
 
     Args:
         first_step: See `Editor`; likewise ``guidance``, ``guidance_steps``, ``negative`` and ``velocity_mask``.
-        layers: Half-open range of layers that read the source; ``None`` as the end is the last layer.
-        steps: Half-open range of steps, counted from noise; outside it the source is not evaluated at all.
+        layers: Half-open range of layers that read the source, by position or as shares; ``None`` as the end is the
+            last layer.
+        steps: Half-open range of steps, counted from noise, likewise; outside it the source is not evaluated at all.
         strength: 0 (reads nothing) .. 1 (the script): log(strength) is added to the logits of the source's keys.
         source_rows: ``shared``: one source row, read by all rows of the edit. ``paired``: the script's layout, one
             source row per row of the edit, under the negative prompt and the source's text.
@@ -87,9 +89,10 @@ class KVInjection(Editor):
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        latents = make_start(self.initial, inversion, self.first_step, generator, self.order)
+        first = self.get_first_step(len(inversion.table))
+        latents = make_start(self.initial, inversion, first, generator, self.order)
         # Its own memory: a branch that runs freely is shared with no other edit, not even at its first step.
-        source = inversion.levels[self.first_step].clone() if self.source == "replayed" else None
+        source = inversion.levels[first].clone() if self.source == "replayed" else None
         return EditState(latents, request, num_layers, source)
 
     def branches(self, state: EditState, step: Step, inversion: Inversion) -> tuple[list[Branch], Strength | None]:  # noqa: D102
@@ -122,7 +125,7 @@ class KVInjection(Editor):
             source = self._count_source(guided, steps, together) + together * self._count_source(guided, steps, 1)
         else:
             reads = self.strength > 0.0 and self.layers[0] != self.layers[1]
-            reading = range(len(table))[slice(*self.steps)] if reads else range(0)
+            reading = pick(self.steps, len(table)) if reads else range(0)
             source = self._count_source(guided, reading, together)
         return together * sum(guided) + source
 
@@ -148,8 +151,8 @@ class KVInjection(Editor):
     def _strength(self, num_layers: int, step: Step, num_steps: int) -> Strength | None:
         """Return the strength per layer at this step, ``None`` where no layer reads."""
         strength = torch.zeros(num_layers)
-        strength[slice(*self.layers)] = self.strength
-        return strength if step.i in range(num_steps)[slice(*self.steps)] and strength.any() else None
+        strength[list(pick(self.layers, num_layers))] = self.strength
+        return strength if step.i in pick(self.steps, num_steps) and strength.any() else None
 
 
 def replay(latents: Latents, velocity: Latents, stored: Latents, step: Step, inversion: Inversion) -> Latents:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ddim_lightning.diffusion.editors.base import EditState, Range, check_fits, check_range, keep_outside
+from ddim_lightning.diffusion.editors.base import EditState, Range, check_fits, check_range, keep_outside, pick
 from ddim_lightning.diffusion.editors.kv_injection import KVInjection, replay
 from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.diffusion.trajectory import Inversion
@@ -66,9 +66,9 @@ class ResidualReplay(KVInjection):
     def count_calls(self, request: EditRequest, table: StepTable, together: int = 1) -> int:  # noqa: D102
         guided = self.count_guided(request, table)
         reads = self.strength > 0.0 and self.layers[0] != self.layers[1]
-        reading = range(len(table))[slice(*self.steps)] if reads else range(0)
+        reading = pick(self.steps, len(table)) if reads else range(0)
         needed = [step.i for step in table if self._replays(step, table) or step.i in reading]
         return together * sum(guided) + self._count_source(guided, needed, together)
 
     def _replays(self, step: Step, table: StepTable) -> bool:
-        return step.i in range(len(table))[slice(*self.replay_steps)]
+        return step.i in pick(self.replay_steps, len(table))

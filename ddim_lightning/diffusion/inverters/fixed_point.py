@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
+from ddim_lightning.diffusion.inverters.predictor import predict_point
 from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.diffusion.steps import inverse_step, solve_forward_step
+from ddim_lightning.diffusion.steps import solve_forward_step
 from ddim_lightning.types import VelocityFn
 
 
@@ -14,13 +15,14 @@ from ddim_lightning.types import VelocityFn
 class FixedPoint(Inverter):
     """Iterate ``x_i = (x + sin(h) v(x_i)) / cos(h)``, the forward step read backwards, at every level.
 
-    The iteration starts where Uni-Inv would evaluate, one rotation along the last velocity; from clean, which has no
-    velocity before it, at the latents themselves. The step next to clean converges slowest, like one over the number
-    of iterations; what it misses is the residual.
+    The iteration starts at the prediction from the last two velocities, as `UniInv` does; from clean, which has no
+    velocity before it, at the latents themselves. That step converges slowest, like one over the number of iterations;
+    what it misses is the residual.
 
     Args:
         keep_residual: See `Inverter`.
         iterations: Most calls a step, >= 1.
+        clean_iterations: Most calls on the step from clean, >= 1.
         tolerance: Stop a step once the point moved by no more than this share of its norm; 0 never stops early.
             Asking makes the host wait for the device once a call.
 
@@ -32,24 +34,25 @@ class FixedPoint(Inverter):
     """
 
     iterations: int = 3
-    tolerance: float = 0.0
+    clean_iterations: int = 8
+    tolerance: float = 3e-5
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise ValueError(f"iterations: must be at least 1, got {self.iterations}")
+        for name, value in (("iterations", self.iterations), ("clean_iterations", self.clean_iterations)):
+            if value < 1:
+                raise ValueError(f"{name}: must be at least 1, got {value}")
         if self.tolerance < 0:
             raise ValueError(f"tolerance: must not be negative, got {self.tolerance}")
 
     def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
-        latents, *before = state
-        step = table[i]
-        point = inverse_step(latents, before[0], step) if before else latents
-        for _ in range(self.iterations):
-            velocity = velocity_fn(point, step)
-            last, point = point, solve_forward_step(latents, velocity, step)
+        latents, *velocities = state
+        point = predict_point(latents, velocities, table, i)
+        for _ in range(self.iterations if velocities else self.clean_iterations):
+            velocity = velocity_fn(point, table[i])
+            last, point = point, solve_forward_step(latents, velocity, table[i])
             if self.tolerance and float((point - last).norm()) <= self.tolerance * float(point.norm()):
                 break
-        return (point, velocity) if i > 0 else (point,)  # the way down needs no velocity
+        return (point, velocity, *velocities[:1]) if i > 0 else (point,)  # the way down needs no velocity
 
     def count_calls(self, num_steps: int) -> int:  # noqa: D102
-        return num_steps * self.iterations + self.keep_residual
+        return (num_steps - 1) * self.iterations + self.clean_iterations + self.keep_residual

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
+from ddim_lightning.diffusion.inverters.predictor import predict_point
 from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.diffusion.steps import inverse_step, solve_forward_step
+from ddim_lightning.diffusion.steps import solve_forward_step
 from ddim_lightning.types import VelocityFn
 
 
@@ -15,35 +16,38 @@ class UniInv(Inverter):
     """The default inverter: one call per step, far closer to the true inverse than `DDIM` at the same cost.
 
     The forward step from level ``i`` needs the velocity at level ``i``, which the way up does not know yet. Uni-Inv
-    goes there with the velocity of the step before (``y = cos(h) x + sin(h) v_before``), evaluates the model at ``y``
-    and solves the forward step with that velocity. The first step, from clean, has no velocity before it and takes
-    ``y = x``; being by far the largest of the trailing schedule, it is then iterated.
+    predicts the latents there from the velocities before, evaluates the model at the prediction and solves the forward
+    step with what it finds. The paper predicts with the last velocity; carrying the last two on along a line costs
+    nothing and brings the round trip of the tiny model from about 51 to 71 dB. The first step, from clean, has no
+    velocity before it; being by far the largest of the trailing schedule, it is iterated.
 
     Args:
         keep_residual: See `Inverter`.
         clean_iterations: Further calls on the step from clean, each evaluating at the point that the last one found.
+        extrapolate: Predict from the last two velocities; off, from the last one, as published.
 
     Raises:
         ValueError: A number of iterations below 0.
 
     Source: Jiao et al. 2025, "UniEdit-Flow", arXiv:2504.13109, algorithm 1 (there for flow matching, here in rotation
-    form).
+    form, without iterations and with one velocity).
     """
 
     clean_iterations: int = 5
+    extrapolate: bool = True
 
     def __post_init__(self) -> None:
         if self.clean_iterations < 0:
             raise ValueError(f"clean_iterations: must be at least 0, got {self.clean_iterations}")
 
     def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
-        latents, *before = state
-        step = table[i]
-        point = inverse_step(latents, before[0], step) if before else latents
-        for _ in range(1 if before else 1 + self.clean_iterations):
-            velocity = velocity_fn(point, step)
-            point = solve_forward_step(latents, velocity, step)
-        return (point, velocity) if i > 0 else (point,)  # the way down needs no velocity
+        latents, *velocities = state
+        point = predict_point(latents, velocities, table, i)
+        for _ in range(1 if velocities else 1 + self.clean_iterations):
+            velocity = velocity_fn(point, table[i])
+            point = solve_forward_step(latents, velocity, table[i])
+        # The way down needs no velocity.
+        return (point, velocity, *velocities[: int(self.extrapolate)]) if i > 0 else (point,)
 
     def count_calls(self, num_steps: int) -> int:  # noqa: D102
         return num_steps + self.clean_iterations + self.keep_residual
