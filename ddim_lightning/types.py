@@ -54,6 +54,8 @@ class Branch:
         guidance_scale: 1 evaluates ``prompt`` alone (one row); anything else evaluates ``[negative_prompt, prompt]``.
         reads: Position, in the same call, of the branch whose keys and values this one also attends to.
         wanted: Whether its velocity is wanted; a branch that is only read may stop after its last keys and values.
+        name: Names the latents where the same ones are made anew for each edit: branches of equal names, in one call,
+            have equal latents.
     """
 
     latents: Latents
@@ -62,6 +64,7 @@ class Branch:
     guidance_scale: float = 1.0
     reads: int | None = None
     wanted: bool = True
+    name: tuple[int, ...] | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:

@@ -324,6 +324,13 @@ MUTATIONS = (
         "diffusion/test_residual_replay.py::test_each_step_adds_what_it_misses_on_the_trajectory",
     ),
     Mutation(
+        "edits under one seed share no noised source",
+        "diffusion/editors/inversion_free.py",
+        "name = (state.seed, step.i, draw)",
+        "name = (id(state), step.i, draw)",
+        "diffusion/test_editors.py::test_planned_rows_are_the_rows_asked_for",
+    ),
+    Mutation(
         "every step is replayed",
         "diffusion/editors/residual_replay.py",
         "pick(self.replay_steps, len(table))",

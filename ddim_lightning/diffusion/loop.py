@@ -201,10 +201,13 @@ def merge_branches(lists: Sequence[Sequence[Branch]]) -> tuple[list[Branch], lis
 
 
 def _make_key(k: int, branches: Sequence[Branch]) -> tuple[Any, ...]:
-    """Equal for branches of several edits that are the same work: memory, texts, scale, and what they read.
+    """Equal for branches of several edits that are the same work: latents, texts, scale, and what they read.
+
+    Latents are the same when they have the same name or, without one, the same memory.
 
     The place in the edit is part of it: two branches of one edit are evaluated both, even where they are equal.
     """
     branch = branches[k]
     read = None if branch.reads is None else _make_key(branch.reads, branches)
-    return (k, branch.latents.data_ptr(), branch.prompt, branch.negative_prompt, branch.guidance_scale, read)
+    latents = branch.latents.data_ptr() if branch.name is None else branch.name
+    return (k, latents, branch.prompt, branch.negative_prompt, branch.guidance_scale, read)

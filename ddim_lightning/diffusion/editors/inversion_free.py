@@ -73,11 +73,13 @@ class InversionFree(Editor):
 
     def branches(self, state: EditState, step: Step, inversion: Inversion) -> tuple[list[Branch], Strength | None]:  # noqa: D102
         branches = []
-        for target, source in self._make_pairs(state, step, inversion):
+        for draw, (target, source) in enumerate(self._make_pairs(state, step, inversion)):
             branch = self.make_target(target, state.request, step, inversion.table)
             scale = 1.0 if branch.guidance_scale == 1.0 else self.source_guidance
             told = tell_source(state.request, inversion)
-            branches += [branch, Branch(source, told, branch.negative_prompt, scale)]
+            # Edits under one seed noise the source alike.
+            name = (state.seed, step.i, draw)
+            branches += [branch, Branch(source, told, branch.negative_prompt, scale, name=name)]
         return branches, None
 
     def update(  # noqa: D102
@@ -96,7 +98,7 @@ class InversionFree(Editor):
     def count_calls(self, request: EditRequest, table: StepTable, together: int = 1) -> int:  # noqa: D102
         guided = self.count_guided(request, table)
         source = [min(rows, 1) if self.source_guidance == 1.0 else rows for rows in guided]
-        return together * self.draws * (sum(guided) + sum(source))
+        return self.draws * (together * sum(guided) + sum(source))
 
     def _make_pairs(self, state: EditState, step: Step, inversion: Inversion) -> list[tuple[Latents, Latents]]:
         """Noise the edit and the source with the same noises; the same ones whenever asked for a step."""
