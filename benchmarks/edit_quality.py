@@ -51,13 +51,13 @@ class Clip:
 
     def __init__(self, engine: InversionEngine, edit: ShapesEdit) -> None:
         self.engine, self.edit = engine, edit
-        self.latents = engine.encode(render(edit.source))
+        self.latents, self.truth = engine.encode(render(edit.source)), engine.encode(edit.truth)
         self._inversions: dict[tuple[Any, ...], tuple[Inversion, float]] = {}
 
     def make_video(self, job: Job) -> tuple[Video, dict[str, float]]:
         """Make the video of a job, and tell its calls and its seconds of processor time, decoding left out."""
         if job.guidance is None:
-            latents = self.engine.encode(self.edit.truth) if job.method == CEILING else self.latents
+            latents = self.truth if job.method == CEILING else self.latents
             return self.engine.decode(latents), {"calls": 0, "inversion_calls": 0, "seconds": 0, "inversion_seconds": 0}
         variant, seed = VARIANTS[job.method], make_generator(job.seed, self.edit.id, 0).initial_seed()
         inversion, inversion_seconds = self._find_inversion(variant, seed)
@@ -84,8 +84,9 @@ class Clip:
         """Return the inversion of a variant and its seconds, made once for all variants that share it."""
         prompt = self.edit.source.caption if variant.invert_under_source else ""
         if variant.inverter is None:  # its editor reads the clean latents and nothing else
-            levels = self.latents.expand(len(self.engine.table) + 1, *self.latents.shape)
-            return Inversion(DDIM(), self.engine.table, prompt, levels, (self.latents,), None, 0), 0.0
+            clean = self.truth if variant.from_truth else self.latents
+            levels = clean.expand(len(self.engine.table) + 1, *clean.shape)
+            return Inversion(DDIM(), self.engine.table, prompt, levels, (clean,), None, 0), 0.0
         key = variant.make_inversion_key(seed)
         if key not in self._inversions:
             engine, start = replace(self.engine, inverter=variant.inverter), time.process_time()

@@ -24,6 +24,7 @@ class Variant:
         invert_under_source: Whether the inversion's prompt is the source's caption instead of the empty prompt.
         tell_source: Whether the request brings the source's caption as its source prompt.
         tell_mask: Whether the request brings the true mask of both objects: no method, but what a perfect mask gives.
+        from_truth: Whether the clip that is noised is the truth itself: no method, but what is left of it at a level.
         guidance: The scales it is measured at; ``None`` for those of the command line.
         seeds: How often it is repeated under other seeds; more than 1 where noise is drawn.
     """
@@ -33,6 +34,7 @@ class Variant:
     invert_under_source: bool = False
     tell_source: bool = True
     tell_mask: bool = False
+    from_truth: bool = False
     guidance: tuple[float, ...] | None = None
     seeds: int = 1
 
@@ -57,12 +59,12 @@ METHODS = {
     REFERENCE: Variant(
         DDIM(), KVInjection(source_rows="paired", initial="random"), tell_source=False, guidance=(6.0,), seeds=SEEDS
     ),
-    DEFAULT: Variant(UniInv(), InversionFree(), guidance=(1.0, 1.5, 3.0, 6.0), seeds=SEEDS),
+    DEFAULT: Variant(UniInv(), InversionFree(), guidance=(1.0, 3.0, 6.0), seeds=SEEDS),
     "plain inversion": Variant(UniInv(), KVInjection(strength=0.0)),
     "ResidualReplay": Variant(UniInv(), ResidualReplay()),
     "ResidualReplay + K/V": Variant(UniInv(), ResidualReplay(strength=1.0)),
     INJECTION: Variant(UniInv(), KVInjection()),
-    "InversionFree, one draw": Variant(None, InversionFree(draws=1), guidance=(1.5,), seeds=SEEDS),
+    "InversionFree with one draw": Variant(None, InversionFree(draws=1), guidance=(1.0,), seeds=SEEDS),
     "EditFriendly": Variant(EditFriendly(), KVInjection(strength=0.0, first_step=18), seeds=SEEDS),
 }
 """Every editor, and what there is to compare with."""
@@ -102,8 +104,27 @@ OPTIONS = {
 }
 """K/V injection with one thing changed, at one scale: for 50 steps and 6 layers."""
 
-VARIANTS = METHODS | OPTIONS
-GROUPS = {"methods": tuple(METHODS), "options": (INJECTION, *OPTIONS), "all": tuple(VARIANTS)}
+LIMITS = {
+    **{
+        f"truth from step {step}": Variant(
+            None, KVInjection(strength=0.0, initial="random", first_step=step), from_truth=True, guidance=(1.0,)
+        )
+        for step in (4, 8, 12, 16, 20)
+    },
+    **{
+        f"default from step {step}": Variant(UniInv(), InversionFree(first_step=step), guidance=(1.0,))
+        for step in (12, 20)
+    },
+}
+"""What limits the edits, for 50 steps: what the noise of a level leaves of the truth itself, sampled down again under
+its own caption; and which words the default editor still changes when it starts there."""
+
+VARIANTS = METHODS | OPTIONS | LIMITS
+GROUPS = {
+    "methods": (*METHODS, *LIMITS),
+    "options": (INJECTION, *OPTIONS),
+    "all": tuple(VARIANTS),
+}
 """What ``--variants`` takes beside names; the options stand beside the injection that they change."""
 
 

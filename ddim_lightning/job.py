@@ -95,7 +95,7 @@ class ClipJob:
             EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
             for prompt in clip.prompts
         ]
-        self._warnings = list(clip.warnings)
+        self._warnings = [*clip.warnings, *self._list_ignored()]
         self._stored = self._find_trajectory()
         self._plan = self._plan_rows()
         self.rows_left = sum(self._plan.values())
@@ -250,6 +250,15 @@ class ClipJob:
             "reconstruct": len(engine.table) if self.reconstruct else 0,
             "edits": rows,
         }
+
+    def _list_ignored(self) -> list[str]:
+        """Tell what was asked for and has no effect beside something else that was asked for."""
+        ignored = []
+        if self.requests and self.clip.negative_prompt and self.guidance_scale == 1.0:
+            ignored.append("negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off")
+        if self.requests and self.clip.mask is not None and self.engine.editor.velocity_mask is not None:
+            ignored.append("velocity_mask: has no effect on a clip that brings a mask")
+        return ignored
 
     def _list_prompts(self) -> list[str]:
         prompts = [self.engine.inversion_prompt or "", *self.clip.prompts, self.clip.negative_prompt]

@@ -119,7 +119,7 @@ class EditRequest:
     prompt: str
     negative_prompt: str = ""
     source_prompt: str | None = None
-    guidance_scale: float = 1.5
+    guidance_scale: float = 1.0
     mask: Tensor | None = None
 
 

@@ -359,6 +359,20 @@ MUTATIONS = (
         "diffusion/test_inversion_free.py::test_update_is_the_rotated_difference_of_the_pair",
     ),
     Mutation(
+        "inversion-free noises have no negatives",
+        "diffusion/editors/inversion_free.py",
+        "noise = -noise if draw % 2 else noise",
+        "noise = noise if draw % 2 else noise",
+        "diffusion/test_inversion_free.py::test_every_second_draw_is_the_negative_of_the_one_before",
+    ),
+    Mutation(
+        "an inversion-free edit reads the source of another draw",
+        "diffusion/editors/inversion_free.py",
+        "reads = len(branches) + 1 if",
+        "reads = 1 if",
+        "diffusion/test_inversion_free.py::test_each_draw_of_the_edit_reads_the_source_under_the_same_noise",
+    ),
+    Mutation(
         "inversion-free draws are added instead of averaged",
         "diffusion/editors/inversion_free.py",
         "moved / self.draws",

@@ -109,6 +109,21 @@ def test_warnings_reach_the_result(engine: InversionEngine) -> None:
     ]
 
 
+def test_what_has_no_effect_is_said(engine: InversionEngine) -> None:
+    clip = make_clip(prompts=PROMPTS[:1], negative_prompt="a cross")
+    unguided = "negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off"
+    assert run(engine, clip, guidance_scale=1.0).warnings == [unguided]
+    assert run(engine, clip, guidance_scale=2.0).warnings == []
+    engine.editor = KVInjection(velocity_mask=0.5)
+    try:
+        assert run(engine, make_clip(mask=torch.ones(9, 24, 40, dtype=torch.bool))).warnings == [
+            "velocity_mask: has no effect on a clip that brings a mask"
+        ]
+        assert run(engine, make_clip()).warnings == []
+    finally:
+        engine.editor = KVInjection()
+
+
 @pytest.mark.parametrize(("part", "stage"), [("transformer", "invert"), ("vae", "decode")])
 def test_values_that_are_not_finite_are_no_result(part: str, stage: str, engine: InversionEngine) -> None:
     parts = engine.components

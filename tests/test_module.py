@@ -182,7 +182,7 @@ def test_compiled_blocks_agree_and_are_compiled_once_per_layout(tiny_model: Path
     # Three layouts: one row, a guided pair, and a pair that reads a source row with a strength per layer.
     editor = KVInjection(steps=(1, 3), layers=(1, None), strength=0.5)
     data = ListedClips([make_clip("a"), make_clip("bb", prompts=("a blue cross", "a square"))])
-    settings = {"num_inference_steps": 4, "editor": editor}
+    settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "editor": editor}
     eager = predict(make_module(tiny_model, **settings), data)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

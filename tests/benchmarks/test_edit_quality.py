@@ -18,6 +18,7 @@ from benchmarks.edit_variants import (
     CEILING,
     DEFAULT,
     INJECTION,
+    LIMITS,
     METHODS,
     NO_INVERSION,
     NOTHING,
@@ -80,13 +81,20 @@ class TestVariants:
 
     def test_noise_is_drawn_three_times(self):
         names = {name for name, variant in VARIANTS.items() if variant.seeds == 3}
-        assert names == {NO_INVERSION, REFERENCE, DEFAULT, "InversionFree, one draw", "EditFriendly", "random start"}
+        assert names == {
+            NO_INVERSION,
+            REFERENCE,
+            DEFAULT,
+            "InversionFree with one draw",
+            "EditFriendly",
+            "random start",
+        }
 
     def test_jobs(self):
         jobs = make_jobs([INJECTION, REFERENCE, INJECTION], [1.0, 3.0])
         assert jobs[:2] == [Job(CEILING), Job(NOTHING)]
         assert jobs[2:] == [Job(INJECTION, 1.0), Job(INJECTION, 3.0), *(Job(REFERENCE, 6.0, seed) for seed in range(3))]
-        assert {job.method for job in make_jobs(["methods"], [1.0])} == {CEILING, NOTHING, *METHODS}
+        assert {job.method for job in make_jobs(["methods"], [1.0])} == {CEILING, NOTHING, *METHODS, *LIMITS}
         with pytest.raises(ValueError, match=r"variants: must be of methods; .*got 'magic'"):
             make_jobs(["magic"], [1.0])
 
@@ -107,7 +115,7 @@ class TestClip:
     @torch.inference_mode()
     def test_calls_and_what_is_shared(self, clip: Clip, monkeypatch: pytest.MonkeyPatch):
         free = InversionFree(first_step=0, guidance_steps=(0, None), draws=1)
-        name = "InversionFree, one draw"
+        name = "InversionFree with one draw"
         monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], editor=free))
         jobs = make_jobs([INJECTION, REFERENCE, "plain inversion", name, NO_INVERSION], [3.0])
         calls = {job.method: [clip.make_video(job)[1][name] for name in WORK] for job in jobs}
@@ -116,7 +124,7 @@ class TestClip:
         assert calls[INJECTION] == [up + 2 * 3, up]
         assert calls[REFERENCE] == [2 + 2 * 4, 2]
         assert calls["plain inversion"] == [up + 2 * 2, up]
-        assert calls[name] == [2 * 3, 0]
+        assert calls[name] == [2 * 2, 0]
         assert calls[NO_INVERSION] == [2 * 2, 0]
         found = {
             name: clip._find_inversion(VARIANTS[name], seed)[0]
@@ -146,7 +154,7 @@ class TestRun:
         }  # fmt: skip
         rows = {(row["method"], row["guidance"]): row for row in result["rows"]}
         assert list(rows) == [
-            (CEILING, None), (NOTHING, None), *((DEFAULT, scale) for scale in (1, 1.5, 3, 6)), (REFERENCE, 6),
+            (CEILING, None), (NOTHING, None), *((DEFAULT, scale) for scale in (1, 3, 6)), (REFERENCE, 6),
         ]  # fmt: skip
         assert rows[REFERENCE, 6]["seeds"] == 3
         assert len(set(rows[REFERENCE, 6]["each_seed"]["psnr_db"])) == 3
@@ -172,7 +180,7 @@ class TestRun:
 
     def test_it_goes_on_where_it_stopped(self, done: Path, command: list[str], tmp_path: Path, capsys: Any):
         lines = (done / "records-0.jsonl").read_text("utf-8").splitlines()
-        assert len(lines) == 1 + 3 * 17
+        assert len(lines) == 1 + 3 * 14
         (tmp_path / "records-0.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:40], "utf-8")
         assert main([*command, str(tmp_path), "--shard", "2/3"]) == 0
         told = capsys.readouterr().out
@@ -190,8 +198,8 @@ class TestRun:
     def test_the_plan_counts_calls(self, command: list[str], tmp_path: Path, capsys: Any):
         assert main([*command, str(tmp_path), "--plan"]) == 0
         plan = capsys.readouterr().out
-        assert "   114 calls  default" in plan
+        assert "    72 calls  default" in plan
         assert "    24 calls  reference" in plan
-        assert "   148 calls and 17 videos an edit" in plan
+        assert "   106 calls and 14 videos an edit" in plan
         assert "3 edits: " in plan
         assert not list(tmp_path.iterdir())

@@ -119,7 +119,10 @@ def test_equal_branches_of_one_edit_and_equal_values_elsewhere_stay_apart():
 
 def test_the_trained_model_agrees_within_rounding_at_every_step(trained):
     inversion = invert(trained.denoiser, trained.clean, trained.tables[5], UniInv(), prompt=trained.caption)
-    requests = [EditRequest(f"a {word} moving up on a blue background") for word in ("red circle", "green cross")]
+    requests = [
+        EditRequest(f"a {word} moving up on a blue background", guidance_scale=3.0)
+        for word in ("red circle", "green cross")
+    ]
     before, path, alone = trained.denoiser.rows, [], [[], []]
     edit_together(
         trained.denoiser,

@@ -130,7 +130,7 @@ def test_an_edit_to_the_source_itself_is_no_shortcut(toy, inversion):
 )
 def test_what_the_source_rows_are_told(source_text, rows, told, toy, inversion):
     editor = KVInjection(source_text=source_text, source_rows=rows)
-    run(toy, inversion, editor, EditRequest("right", "up", source_prompt=""))
+    run(toy, inversion, editor, EditRequest("right", "up", source_prompt="", guidance_scale=3.0))
     expected = (told,) if rows == "shared" else ("up", told)
     assert {branches[1].prompts for branches, _, _ in toy.seen} == {expected}
 
@@ -147,10 +147,12 @@ def test_a_later_start_leaves_the_first_steps_out(toy, inversion):
 
 
 def test_guidance_may_move_away_from_the_source_prompt(toy, inversion):
-    run(toy, inversion, KVInjection(negative="source"), EditRequest("right", "up", source_prompt=""))
+    run(
+        toy, inversion, KVInjection(negative="source"), EditRequest("right", "up", source_prompt="", guidance_scale=3.0)
+    )
     assert {branches[0].prompts for branches, _, _ in toy.seen} == {("", "right")}
     with pytest.raises(ValueError, match=r"^source_prompt: negative='source' .* must be given, got None$"):
-        run(toy, inversion, KVInjection(negative="source"), EditRequest("right", "up"))
+        run(toy, inversion, KVInjection(negative="source"), EditRequest("right", "up", guidance_scale=3.0))
 
 
 def follow_source(denoiser, inversion, editor, request):
@@ -191,7 +193,8 @@ def compare_source_rows(trained, editor):
         lambda _, arguments: rows.append(arguments[1][2:3].clone())
     )
     try:
-        edit(trained.denoiser, inversion, editor, EditRequest("a red circle", source_prompt=trained.caption))
+        request = EditRequest("a red circle", source_prompt=trained.caption, guidance_scale=3.0)
+        edit(trained.denoiser, inversion, editor, request)
     finally:
         hook.remove()
     return [torch.equal(row, level) for row, level in zip(rows, inversion.levels[:-1], strict=True)]
@@ -273,7 +276,7 @@ def test_ranges_that_do_not_fit_the_model_are_refused(editor: KVInjection, messa
         (KVInjection(steps=(0.2, 0.5), layers=(0.5, None)), KVInjection(steps=(2, 5), layers=(2, None))),
         (KVInjection(guidance_steps=(0, 0.26)), KVInjection(guidance_steps=(0, 3))),
         (ResidualReplay(replay_steps=(0.5, 1.0)), ResidualReplay(replay_steps=(5, 10))),
-        (InversionFree(), InversionFree(first_step=2, guidance_steps=(0, 4))),
+        (InversionFree(), InversionFree(first_step=1, guidance_steps=(0, 2))),
     ],
     ids=repr,
 )

@@ -18,8 +18,9 @@ REQUEST = EditRequest("right", "up", source_prompt="left", guidance_scale=4.0)
 
 
 def make_free(**options: Any) -> InversionFree:
-    """Every step, one noise, guided throughout, unless an option says otherwise."""
-    return InversionFree(**({"first_step": 0, "guidance_steps": (0, None), "draws": 1} | options))
+    """Every step, one noise, guided throughout, nothing read, unless an option says otherwise."""
+    plain = {"first_step": 0, "guidance_steps": (0, None), "draws": 1, "strength": 0.0}
+    return InversionFree(**(plain | options))
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def run(denoiser, inversion, editor, request=REQUEST, seed=0):
         make_free(),
         make_free(noise="fixed"),
         make_free(draws=3),
+        make_free(draws=2, strength=0.3),
         make_free(source_guidance=2.0, first_step=3),
         make_free(source_guidance=2.0, guidance_steps=(2, 6)),
     ],
@@ -77,12 +79,15 @@ def test_an_edit_to_the_source_returns_the_source(first_step, scale, toy, clean,
     assert toy.rows == (10 - first_step) * (2 if scale == 1.0 else 4)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.05])
 @pytest.mark.parametrize("num_steps", [5, pytest.param(50, marks=pytest.mark.slow)])
-def test_an_edit_to_the_source_returns_the_source_in_float32(num_steps, trained):
+def test_an_edit_to_the_source_returns_the_source_in_float32(num_steps, strength, trained):
+    """Read or not: keys and values that are one's own once more change no attention."""
     model, text = trained.denoiser, trained.caption
     inversion = invert(model, trained.clean, trained.tables[num_steps], DDIM())
     before = model.rows
-    landed = run(model, inversion, make_free(source_guidance=6.0), EditRequest(text, "", text, 6.0))
+    editor = make_free(source_guidance=6.0, strength=strength)
+    landed = run(model, inversion, editor, EditRequest(text, "", text, 6.0))
     assert landed.dtype == torch.float32
     assert float((landed - trained.clean).norm() / trained.clean.norm()) <= 1e-5
     assert model.rows - before == 4 * num_steps  # both branches, both of their rows, at every step
@@ -99,6 +104,36 @@ def test_noise_is_fresh_at_every_step_and_draw_or_one_for_all(toy, clean, invers
         ]
         assert len({round(float(n.flatten()[7]), 6) for n in drawn}) == kinds
         assert float(torch.stack(drawn).std()) == pytest.approx(1.0, abs=0.15)
+
+
+def test_every_second_draw_is_the_negative_of_the_one_before(toy, clean, inversion):
+    for noise in ("fresh", "fixed"):
+        toy.seen.clear()
+        run(toy, inversion, make_free(noise=noise, draws=4))
+        for branches, step, _ in toy.seen:
+            drawn = [branch.latents - math.cos(step.angle) * clean for branch in branches[1::2]]
+            torch.testing.assert_close(drawn[0], -drawn[1], rtol=0, atol=1e-14)
+            torch.testing.assert_close(drawn[2], -drawn[3], rtol=0, atol=1e-14)
+            assert float((drawn[0] - drawn[2]).norm() / drawn[0].norm()) > 0.5
+
+
+def test_each_draw_of_the_edit_reads_the_source_under_the_same_noise(toy, inversion):
+    run(toy, inversion, make_free(draws=2, strength=0.3))
+    for branches, _, strength in toy.seen:
+        assert [branch.reads for branch in branches] == [1, None, 3, None]
+        torch.testing.assert_close(strength, torch.full((toy.num_layers,), 0.3))
+    toy.seen.clear()
+    run(toy, inversion, make_free(draws=2))
+    assert all(strength is None and branches[0].reads is None for branches, _, strength in toy.seen)
+
+
+def test_reading_holds_what_the_prompt_leaves_alone(trained):
+    """The more is read, the nearer the edit stays to the source."""
+    request = EditRequest("a green cross moving up on a blue background", "", trained.caption, 1.0)
+    inversion = invert(trained.denoiser, trained.clean, trained.tables[10], DDIM())
+    edits = [run(trained.denoiser, inversion, make_free(strength=s), request) for s in (0.0, 0.1, 1.0)]
+    apart = [float((edited - trained.clean).norm()) for edited in edits]
+    assert apart[0] > apart[1] > apart[2]
 
 
 def test_the_seed_and_nothing_else_decides(toy, inversion):
@@ -118,6 +153,7 @@ def test_of_the_inversion_only_the_clean_latents_are_used(toy, inversion):
     [
         ({"noise": "none"}, "noise: must be one of fresh, fixed, got 'none'"),
         ({"draws": 0}, "draws: must be at least 1, got 0"),
+        ({"strength": 1.1}, "strength: must lie in 0 .. 1, got 1.1"),
         ({"source_guidance": -1.0}, "source_guidance: must not be negative, got -1.0"),
     ],
 )

@@ -178,6 +178,12 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
 
 
+def check_strength(strength: float) -> None:
+    """Raise a ValueError unless a strength of reading lies in 0 .. 1."""
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength: must lie in 0 .. 1, got {strength}")
+
+
 def find_place(place: Place, size: int) -> int:
     """Return a position; shares of ``size`` are rounded."""
     return round(place * size) if isinstance(place, float) else place

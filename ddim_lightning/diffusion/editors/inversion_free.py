@@ -15,6 +15,7 @@ from ddim_lightning.diffusion.editors.base import (
     Place,
     Range,
     check_choice,
+    check_strength,
     keep_outside,
     tell_source,
 )
@@ -41,8 +42,12 @@ class InversionFree(Editor):
         first_step: See `Editor`; likewise ``guidance``, ``guidance_steps``, ``negative`` and ``velocity_mask``. The
             noisiest steps move the layout, and are left out by default; guidance matters in those after them.
         noise: ``fresh`` at every step, or ``fixed``: one for all.
-        draws: Noises averaged at each step, >= 1; each costs the rows of both branches.
+        draws: Noises averaged at each step, >= 1; each costs the rows of both branches. Every second one is the
+            negative of the one before it (antithetic variates), so that what is odd in the noise cancels.
         source_guidance: Scale of the source branch, >= 0, at the steps that are guided.
+        strength: How much the edit attends to the keys and values of the source beside it, 0 (not at all) .. 1; see
+            `KVInjection`. It costs no row, for the source is evaluated anyway, and both are noised alike. A little of
+            it holds what the prompt leaves alone.
 
     Raises:
         ValueError: An option out of its range.
@@ -51,11 +56,12 @@ class InversionFree(Editor):
     arXiv:2412.08629, algorithm 1 (there for flow matching).
     """
 
-    first_step: Place = 0.16
-    guidance_steps: Range = (0, 0.4)
+    first_step: Place = 0.08
+    guidance_steps: Range = (0, 0.24)
     noise: Literal["fresh", "fixed"] = "fresh"
     draws: int = 2
     source_guidance: float = 1.0
+    strength: float = 0.03
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +70,7 @@ class InversionFree(Editor):
             raise ValueError(f"draws: must be at least 1, got {self.draws}")
         if self.source_guidance < 0:
             raise ValueError(f"source_guidance: must not be negative, got {self.source_guidance}")
+        check_strength(self.strength)
 
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
@@ -72,15 +79,18 @@ class InversionFree(Editor):
         return EditState(inversion.levels[-1], request, num_layers, seed=seed)
 
     def branches(self, state: EditState, step: Step, inversion: Inversion) -> tuple[list[Branch], Strength | None]:  # noqa: D102
-        branches = []
+        branches: list[Branch] = []
         for draw, (target, source) in enumerate(self._make_pairs(state, step, inversion)):
-            branch = self.make_target(target, state.request, step, inversion.table)
+            reads = len(branches) + 1 if self.strength > 0.0 else None
+            branch = self.make_target(target, state.request, step, inversion.table, reads)
             scale = 1.0 if branch.guidance_scale == 1.0 else self.source_guidance
             told = tell_source(state.request, inversion)
             # Edits under one seed noise the source alike.
             name = (state.seed, step.i, draw)
             branches += [branch, Branch(source, told, branch.negative_prompt, scale, name=name)]
-        return branches, None
+        # Its dtype by name: a Trainer's precision may change the default.
+        strength = torch.full((state.num_layers,), self.strength, dtype=torch.float32)
+        return branches, strength if self.strength > 0.0 else None
 
     def update(  # noqa: D102
         self, state: EditState, velocities: Sequence[Latents | None], step: Step, inversion: Inversion
@@ -104,9 +114,10 @@ class InversionFree(Editor):
         """Noise the edit and the source with the same noises; the same ones whenever asked for a step."""
         clean, pairs = inversion.levels[-1], []
         for draw in range(self.draws):
-            drawn = draw if self.noise == "fixed" else step.i * self.draws + draw
+            drawn = draw // 2 if self.noise == "fixed" else step.i * self.draws + draw // 2
             # Drawn on the CPU, so that a seed means the same noise on every device.
             generator = torch.Generator().manual_seed(state.seed + drawn)
             noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+            noise = -noise if draw % 2 else noise
             pairs.append((add_noise(state.latents, noise, step.angle), add_noise(clean, noise, step.angle)))
         return pairs

@@ -15,6 +15,7 @@ from ddim_lightning.diffusion.editors.base import (
     check_choice,
     check_fits,
     check_range,
+    check_strength,
     pick,
     tell_source,
 )
@@ -68,8 +69,7 @@ class KVInjection(Editor):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.strength <= 1.0:
-            raise ValueError(f"strength: must lie in 0 .. 1, got {self.strength}")
+        check_strength(self.strength)
         check_range("layers", self.layers)
         check_range("steps", self.steps)
         check_choice("source_rows", self.source_rows, ("shared", "paired"))
@@ -150,7 +150,7 @@ class KVInjection(Editor):
 
     def _strength(self, num_layers: int, step: Step, num_steps: int) -> Strength | None:
         """Return the strength per layer at this step, ``None`` where no layer reads."""
-        strength = torch.zeros(num_layers)
+        strength = torch.zeros(num_layers, dtype=torch.float32)
         strength[list(pick(self.layers, num_layers))] = self.strength
         return strength if step.i in pick(self.steps, num_steps) and strength.any() else None
 
