@@ -17,9 +17,9 @@ from ddim_lightning.types import EditRequest, Frames
 
 from .edit_set import KINDS, ShapesEdit
 from .edit_statistics import gather, judge, summarise
-from .edit_variants import CEILING, DEFAULT, NOTHING, REFERENCE, VARIANTS, Job
+from .edit_variants import CEILING, DEFAULT, DEFAULT_FROM, LIMITS, NOTHING, REFERENCE, TRUTH_FROM, VARIANTS, Job
 from .environment import read_block
-from .plots import Point, plot_frontier
+from .plots import Line, Point, plot_frontier, plot_limits
 from .records import dump_json, merge_records
 
 SCHEMA = "ddim-lightning/edit-quality/1"
@@ -69,8 +69,9 @@ def write_report(
     }
     (folder / "result.json").write_text(dump_json(result, indent=2) + "\n", encoding="utf-8")
     write_frontier(folder / "frontier.png", result)
+    has_limits = write_limits(folder / "limits.png", result)
     write_clips(folder, [edit for edit in complete if edit.id.endswith(SHEET_EDITS)])
-    summary = make_markdown(result)
+    summary = make_markdown(result) + ("\n![What limits the edits](limits.png)\n" if has_limits else "")
     (folder / "README.md").write_text(summary, encoding="utf-8")
     return summary
 
@@ -156,7 +157,7 @@ def write_frontier(path: Path, result: Mapping[str, Any]) -> None:
             highlighted=(row["method"], row["guidance"]) in (default, (NOTHING, None)),
         )
         for row in result["rows"]
-        if row["method"] != CEILING  # nothing is joined to it
+        if row["method"] not in (CEILING, *LIMITS)  # no method
     ]
     plot_frontier(
         path,
@@ -165,6 +166,35 @@ def write_frontier(path: Path, result: Mapping[str, Any]) -> None:
         x_label="words to change that are right (%)",
         y_label="PSNR outside the objects (dB)",
     )
+
+
+def write_limits(path: Path, result: Mapping[str, Any]) -> bool:
+    """Plot what limits the edits: what noise leaves of the truth, and which words change from there; if measured."""
+    rows = {row["method"]: row["all"] for row in result["rows"] if row["guidance"] in (None, 1.0)}
+    whole = {method: part["psnr_db"]["whole"][0] for method, part in rows.items()}
+    first = VARIANTS[DEFAULT].editor.get_first_step(result["settings"]["steps"])
+    places = {DEFAULT: first, **DEFAULT_FROM}
+    if any(method not in whole for method in (*TRUTH_FROM, *places)):
+        return False
+    lines = [
+        Line("the truth, noised there and sampled down again", [*TRUTH_FROM.values()], [whole[m] for m in TRUTH_FROM]),
+        Line(
+            "InversionFree, started there, and how many of the words to change are right",
+            [*places.values()],
+            [whole[method] for method in places],
+            notes=[f"{rows[method]['edited'][0]:.0%}" for method in places],
+        ),
+    ]
+    heights = {"ceiling: the truth through the VAE": whole[CEILING], "doing nothing": whole[NOTHING]}
+    plot_limits(
+        path,
+        lines,
+        heights,
+        title="Where words still change, noise has taken place and outline",
+        x_label=f"first step, of {result['settings']['steps']} (0 is pure noise)",
+        y_label="PSNR over the whole frame (dB)",
+    )
+    return True
 
 
 def name_point(row: Mapping[str, Any]) -> str:

@@ -104,17 +104,16 @@ OPTIONS = {
 }
 """K/V injection with one thing changed, at one scale: for 50 steps and 6 layers."""
 
+TRUTH_FROM = {f"truth from step {step}": step for step in (4, 8, 12, 16, 20)}
+DEFAULT_FROM = {f"default from step {step}": step for step in (12, 20)}
 LIMITS = {
     **{
-        f"truth from step {step}": Variant(
+        name: Variant(
             None, KVInjection(strength=0.0, initial="random", first_step=step), from_truth=True, guidance=(1.0,)
         )
-        for step in (4, 8, 12, 16, 20)
+        for name, step in TRUTH_FROM.items()
     },
-    **{
-        f"default from step {step}": Variant(UniInv(), InversionFree(first_step=step), guidance=(1.0,))
-        for step in (12, 20)
-    },
+    **{name: Variant(UniInv(), InversionFree(first_step=step), guidance=(1.0,)) for name, step in DEFAULT_FROM.items()},
 }
 """What limits the edits, for 50 steps: what the noise of a level leaves of the truth itself, sampled down again under
 its own caption; and which words the default editor still changes when it starts there."""

@@ -73,12 +73,14 @@ class Line:
         x: Where it was measured.
         y: What was measured; on a log scale, zeros are left out.
         dash: ``-``, ``--``, ``:`` or ``-.``, to tell apart lines of one method.
+        notes: Words at its points, where a plot writes any.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     dash: str = "-"
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -142,30 +144,32 @@ def plot_frontier(path: Path, points: Sequence[Point], *, title: str, x_label: s
     _write(figure, path)
 
 
-def plot_layers(
-    path: Path, values: Mapping[str, float], *, title: str, y_label: str, baseline: tuple[str, float] | None = None
+def plot_limits(
+    path: Path, lines: Sequence[Line], heights: Mapping[str, float], *, title: str, x_label: str, y_label: str
 ) -> None:
-    """Draw one bar per layer, the largest one in the colour of the default.
+    """Draw curves of what is reached from a step on, their points with their notes, against heights with names.
 
     Args:
         path: PNG to write.
-        values: Name of a layer, ``0`` for example, to its number, in the order they are drawn.
+        lines: One per way to start there.
+        heights: Name of a level to compare with, and where it lies.
         title: The plot's statement.
-        y_label: What was measured, with its unit.
-        baseline: Name and height of a line that the bars are compared with.
+        x_label: Where it starts, with its unit.
+        y_label: What is reached, with its unit.
     """
-    figure, axes = _make_axes(title, "layer", y_label)
-    largest = max(values, key=lambda name: values[name])
-    bars = axes.bar(
-        list(values), list(values.values()), width=0.7, color=[_BLUE if name == largest else _SKY for name in values]
-    )
-    axes.bar_label(bars, fmt="%.3g", padding=3, color=_GREY, fontsize=9, bbox=_BEHIND_TEXT)
-    axes.grid(visible=False, axis="x")
-    if baseline is not None:
-        name, height = baseline
-        axes.axhline(height, color=_INK, linewidth=1, linestyle="--", label=name)
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, -0.24), frameon=False)
-    axes.margins(y=0.12)
+    figure, axes = _make_axes(title, x_label, y_label)
+    for line in lines:
+        axes.plot(line.x, line.y, line.dash, marker="o", color=get_colour(line.label), label=line.label)
+        for x, y, note in zip(line.x, line.y, line.notes, strict=False):
+            axes.annotate(note, (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9, color=_INK)
+    for name, height in heights.items():
+        axes.axhline(height, color=_GREY, linewidth=1, linestyle="--")
+        axes.annotate(
+            name, (1.0, height), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+            va="center", color=_GREY, fontsize=9,
+        )  # fmt: skip
+    axes.margins(0.08)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.12), frameon=False)
     _write(figure, path)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .edit_report import make_table, tell_guidance, tell_met
-from .edit_variants import DEFAULT, REFERENCE
+from .edit_variants import DEFAULT, LIMITS, NO_INVERSION, REFERENCE
 
 ROOT = Path(__file__).resolve().parents[1]
 REGION = re.compile(r"<!-- table:(?P<name>[\w-]+) -->.*?<!-- end -->", flags=re.DOTALL)
@@ -43,7 +43,12 @@ def make_inversion_table(result: Result) -> list[str]:
 def make_edit_table(result: Result) -> list[str]:
     """Make the table of edits: the default at every scale, the others at the default's, and the bars below."""
     scale = result["default_guidance"]
-    rows = [row for row in result["rows"] if row["guidance"] in (None, scale) or row["method"] in (REFERENCE, DEFAULT)]
+    rows = [
+        row
+        for row in result["rows"]
+        if (row["guidance"] in (None, scale) or row["method"] in (REFERENCE, NO_INVERSION, DEFAULT))
+        and row["method"] not in LIMITS
+    ]
     head = ("method", "guidance", "whole (dB)", "outside (dB)", "colour", "shape", "direction", "calls")
     lines = make_table(
         head,

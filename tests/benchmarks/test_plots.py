@@ -10,7 +10,7 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from benchmarks.plots import Line, Point, _make_axes, _place_labels, get_colour, plot_frontier, plot_layers, plot_levels
+from benchmarks.plots import Line, Point, _make_axes, _place_labels, get_colour, plot_frontier, plot_levels, plot_limits
 
 
 def test_one_method_has_one_colour_everywhere():
@@ -52,11 +52,12 @@ def test_plots_are_written_and_equal_numbers_give_equal_bytes(tmp_path: Path):
         plot_levels(folder / "levels.png", lines, title="by level", **names)
         points = [Point("do nothing", 0.3, 18.0), Point("KVInjection", 0.9, 17.0, highlighted=True)]
         plot_frontier(folder / "frontier.png", points, title="frontier", **names)
-        plot_layers(folder / "layers.png", {"0": 0.5, "1": -0.2}, title="layers", y_label="dB", baseline=("all", 0.1))
+        limits = [Line("truth", (4, 12), (19.5, 25.1)), Line("InversionFree", (4, 12), (24.0, 22.0), notes=("1", "2"))]
+        plot_limits(folder / "limits.png", limits, {"ceiling": 31.0}, title="limits", **names)
         return sorted(folder.glob("*.png"))
 
     first, second = plot(tmp_path / "a"), plot(tmp_path / "b")
-    assert [path.name for path in first] == ["frontier.png", "layers.png", "levels.png"]
+    assert [path.name for path in first] == ["frontier.png", "levels.png", "limits.png"]
     for path, again in zip(first, second, strict=True):
         assert path.read_bytes() == again.read_bytes()
         with Image.open(path) as image:
