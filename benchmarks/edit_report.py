@@ -17,7 +17,7 @@ from ddim_lightning.types import EditRequest, Frames
 
 from .edit_set import KINDS, ShapesEdit
 from .edit_statistics import gather, judge, summarise
-from .edit_variants import CEILING, DEFAULT, DEFAULT_FROM, LIMITS, NOTHING, REFERENCE, TRUTH_FROM, VARIANTS, Job
+from .edit_variants import CEILING, DEFAULT, LIMITS, NOTHING, REFERENCE, TRUTH_FROM, VARIANTS, Job
 from .environment import read_block
 from .plots import Line, Point, plot_frontier, plot_limits
 from .records import dump_json, merge_records
@@ -169,29 +169,27 @@ def write_frontier(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def write_limits(path: Path, result: Mapping[str, Any]) -> bool:
-    """Plot what limits the edits: what noise leaves of the truth, and which words change from there; if measured."""
-    rows = {row["method"]: row["all"] for row in result["rows"] if row["guidance"] in (None, 1.0)}
-    whole = {method: part["psnr_db"]["whole"][0] for method, part in rows.items()}
-    first = VARIANTS[DEFAULT].editor.get_first_step(result["settings"]["steps"])
-    places = {DEFAULT: first, **DEFAULT_FROM}
-    if any(method not in whole for method in (*TRUTH_FROM, *places)):
+    """Plot how much of the truth is left after the noise of a step, if that was measured; tell whether it was."""
+    whole = {(row["method"], row["guidance"]): row["all"]["psnr_db"]["whole"][0] for row in result["rows"]}
+    if any((method, 1.0) not in whole for method in TRUTH_FROM):
         return False
-    lines = [
-        Line("the truth, noised there and sampled down again", [*TRUTH_FROM.values()], [whole[m] for m in TRUTH_FROM]),
-        Line(
-            "InversionFree, started there, and how many of the words to change are right",
-            [*places.values()],
-            [whole[method] for method in places],
-            notes=[f"{rows[method]['edited'][0]:.0%}" for method in places],
-        ),
-    ]
-    heights = {"ceiling: the truth through the VAE": whole[CEILING], "doing nothing": whole[NOTHING]}
+    line = Line(
+        "the truth itself, noised at this step and sampled down again under its own caption",
+        list(TRUTH_FROM.values()),
+        [whole[method, 1.0] for method in TRUTH_FROM],
+    )
+    heights = {
+        "ceiling": (CEILING, None),
+        "default": (DEFAULT, result["default_guidance"]),
+        "reference": (REFERENCE, 6.0),
+        "do nothing": (NOTHING, None),
+    }
     plot_limits(
         path,
-        lines,
-        heights,
-        title="Where words still change, noise has taken place and outline",
-        x_label=f"first step, of {result['settings']['steps']} (0 is pure noise)",
+        [line],
+        {name: whole[method] for name, method in heights.items() if method in whole},
+        title="How much of a clip is left after noise",
+        x_label=f"step whose noise is added, of {result['settings']['steps']} (0 is pure noise)",
         y_label="PSNR over the whole frame (dB)",
     )
     return True

@@ -106,7 +106,7 @@ class GuidedDenoiser:
 def measure_variant(engine: InversionEngine, clip: Clip, variant: Variant, seed: int) -> dict[str, Any]:
     """Invert a clip and come back, every way that the variant asks for."""
     scheduler = engine.components.scheduler
-    table = make_step_table(scheduler, variant.steps, spacing=variant.spacing, zero_snr=variant.zero_snr)
+    table = make_step_table(scheduler, variant.steps, spacing=variant.spacing)
     engine = replace(engine, table=table, inverter=variant.inverter)  # with a count of calls of its own
     start = time.process_time()
     inversion = engine.invert(clip.latents, prompt=clip.scene.caption if variant.source_prompt else "", seed=seed)

@@ -20,7 +20,7 @@ WITHOUT, RESIDUAL = "without_residual", "with_residual"
 Rows = Mapping[str, Mapping[str, Any]]
 """Records by key."""
 
-_DASHES = {"FixedPoint 2 N": ":", "FixedPoint 3 N": "--", "UniInv as published": "--", "UniInv, one velocity": ":"}
+_DASHES = {"UniInv as published": "--", "UniInv, 5 more calls next to clean": ":"}
 """Lines of a method that has a plainer one beside it."""
 
 
@@ -128,7 +128,6 @@ def _summarise_way_back(
         "inverter": repr(variant.inverter),
         "steps": variant.steps,
         "spacing": variant.spacing,
-        "zero_snr": variant.zero_snr,
         "source_prompt": variant.source_prompt,
         "guidance_scale": scale,
         "residual": end == RESIDUAL,

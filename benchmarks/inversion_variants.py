@@ -30,7 +30,6 @@ class Variant:
         factor: What differs from the default setting.
         steps: Steps of the table.
         spacing: As in `make_step_table`.
-        zero_snr: As in `make_step_table`.
         source_prompt: Invert and come back under the clip's caption instead of the empty prompt.
         guidance_scales: One way back each; any scale but 1 comes back under the clip's caption.
         seeds: Of a method that draws noise; one inversion each.
@@ -41,7 +40,6 @@ class Variant:
     factor: str = DEFAULT
     steps: int = 50
     spacing: Literal["trailing", "angle"] = "trailing"
-    zero_snr: bool = True
     source_prompt: bool = False
     guidance_scales: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0,)
@@ -89,20 +87,15 @@ def make_variants(steps: int, fewer: Sequence[int]) -> list[Variant]:
     ddim = Variant(PLAIN, DDIM(), steps=steps)
     ours = Variant(OURS, UniInv(), steps=steps)
     fixed_point = Variant("FixedPoint", FixedPoint(), steps=steps)
-    plain = {
-        k: Variant(f"FixedPoint {k} N", FixedPoint(iterations=k, clean_iterations=k, tolerance=0.0), steps=steps)
-        for k in (2, 3)
-    }
     bdia = Variant("BDIA", BDIA(), steps=steps)
-    published = Variant("UniInv as published", UniInv(clean_iterations=0, extrapolate=False), steps=steps)
-    one_velocity = Variant("UniInv, one velocity", UniInv(extrapolate=False), steps=steps)
+    published = Variant("UniInv as published", UniInv(extrapolate=False), steps=steps)
+    deep = Variant("UniInv, 5 more calls next to clean", UniInv(clean_iterations=5), steps=steps)
     edit_friendly = Variant("EditFriendly", EditFriendly(), steps=steps, seeds=(0, 1, 2))
-    guided = [replace(variant, guidance_scales=(1.0, GUIDED)) for variant in (ddim, ours, bdia)]
-    variants = [guided[0], published, one_velocity, guided[1], *plain.values(), fixed_point, guided[2], edit_friendly]
+    guided = [replace(variant, guidance_scales=(1.0, GUIDED)) for variant in (ddim, ours, deep, bdia)]
+    variants = [guided[0], published, *guided[1:3], fixed_point, guided[3], edit_friendly]
     for count in fewer:
         variants += [replace(variant, factor=f"{count} steps", steps=count) for variant in (ddim, ours)]
     variants += [replace(variant, factor="uniform angles", spacing="angle") for variant in (ddim, ours)]
-    variants += [replace(variant, factor="without the zero-SNR level", zero_snr=False) for variant in (ours,)]
     variants += [
         replace(
             variant,

@@ -73,14 +73,12 @@ class Line:
         x: Where it was measured.
         y: What was measured; on a log scale, zeros are left out.
         dash: ``-``, ``--``, ``:`` or ``-.``, to tell apart lines of one method.
-        notes: Words at its points, where a plot writes any.
     """
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     dash: str = "-"
-    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -147,21 +145,21 @@ def plot_frontier(path: Path, points: Sequence[Point], *, title: str, x_label: s
 def plot_limits(
     path: Path, lines: Sequence[Line], heights: Mapping[str, float], *, title: str, x_label: str, y_label: str
 ) -> None:
-    """Draw curves of what is reached from a step on, their points with their notes, against heights with names.
+    """Draw curves with the numbers of their points, against heights with names.
 
     Args:
         path: PNG to write.
-        lines: One per way to start there.
+        lines: The curves.
         heights: Name of a level to compare with, and where it lies.
         title: The plot's statement.
-        x_label: Where it starts, with its unit.
-        y_label: What is reached, with its unit.
+        x_label: What runs to the right, with its unit.
+        y_label: What runs up, with its unit.
     """
     figure, axes = _make_axes(title, x_label, y_label)
     for line in lines:
         axes.plot(line.x, line.y, line.dash, marker="o", color=get_colour(line.label), label=line.label)
-        for x, y, note in zip(line.x, line.y, line.notes, strict=False):
-            axes.annotate(note, (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9, color=_INK)
+        for x, y in zip(line.x, line.y, strict=True):
+            axes.annotate(f"{y:.1f}", (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
     for name, height in heights.items():
         axes.axhline(height, color=_GREY, linewidth=1, linestyle="--")
         axes.annotate(

@@ -359,6 +359,13 @@ MUTATIONS = (
         "diffusion/test_inversion_free.py::test_update_is_the_rotated_difference_of_the_pair",
     ),
     Mutation(
+        "Anderson's share has the wrong sign",
+        "diffusion/inverters/fixed_point.py",
+        "return image - share",
+        "return image + share",
+        "diffusion/test_inverters.py::test_acceleration_solves_an_affine_step_at_its_second_call",
+    ),
+    Mutation(
         "inversion-free noises have no negatives",
         "diffusion/editors/inversion_free.py",
         "noise = -noise if draw % 2 else noise",

@@ -23,6 +23,7 @@ from benchmarks.edit_variants import (
     NO_INVERSION,
     NOTHING,
     REFERENCE,
+    TRUTH_FROM,
     VARIANTS,
     Job,
     make_jobs,
@@ -85,7 +86,6 @@ class TestVariants:
             NO_INVERSION,
             REFERENCE,
             DEFAULT,
-            "InversionFree with one draw",
             "EditFriendly",
             "random start",
         }
@@ -113,10 +113,19 @@ class TestClip:
             assert not any(cost.values())
 
     @torch.inference_mode()
+    def test_limits_begin_with_the_truth(self, clip: Clip):
+        for variant in LIMITS.values():
+            inversion, seconds = clip._find_inversion(variant, 0)
+            assert all(torch.equal(level, clip.truth) for level in inversion.levels)
+            assert (inversion.calls, seconds) == (0, 0.0)
+        assert torch.equal(clip.truth, clip.engine.encode(clip.edit.truth))
+        assert METHODS[DEFAULT].editor.get_first_step(50) == min(TRUTH_FROM.values())
+
+    @torch.inference_mode()
     def test_calls_and_what_is_shared(self, clip: Clip, monkeypatch: pytest.MonkeyPatch):
         free = InversionFree(first_step=0, guidance_steps=(0, None), draws=1)
-        name = "InversionFree with one draw"
-        monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], editor=free))
+        name = "truth from step 4"
+        monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], editor=free, guidance=None))
         jobs = make_jobs([INJECTION, REFERENCE, "plain inversion", name, NO_INVERSION], [3.0])
         calls = {job.method: [clip.make_video(job)[1][name] for name in WORK] for job in jobs}
         up = VARIANTS[INJECTION].inverter.count_calls(2)
@@ -124,7 +133,7 @@ class TestClip:
         assert calls[INJECTION] == [up + 2 * 3, up]
         assert calls[REFERENCE] == [2 + 2 * 4, 2]
         assert calls["plain inversion"] == [up + 2 * 2, up]
-        assert calls[name] == [2 * 2, 0]
+        assert calls[name] == [2 * 3, 0]
         assert calls[NO_INVERSION] == [2 * 2, 0]
         found = {
             name: clip._find_inversion(VARIANTS[name], seed)[0]
@@ -200,6 +209,6 @@ class TestRun:
         plan = capsys.readouterr().out
         assert "    72 calls  default" in plan
         assert "    24 calls  reference" in plan
-        assert "   106 calls and 14 videos an edit" in plan
+        assert "   101 calls and 14 videos an edit" in plan
         assert "3 edits: " in plan
         assert not list(tmp_path.iterdir())

@@ -52,7 +52,7 @@ def test_plots_are_written_and_equal_numbers_give_equal_bytes(tmp_path: Path):
         plot_levels(folder / "levels.png", lines, title="by level", **names)
         points = [Point("do nothing", 0.3, 18.0), Point("KVInjection", 0.9, 17.0, highlighted=True)]
         plot_frontier(folder / "frontier.png", points, title="frontier", **names)
-        limits = [Line("truth", (4, 12), (19.5, 25.1)), Line("InversionFree", (4, 12), (24.0, 22.0), notes=("1", "2"))]
+        limits = [Line("truth", (4, 12), (19.5, 25.1))]
         plot_limits(folder / "limits.png", limits, {"ceiling": 31.0}, title="limits", **names)
         return sorted(folder.glob("*.png"))
 

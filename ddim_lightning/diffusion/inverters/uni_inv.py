@@ -33,7 +33,7 @@ class UniInv(Inverter):
     form, without iterations and with one velocity).
     """
 
-    clean_iterations: int = 5
+    clean_iterations: int = 0
     extrapolate: bool = True
 
     def __post_init__(self) -> None:
