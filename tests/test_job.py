@@ -43,9 +43,9 @@ def test_result_of_a_clip(engine: InversionEngine) -> None:
     assert [edit.prompt for edit in result.edits] == list(PROMPTS)
     assert result.edits[0].latents.shape == (1, 3, 8, 6, 10)
     assert result.trajectory is not None and result.trajectory["levels"].shape == (4, 1, 3, 8, 6, 10)
-    # Uni-Inv: a call a step, five more next to clean, one for the residual; K/V injection: two guided rows and one
+    # Uni-Inv: a call a step and one for the residual; K/V injection: two guided rows and one
     # source row, twice.
-    assert result.calls == {"invert": 9, "reconstruct": 3, "edit": 18}
+    assert result.calls == {"invert": 4, "reconstruct": 3, "edit": 18}
     assert set(result.seconds) == {"encode", "invert", "reconstruct", "edit", "decode", "measure"}
     assert all(seconds > 0 for seconds in result.seconds.values()) and result.peak_gib == {}
     assert set(result.metrics) == {"vae", "reconstruction"}
@@ -68,7 +68,7 @@ def test_metrics_are_measured_on_what_was_made(engine: InversionEngine) -> None:
 
 def test_inversion_alone(engine: InversionEngine) -> None:
     result = run(engine, make_clip(prompts=()), reconstruct=False, save_trajectory=True)
-    assert result.calls == {"invert": 9} and result.edits == []
+    assert result.calls == {"invert": 4} and result.edits == []
     assert set(result.metrics) == {"vae"} and result.vae_round_trip is not None
     assert result.reconstruction is None and result.trajectory is not None
 
@@ -97,7 +97,7 @@ def test_progress_covers_every_stage_and_step(engine: InversionEngine) -> None:
         ticks = [p for p in seen if p.label == label]
         assert [p.done for p in ticks] == list(range(ticks[0].total + 1))
     left = {p.label: p.rows_left for p in seen}
-    assert left == {"encode": 30, "invert": 21, "reconstruct": 18, "edit 1/2": 9, "edit 2/2": 0, "decode": 0}
+    assert left == {"encode": 25, "invert": 21, "reconstruct": 18, "edit 1/2": 9, "edit 2/2": 0, "decode": 0}
     assert {p.rows for p in seen if p.stage == "edit"} == {3.0}
 
 
@@ -227,7 +227,7 @@ def test_a_stored_trajectory_is_as_good_as_an_inversion(
 
 def test_a_clip_without_a_stored_trajectory_is_inverted(engine: InversionEngine, tmp_path: Path) -> None:
     result = run(engine, make_clip(), trajectories=tmp_path)
-    assert result.calls["invert"] == 9
+    assert result.calls["invert"] == 4
     path = tmp_path / "clip" / "trajectory.safetensors"
     assert f"trajectories: {path} is not there, so the clip was inverted" in result.warnings
 

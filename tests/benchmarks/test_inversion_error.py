@@ -76,7 +76,7 @@ def test_all_is_written(folder: Path):
 
 def test_the_numbers_are_those_of_the_records(folder: Path):
     records = read_records(folder)
-    mine = [records[f"00{clip}/default/5 steps/{UniInv()!r}/(1.0, 6.0)/seed 0"] for clip in (0, 1)]
+    mine = [records[f"00{clip}/default/5 steps/{UniInv()!r}/(1.0,)/seed 0"] for clip in (0, 1)]
     without, kept = read_rows(folder, "UniInv")
     for row, end in ((without, "without_residual"), (kept, "with_residual")):
         errors = [record["back"][0][end]["squared_error"] for record in mine]
@@ -116,7 +116,7 @@ def test_calls_are_counted_for_every_inverter(folder: Path):
     (drawn,) = read_rows(folder, "EditFriendly")
     assert (drawn["calls_up"], drawn["calls_down"], drawn["seeds"]) == (5, 5, 3)
     assert drawn["noise"]["std"] == pytest.approx(1.0, abs=0.05)
-    for row in read_rows(folder, "UniInv", "guidance 6 back, source prompt"):
+    for row in read_rows(folder, "UniInv, 5 more calls next to clean", "guidance 6 back, source prompt"):
         assert row["calls_down"] == 10
     (fewer,) = read_rows(folder, "DDIM", "3 steps")
     assert (fewer["calls_up"], fewer["calls_down"]) == (3, 3)
@@ -169,7 +169,7 @@ def test_a_record_is_what_the_engine_does(folder: Path, engine: InversionEngine)
     ceiling = engine.decode(latents).double()
     inversion = engine.invert(latents)
     returned = engine.reconstruct(inversion)
-    record = read_records(folder)[f"000/default/5 steps/{UniInv()!r}/(1.0, 6.0)/seed 0"]
+    record = read_records(folder)[f"000/default/5 steps/{UniInv()!r}/(1.0,)/seed 0"]
     kept = record["back"][0]["with_residual"]
     assert kept["squared_error"] == pytest.approx(float((engine.decode(returned).double() - ceiling).square().mean()))
     assert kept["relative_l2"] == pytest.approx(float((returned - latents).norm() / latents.norm()), rel=1e-4)
