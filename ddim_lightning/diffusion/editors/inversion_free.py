@@ -61,7 +61,7 @@ class InversionFree(Editor):
     noise: Literal["fresh", "fixed"] = "fresh"
     draws: int = 2
     source_guidance: float = 1.0
-    strength: float = 0.03
+    strength: float = 0.04
 
     def __post_init__(self) -> None:
         super().__post_init__()
