@@ -7,6 +7,7 @@ on one CPU thread. Errors are against the VAE round trip, which is the ceiling o
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -161,14 +162,17 @@ def measure(
 
 
 @torch.inference_mode()
-def write_washout(path: Path, engine: InversionEngine, clip: Clip) -> None:
-    """Write the sheet of one clip: the source, the VAE's ceiling, plain DDIM and the default inverter."""
+def write_washout(path: Path, engine: InversionEngine, clip: Clip, fewer: int) -> None:
+    """Write the sheet of one clip: the source, the VAE's ceiling, plain DDIM and the default inverter in two tables."""
     videos = {"source": clip.frames, "VAE round trip": quantise(clip.round_trip)}
     texts = {"source": clip.scene.caption}
-    for label, inverter in {"plain DDIM inversion": DDIM(), "the default": engine.inverter}.items():
-        method = replace(engine, inverter=inverter)
+    for steps, name in itertools.product((len(engine.table), fewer), ("plain DDIM", "the default")):
+        inverter = DDIM() if name == "plain DDIM" else engine.inverter
+        table = make_step_table(engine.components.scheduler, steps)
+        method = replace(engine, inverter=inverter, table=table)
         inversion = method.invert(clip.latents)
         video = method.decode(method.reconstruct(inversion))
+        label = f"{name}, {steps} steps"
         videos[label] = quantise(video)
         std, decibels = describe_noise(inversion.levels[0])["std"], psnr(video[0], clip.round_trip[0])
         texts[label] = f"{type(inverter).__name__}: {decibels:.1f} dB, deviation of x_T {std:.2f}"
@@ -179,8 +183,8 @@ def write_washout(path: Path, engine: InversionEngine, clip: Clip) -> None:
             Row(label, frames, texts.get(label, ""), ", ".join(f"{name} {x:.2f}" for name, x in notes[label].items()))
             for label, frames in videos.items()
         ],
-        title="Plain DDIM inversion washes out; the default comes back",
-        subtitle=f"{len(engine.table)} steps, empty prompt both ways, guidance 1; dB against the VAE round trip",
+        title="Plain DDIM inversion washes out, the more the larger its steps; the default comes back",
+        subtitle="Empty prompt both ways, guidance 1; dB against the VAE round trip",
         fps=Fraction(8),
     )
 
@@ -218,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report_only or args.shard == (0, 1):
         summary = write_report(args.output, settings, variants, args.clips, args.commit)
         typical = find_typical_clip(merge_records(args.output, settings), variants, args.clips)
-        write_washout(args.output / "washout.png", engine, Clip(engine, args.seed, typical))
+        write_washout(args.output / "washout.png", engine, Clip(engine, args.seed, typical), min(args.fewer))
         print(summary, end="")
     return 0
 

@@ -361,8 +361,8 @@ MUTATIONS = (
     Mutation(
         "Anderson's share has the wrong sign",
         "diffusion/inverters/fixed_point.py",
-        "return image - share",
-        "return image + share",
+        "return solved - share",
+        "return solved + share",
         "diffusion/test_inverters.py::test_acceleration_solves_an_affine_step_at_its_second_call",
     ),
     Mutation(

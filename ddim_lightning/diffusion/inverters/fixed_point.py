@@ -33,8 +33,8 @@ class FixedPoint(Inverter):
         ValueError: No iteration, or a negative tolerance.
 
     Source: Pan et al. 2023, "Effective real image editing with accelerated iterative diffusion inversion" (AIDI),
-    arXiv:2309.04907, equation 7 and, for the acceleration, section 3.2; Garibi et al. 2024, "ReNoise",
-    arXiv:2403.14602. The start is that of `UniInv`.
+    arXiv:2309.04907, equation 7, which accelerates it likewise; Garibi et al. 2024, "ReNoise", arXiv:2403.14602. The
+    start is that of `UniInv`.
     """
 
     iterations: int = 8
@@ -54,11 +54,11 @@ class FixedPoint(Inverter):
         point, before = predict_point(latents, velocities, table, i), None
         for _ in range(self.iterations if velocities else self.clean_iterations):
             velocity = velocity_fn(point, table[i])
-            image = solve_forward_step(latents, velocity, table[i])
-            moved = image - point
-            point = image if before is None or not (self.accelerate and velocities) else _mix(image, moved, *before)
-            before = image, moved
-            if self.tolerance and float(moved.norm()) <= self.tolerance * float(image.norm()):
+            solved = solve_forward_step(latents, velocity, table[i])
+            moved = solved - point
+            point = solved if before is None or not (self.accelerate and velocities) else _mix(solved, moved, *before)
+            before = solved, moved
+            if self.tolerance and float(moved.norm()) <= self.tolerance * float(solved.norm()):
                 break
         return (point, velocity, *velocities[:1]) if i > 0 else (point,)  # the way down needs no velocity
 
@@ -66,12 +66,12 @@ class FixedPoint(Inverter):
         return (num_steps - 1) * self.iterations + self.clean_iterations + self.keep_residual
 
 
-def _mix(image: Latents, moved: Latents, image_before: Latents, moved_before: Latents) -> Latents:
-    """Anderson's method with a memory of one: the mix of two images whose moves, mixed alike, are shortest.
+def _mix(solved: Latents, moved: Latents, solved_before: Latents, moved_before: Latents) -> Latents:
+    """Anderson's method with a memory of one: the mix of two solutions whose moves, mixed alike, are shortest.
 
     Source: Walker and Ni 2011, "Anderson acceleration for fixed-point iterations", algorithm AA with m = 1.
     """
     change = moved - moved_before
     # On the device, so that the host need not wait; two equal moves are mixed by nothing.
     share = (moved * change).sum() / (change * change).sum().clamp(min=torch.finfo(change.dtype).tiny)
-    return image - share.clamp(-1.0, 1.0) * (image - image_before)
+    return solved - share.clamp(-1.0, 1.0) * (solved - solved_before)
