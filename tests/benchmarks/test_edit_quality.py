@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from benchmarks.edit_quality import Clip, main
-from benchmarks.edit_report import DEFAULT_GUIDANCE, read_strip
+from benchmarks.edit_report import DEFAULT_GUIDANCE, read_strip, write_limits
 from benchmarks.edit_set import make_edit_set
 from benchmarks.edit_variants import (
     CEILING,
@@ -154,6 +154,21 @@ class TestClip:
         assert clip._make_request(VARIANTS[REFERENCE], 6.0).source_prompt is None
 
 
+def test_limits_are_drawn_where_all_of_them_were_measured(tmp_path: Path):
+    def make_row(method: str, guidance: float | None, whole: float) -> dict[str, Any]:
+        return {"method": method, "guidance": guidance, "all": {"psnr_db": {"whole": [whole, whole, whole]}}}
+
+    methods = {(CEILING, None): 31.0, (DEFAULT, 1.0): 24.0, (NOTHING, None): 16.0}
+    rows = [make_row(*method, whole) for method, whole in methods.items()]
+    rows += [make_row(name, 1.0, 15.0 + step / 2) for name, step in TRUTH_FROM.items()]
+    result = {"rows": rows, "default_guidance": 1.0, "settings": {"steps": 50}}
+    assert not write_limits(tmp_path / "few.png", {**result, "rows": rows[:-1]})
+    assert write_limits(tmp_path / "all.png", result)
+    assert [path.name for path in tmp_path.iterdir()] == ["all.png"]
+    with Image.open(tmp_path / "all.png") as image:
+        assert image.width > 800
+
+
 class TestRun:
     def test_all_is_measured_and_written(self, done: Path):
         result = json.loads((done / "result.json").read_text("utf-8"))
@@ -176,6 +191,7 @@ class TestRun:
         assert "3 edits of the test set; 2 steps" in summary
         assert f"| {DEFAULT} | 6 | {rows[DEFAULT, 6]['all']['psnr_db']['whole'][0]:.2f} [" in summary
         assert summary.count("half the gap") == 2
+        assert "limits.png" not in summary  # nothing of them was measured
         for name in ("frontier.png", "sheet.png"):
             with Image.open(done / name) as image:
                 assert image.width > 800
