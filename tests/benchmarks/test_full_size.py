@@ -28,9 +28,8 @@ def run(output: Path, *flags: str) -> dict[str, object]:
 
 
 def check(result: dict[str, object]) -> None:
-    # Uni-Inv calls once a step, five times more next to clean and once for the residual; the edit has two guided rows
-    # and one of the source.
-    for stage, rows in (("inversion", 9), ("edit", 9)):
+    # Uni-Inv calls once a step and once for the residual; the edit has two guided rows and one of the source.
+    for stage, rows in (("inversion", 4), ("edit", 9)):
         part = result[stage]
         assert part["rows"] == rows
         assert len(part["step_ms"]) == 3
