@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .environment import read_block
-from .inversion_variants import DEFAULT, PLAIN, Variant
+from .inversion_variants import DEFAULT, OURS, PLAIN, Variant
 from .plots import Line, plot_levels
 from .records import dump_json, mean_interval, merge_records
 
@@ -20,7 +20,7 @@ WITHOUT, RESIDUAL = "without_residual", "with_residual"
 Rows = Mapping[str, Mapping[str, Any]]
 """Records by key."""
 
-_DASHES = {"UniInv as published": "--", "UniInv, 5 more calls next to clean": ":"}
+_DASHES = {"UniInv as published": "--", "UniInv, 5 more calls next to clean": ":", "UniInv, source prompt": "-."}
 """Lines of a method that has a plainer one beside it."""
 
 
@@ -132,7 +132,8 @@ def _summarise_way_back(
         "guidance_scale": scale,
         "residual": end == RESIDUAL,
         "seeds": len(variant.seeds),
-        "calls_up": records[0]["calls"] - unused,
+        "calls_up": round(statistics.fmean(record["calls"] for record in records)) - unused,
+        "most_calls_up": max(record["calls"] for record in records) - unused,
         "calls_down": backs[0]["calls"],
         "psnr": pool_errors([[r["back"][position][end]["squared_error"] for r in of_clip] for of_clip in by_clip]),
         "relative_l2": statistics.fmean(row["relative_l2"] for row in ends),
@@ -162,16 +163,13 @@ def pool_errors(errors: Sequence[Sequence[float]]) -> dict[str, float]:
 
 
 def write_levels(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Plot the error by level of every inverter at the default setting."""
+    """Plot the error by level of every inverter at the default setting, and of ours under the source prompt."""
+    names = {(DEFAULT, row["name"]): row["name"] for row in rows}
+    names["source prompt", OURS] = f"{OURS}, source prompt"
     lines = [
-        Line(
-            row["name"],
-            [math.degrees(angle) for angle in row["angles"]],
-            row["level_errors"],
-            _DASHES.get(row["name"], "-"),
-        )
+        Line(name, [math.degrees(angle) for angle in row["angles"]], row["level_errors"], _DASHES.get(name, "-"))
         for row in rows
-        if row["factor"] == DEFAULT and not row["residual"]
+        if not row["residual"] and (name := names.get((row["factor"], row["name"])))
     ]
     plot_levels(
         path,
@@ -245,7 +243,7 @@ def _list_numbers(row: Mapping[str, Any]) -> list[str]:
     correlations = [noise.get(f"correlation_{axis}") for axis in "fhw"]
     return [
         "kept" if row["residual"] else "",
-        f"{row['calls_up']} + {row['calls_down']}",
+        f"{tell_calls(row)} + {row['calls_down']}",
         _tell_psnr(row["psnr"]),
         f"{row['level_errors'][-2]:.1e}",
         f"{row['relative_l2']:.1e}",
@@ -255,6 +253,12 @@ def _list_numbers(row: Mapping[str, Any]) -> list[str]:
         _tell_colour(row["colour"]),
         f"{row['seconds_up']:.2f} + {row['seconds_down']:.2f}",
     ]
+
+
+def tell_calls(row: Mapping[str, Any]) -> str:
+    """Return the calls of the way up: the mean of the clips and, for a method that may stop early, the most."""
+    mean, most = row["calls_up"], row["most_calls_up"]
+    return f"{mean}" if mean == most else f"{mean}, at most {most}"
 
 
 def _tell_psnr(psnr: Mapping[str, float]) -> str:

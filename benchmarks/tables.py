@@ -11,6 +11,7 @@ from typing import Any
 
 from .edit_report import make_table, tell_guidance, tell_met
 from .edit_variants import DEFAULT, LIMITS, NO_INVERSION, REFERENCE
+from .inversion_report import tell_calls
 
 ROOT = Path(__file__).resolve().parents[1]
 REGION = re.compile(r"<!-- table:(?P<name>[\w-]+) -->.*?<!-- end -->", flags=re.DOTALL)
@@ -29,7 +30,7 @@ def make_inversion_table(result: Result) -> list[str]:
             (
                 row["name"],
                 "yes" if row["residual"] else "",
-                str(row["calls_up"]),
+                tell_calls(row),
                 _tell_decibels(row["psnr"]["db"]),
                 _tell_decibels(row["psnr"]["worst"]),
                 f"{row['noise']['std']:.2f}",
