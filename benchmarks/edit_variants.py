@@ -52,7 +52,7 @@ CEILING, NOTHING = "ceiling", "do nothing"
 """Rows without a method: the truth, and the source, through the VAE."""
 NO_INVERSION, REFERENCE, DEFAULT, INJECTION = "no inversion", "reference", "default", "KVInjection"
 
-DEEP = UniInv(clean_iterations=5)
+DEEP = UniInv(clean_iterations=5, spare=0.0)
 """Whose x_T has a deviation of about 1, as noise has, for what starts there; the default inverter leaves half of it."""
 
 METHODS = {

@@ -88,24 +88,24 @@ def make_variants(steps: int, fewer: Sequence[int]) -> list[Variant]:
     ours = Variant(OURS, UniInv(), steps=steps)
     fixed_point = Variant("FixedPoint", FixedPoint(), steps=steps)
     bdia = Variant("BDIA", BDIA(), steps=steps)
-    published = Variant("UniInv as published", UniInv(extrapolate=False), steps=steps)
-    deep = Variant("UniInv, 5 more calls next to clean", UniInv(clean_iterations=5), steps=steps)
+    published = Variant("UniInv as published", UniInv(extrapolate=False, spare=0.0), steps=steps)
+    deep = Variant("UniInv, 5 more calls next to clean", UniInv(clean_iterations=5, spare=0.0), steps=steps)
     edit_friendly = Variant("EditFriendly", EditFriendly(), steps=steps, seeds=(0, 1, 2))
-    # Where the clip is to be told from noise, rather than merely found again, x_T should look like noise.
-    guided = [replace(variant, guidance_scales=(1.0, GUIDED)) for variant in (ddim, deep, bdia)]
-    variants = [guided[0], published, ours, guided[1], fixed_point, guided[2], edit_friendly]
+    guided = [replace(variant, guidance_scales=(1.0, GUIDED)) for variant in (ddim, ours, bdia)]
+    variants = [guided[0], published, guided[1], deep, fixed_point, guided[2], edit_friendly]
     for count in fewer:
         variants += [replace(variant, factor=f"{count} steps", steps=count) for variant in (ddim, ours)]
-    variants += [replace(variant, factor="uniform angles", spacing="angle") for variant in (ddim, deep)]
+    variants += [replace(variant, factor="uniform angles", spacing="angle") for variant in (ddim, ours)]
     variants += [
         replace(
             variant,
             factor="bfloat16 latents",
             inverter=BFloat16(keep_residual=variant.inverter.keep_residual, inner=variant.inverter),
         )
-        for variant in (ddim, deep, bdia)
+        for variant in (ddim, ours, bdia)
     ]
-    variants += [replace(variant, factor="source prompt", source_prompt=True) for variant in (ddim, ours, deep, bdia)]
+    compared = (ddim, ours, fixed_point, bdia)
+    variants += [replace(variant, factor="source prompt", source_prompt=True) for variant in compared]
     return variants
 
 

@@ -207,9 +207,30 @@ MUTATIONS = (
     Mutation(
         "the iterations on the step from clean are one too few",
         "diffusion/inverters/uni_inv.py",
-        "1 + self.clean_iterations",
-        "max(1, self.clean_iterations)",
+        "else self.clean_iterations",
+        "else max(0, self.clean_iterations - 1)",
         "diffusion/test_inverters.py::test_uni_inv_climbs_as_published",
+    ),
+    Mutation(
+        "the spare calls are never spent up",
+        "diffusion/inverters/uni_inv.py",
+        "spent = spent + again if velocities else spent",
+        "spent = spent",
+        "diffusion/test_inverters.py::test_uni_inv_spends_no_more_than_it_needs",
+    ),
+    Mutation(
+        "the spare calls go to the cleaner half",
+        "diffusion/inverters/uni_inv.py",
+        "if i >= len(table) // 2 or",
+        "if i < len(table) // 2 or",
+        "diffusion/test_inverters.py::test_uni_inv_spends_its_spare_calls_where_a_prediction_was_poor",
+    ),
+    Mutation(
+        "a good prediction is taken for a poor one",
+        "diffusion/inverters/uni_inv.py",
+        ".norm()) > self.tolerance",
+        ".norm()) < self.tolerance",
+        "diffusion/test_inverters.py::test_uni_inv_spends_no_more_than_it_needs",
     ),
     Mutation(
         "the fixed point is evaluated where it began",

@@ -76,7 +76,7 @@ def test_all_is_written(folder: Path):
 
 def test_the_numbers_are_those_of_the_records(folder: Path):
     records = read_records(folder)
-    mine = [records[f"00{clip}/default/5 steps/{UniInv()!r}/(1.0,)/seed 0"] for clip in (0, 1)]
+    mine = [records[f"00{clip}/default/5 steps/{UniInv()!r}/(1.0, 6.0)/seed 0"] for clip in (0, 1)]
     without, kept = read_rows(folder, "UniInv")
     for row, end in ((without, "without_residual"), (kept, "with_residual")):
         errors = [record["back"][0][end]["squared_error"] for record in mine]
@@ -116,7 +116,7 @@ def test_calls_are_counted_for_every_inverter(folder: Path):
     (drawn,) = read_rows(folder, "EditFriendly")
     assert (drawn["calls_up"], drawn["calls_down"], drawn["seeds"]) == (5, 5, 3)
     assert drawn["noise"]["std"] == pytest.approx(1.0, abs=0.05)
-    for row in read_rows(folder, "UniInv, 5 more calls next to clean", "guidance 6 back, source prompt"):
+    for row in read_rows(folder, "UniInv", "guidance 6 back, source prompt"):
         assert row["calls_down"] == 10
     (fewer,) = read_rows(folder, "DDIM", "3 steps")
     assert (fewer["calls_up"], fewer["calls_down"]) == (3, 3)
@@ -169,7 +169,7 @@ def test_a_record_is_what_the_engine_does(folder: Path, engine: InversionEngine)
     ceiling = engine.decode(latents).double()
     inversion = engine.invert(latents)
     returned = engine.reconstruct(inversion)
-    record = read_records(folder)[f"000/default/5 steps/{UniInv()!r}/(1.0,)/seed 0"]
+    record = read_records(folder)[f"000/default/5 steps/{UniInv()!r}/(1.0, 6.0)/seed 0"]
     kept = record["back"][0]["with_residual"]
     assert kept["squared_error"] == pytest.approx(float((engine.decode(returned).double() - ceiling).square().mean()))
     assert kept["relative_l2"] == pytest.approx(float((returned - latents).norm() / latents.norm()), rel=1e-4)
@@ -234,9 +234,12 @@ def test_bfloat16_rounds_the_state_of_every_step():
     assert torch.equal(state[0], latents)
     for i in (1, 0):
         state = inverter.up(velocity_fn, state, table, i)
-        assert all(torch.equal(entry, entry.bfloat16().double()) for entry in state)
-    exact = UniInv(clean_iterations=0).up(velocity_fn, (latents,), table, 1)
-    rounded = inverter.up(velocity_fn, (latents,), table, 1)
+        assert all(torch.equal(entry, entry.bfloat16().to(entry.dtype)) for entry in state)
+    start = inverter.init(latents, None)
+    exact, rounded = (
+        UniInv(clean_iterations=0).up(velocity_fn, start, table, 1),
+        inverter.up(velocity_fn, start, table, 1),
+    )
     assert torch.equal(rounded[0], exact[0].bfloat16().double())
     assert not torch.equal(rounded[0], exact[0])
     down = inverter.down(velocity_fn, state, table, 0)
@@ -261,9 +264,9 @@ def test_every_factor_differs_from_the_default_in_one_thing():
         repr(inverter)
         for inverter in (
             DDIM(),
-            UniInv(extrapolate=False),
+            UniInv(extrapolate=False, spare=0.0),
             UniInv(),
-            UniInv(clean_iterations=5),
+            UniInv(clean_iterations=5, spare=0.0),
             FixedPoint(),
             BDIA(),
             EditFriendly(),

@@ -94,7 +94,7 @@ def test_ddim_climbs_as_the_diffusers_formula(toy, clean, make_table, closed_for
 def test_uni_inv_climbs_as_published(clean_iterations, toy, clean, make_table, closed_form):
     """Algorithm 1 of arXiv:2504.13109 in rotation form, written again; the step from clean is repeated."""
     table = make_table(10)
-    inverter = UniInv(clean_iterations=clean_iterations, extrapolate=False)
+    inverter = UniInv(clean_iterations=clean_iterations, extrapolate=False, spare=0.0)
     inversion = invert(toy, clean, table, inverter, prompt="left")
     latents, velocity = clean, None
     for i in range(9, -1, -1):
@@ -109,6 +109,36 @@ def test_uni_inv_climbs_as_published(clean_iterations, toy, clean, make_table, c
         latents = solved
         torch.testing.assert_close(inversion.levels[i], latents, rtol=0, atol=1e-13)
     torch.testing.assert_close(inversion.state[0], latents, rtol=0, atol=1e-13)
+
+
+def test_uni_inv_spends_its_spare_calls_where_a_prediction_was_poor(toy, clean, make_table, closed_form):
+    """Written again: in the noisier half, while calls are left, poor steps are evaluated once more, at the solution."""
+    num_steps, tolerance = 20, 1.5e-4
+    table = make_table(num_steps)
+    inverter = UniInv(extrapolate=False, spare=0.15, tolerance=tolerance)
+    inversion = invert(toy, clean, table, inverter, prompt="left")
+    latents, velocity, poor = clean, None, []
+    for i in reversed(range(num_steps)):
+        h = table.angles[i] - table.angles[i + 1]
+        guess = latents if velocity is None else math.cos(h) * latents + math.sin(h) * velocity
+        velocity = closed_form(guess, table.angles[i], "left")
+        solved = (latents + math.sin(h) * velocity) / math.cos(h)
+        if i < 10 and (solved - guess).norm() > tolerance * solved.norm():
+            poor.append(i)
+            if len(poor) <= 3:
+                velocity = closed_form(solved, table.angles[i], "left")
+                solved = (latents + math.sin(h) * velocity) / math.cos(h)
+        latents = solved
+        torch.testing.assert_close(inversion.levels[i], latents, rtol=0, atol=1e-13)
+    assert 3 < len(poor) < 10  # some steps are good enough, and some poor ones come too late
+    assert inversion.calls == inverter.count_calls(num_steps) == num_steps + 3 + 1
+
+
+@pytest.mark.parametrize(("tolerance", "calls"), [(1e6, 51), (1e-12, 57)])
+def test_uni_inv_spends_no_more_than_it_needs(tolerance, calls, toy, clean, make_table):
+    inverter = UniInv(tolerance=tolerance)
+    assert invert(toy, clean, make_table(50), inverter).calls == calls
+    assert inverter.count_calls(50) == 57
 
 
 def solve_exactly(latents: Tensor, angle: float, angle_next: float, closed_form) -> tuple[Tensor, float]:  # type: ignore[no-untyped-def]
@@ -182,7 +212,7 @@ def predict(below: Tensor, velocities: list[Tensor], table: StepTable, i: int) -
 
 def test_uni_inv_carries_the_last_two_velocities_on(toy, clean, make_table, closed_form):
     table = make_table(10)
-    inversion = invert(toy, clean, table, UniInv(clean_iterations=5), prompt="left")
+    inversion = invert(toy, clean, table, UniInv(clean_iterations=5, spare=0.0), prompt="left")
     latents, velocities = clean, list[Tensor]()
     for i in range(9, -1, -1):
         h, point = table.angles[i] - table.angles[i + 1], predict(latents, velocities, table, i)
@@ -309,8 +339,8 @@ def test_round_trip_orders(toy, clean):
     """Undoing its own way down, DDIM is of first order, Uni-Inv of its predictor's; every iteration adds one."""
     orders = (
         (DDIM(), 1.0),
-        (UniInv(extrapolate=False), 2.0),
-        (UniInv(), 3.0),
+        (UniInv(extrapolate=False, spare=0.0), 2.0),
+        (UniInv(spare=0.0), 3.0),
         (FixedPoint(iterations=2, tolerance=0.0, accelerate=False), 4.0),
     )
     for inverter, order in orders:
@@ -380,6 +410,8 @@ def test_a_method_of_ones_own_with_its_own_way_down(toy, clean, make_table):
     ("make", "message"),
     [
         (lambda: UniInv(clean_iterations=-1), "clean_iterations: must be at least 0, got -1"),
+        (lambda: UniInv(spare=1.5), "spare: must be in 0 .. 1, got 1.5"),
+        (lambda: UniInv(tolerance=0.0), "tolerance: must be above 0, got 0.0"),
         (lambda: FixedPoint(iterations=0), "iterations: must be at least 1, got 0"),
         (lambda: FixedPoint(tolerance=-1e-3), "tolerance: must not be negative, got -0.001"),
         (lambda: BDIA(clean_iterations=0), "clean_iterations: must be at least 1, got 0"),
