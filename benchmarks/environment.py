@@ -29,7 +29,7 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
             ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
         ),
         "cuda": block["cuda"],
-        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "cudnn": torch.backends.cudnn.version(),
         "platform": block["platform"],
         "cpu_threads": torch.get_num_threads(),
         "versions": block["versions"],

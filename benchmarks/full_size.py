@@ -22,7 +22,6 @@ from torch.profiler import ProfilerActivity, profile
 from ddim_lightning.diffusion.editors import KVInjection
 from ddim_lightning.diffusion.inverters import UniInv
 from ddim_lightning.diffusion.loop import edit, invert
-from ddim_lightning.models.attention import apply_attention, resolve_attention
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.loading import Components, load_components
@@ -57,7 +56,7 @@ class StepClock:
     def mark(self) -> None:
         """Set a mark."""
         if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event(enable_timing=True)
             event.record(torch.cuda.current_stream(self.device))
             self.marks.append(event)
         else:
@@ -108,7 +107,6 @@ def load(args: argparse.Namespace) -> Components:
         parts = load_components("tiny", device=device, dtype=dtype)
     else:
         parts = make_random_5b(device=device, dtype=dtype, seed=args.seed)
-    apply_attention(parts.transformer, resolve_attention(args.attention, device))
     if args.compile:
         apply_compile(parts.transformer.transformer_blocks, True)
     return parts

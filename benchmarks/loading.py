@@ -7,7 +7,6 @@ import torch
 from ddim_lightning.diffusion.editors import KVInjection
 from ddim_lightning.diffusion.inverters import UniInv
 from ddim_lightning.engine import InversionEngine
-from ddim_lightning.models.attention import apply_attention, resolve_attention
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.loading import load_components
 from ddim_lightning.models.schedulers import make_step_table
@@ -22,7 +21,6 @@ def load_engine(model: str, num_inference_steps: int) -> InversionEngine:
     """
     device = torch.device("cpu")
     parts = load_components(model, device=device, dtype=torch.float32)
-    apply_attention(parts.transformer, resolve_attention("auto", device))
     assert parts.tokenizer is not None
     assert parts.text_encoder is not None
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)

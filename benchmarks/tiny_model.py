@@ -23,7 +23,6 @@ from ddim_lightning.data.shapes import WORDS, Scene, render, sample_scene
 from ddim_lightning.data.shapes_classifier import Labels, classify
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.metrics.functional import psnr
-from ddim_lightning.models.attention import apply_attention, resolve_attention
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.loading import Components, load_components
@@ -126,7 +125,6 @@ def measure_speed(parts: Components, denoiser: CogVideoXDenoiser) -> dict[str, A
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything and return the result, JSON-ready."""
     parts = load_components(args.model, device=torch.device("cpu"), dtype=torch.float32)
-    apply_attention(parts.transformer, resolve_attention("auto", torch.device("cpu")))
     assert parts.tokenizer is not None
     assert parts.text_encoder is not None
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)

@@ -13,8 +13,10 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.loop import edit, edit_together, invert, reconstruct
 from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.diffusion.trajectory import Inversion
+from ddim_lightning.models.attention import Attention
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.kernels import MeasuredAttention
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
@@ -25,12 +27,13 @@ class InversionEngine:
     """A loaded model and how it is to be used; one clip at a time.
 
     Args:
-        components: The loaded model, with our attention processor in its transformer.
+        components: The loaded model.
         prompts: Its prompt encoder.
         table: The step table, for both directions.
         inverter: The way up.
         editor: How new prompts meet the trajectory.
         inversion_prompt: The text of an inversion that is told no other; ``None`` where each clip brings its own.
+        attention: The kernel, from `resolve_attention`; ``None`` for PyTorch's own.
     """
 
     components: Components
@@ -39,9 +42,10 @@ class InversionEngine:
     inverter: Inverter
     editor: Editor
     inversion_prompt: str | None = ""
+    attention: Attention | MeasuredAttention | None = None
 
     def __post_init__(self) -> None:
-        self.denoiser = CogVideoXDenoiser(self.components.transformer, self.prompts)
+        self.denoiser = CogVideoXDenoiser(self.components.transformer, self.prompts, self.attention)
 
     @property
     def device(self) -> torch.device:

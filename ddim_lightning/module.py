@@ -20,8 +20,8 @@ from ddim_lightning.diffusion.editors import Editor, InversionFree
 from ddim_lightning.diffusion.inverters import Inverter, UniInv
 from ddim_lightning.engine import InversionEngine
 from ddim_lightning.job import ClipJob, make_clip_seed
-from ddim_lightning.models.attention import apply_attention, resolve_attention
 from ddim_lightning.models.conditioning import PromptEncoder
+from ddim_lightning.models.kernels import resolve_attention
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder, read_limits
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.vae import encode_video
@@ -186,19 +186,20 @@ class DDIMInversionModule(LightningModule):
         """Load the model onto a device; the Trainer does it by itself, through `configure_model`."""
         default = "float32" if device.type == "cpu" else "bfloat16"
         dtype = DTYPES[default if self.dtype_name == "auto" else self.dtype_name]
-        attend = resolve_attention(self.attention, device)
+        attention = resolve_attention(self.attention, device)
         parts = load_components(self.model, device=device, dtype=dtype, require_rotary=self.require_rotary)
         self.editor.check(len(parts.transformer.transformer_blocks), self.num_inference_steps - (not self.zero_snr))
-        apply_attention(parts.transformer, attend)
-        if self.compile_mode:
-            apply_compile(parts.transformer.transformer_blocks, self.compile_mode)
         assert parts.tokenizer is not None
         assert parts.text_encoder is not None
         prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
         table = make_step_table(
             parts.scheduler, self.num_inference_steps, spacing=self.timestep_spacing, zero_snr=self.zero_snr
         )
-        self._engine = InversionEngine(parts, prompts, table, self.inverter, self.editor, self.inversion_prompt)
+        self._engine = InversionEngine(
+            parts, prompts, table, self.inverter, self.editor, self.inversion_prompt, attention
+        )
+        if self.compile_mode:
+            apply_compile(self._engine.denoiser.network, self.compile_mode)
         if self.training_options is not None:
             # Only what trains becomes a submodule, and with it a part of checkpoints and of what Lightning moves.
             for name in self.training_options.parts:

@@ -13,7 +13,6 @@ from torch import Tensor
 from ddim_lightning.diffusion.objective import velocity_loss
 from ddim_lightning.diffusion.steps import add_noise
 from ddim_lightning.engine import InversionEngine
-from ddim_lightning.models.network import run_network
 from ddim_lightning.optimizers import MuonAdamW, is_block_matrix
 from ddim_lightning.types import Latents
 
@@ -96,13 +95,16 @@ def compute_loss(
     told = ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
     alphas = parts.scheduler.alphas_cumprod[timesteps].double()
     angle = torch.atan2((1.0 - alphas).sqrt(), alphas.sqrt()).to(latents).view(-1, 1, 1, 1, 1)
-    velocity = run_network(
-        parts.transformer,
+    embeds = engine.prompts.encode_batch(told).to(parts.transformer.dtype)
+    rotary = engine.denoiser.network.get_rotary(latents)
+    # diffusers' own forward: here every row has a timestep of its own, and gradients may be checkpointed.
+    velocity = parts.transformer(
         add_noise(latents, noise, angle).to(parts.transformer.dtype),
-        engine.prompts.encode_batch(told).to(parts.transformer.dtype),
+        embeds,
         timesteps.to(latents.device),
-        engine.denoiser.get_rotary(latents),
-    )
+        image_rotary_emb=None if rotary is None else (rotary[0][embeds.shape[1] :], rotary[1][embeds.shape[1] :]),
+        return_dict=False,
+    )[0]
     return velocity_loss(velocity.float(), latents, noise, angle)
 
 

@@ -12,7 +12,6 @@ from diffusers import DDIMInverseScheduler
 from ddim_lightning.diffusion.inverters import BDIA, FixedPoint, UniInv
 from ddim_lightning.diffusion.loop import invert, reconstruct
 from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.models.attention import apply_attention, sdpa_attention
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.loading import load_components
@@ -50,7 +49,6 @@ def measure_round_trip(parts, inverse_scheduler, inverter, num_steps=10):
     weights = {name: value.clone() for name, value in transformer.state_dict().items()}
     for parameter in transformer.parameters():
         parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
-    apply_attention(transformer, sdpa_attention)
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, transformer.config.max_text_seq_length)
     denoiser = CogVideoXDenoiser(transformer, prompts)
     table = make_step_table(parts.scheduler, num_steps)

@@ -17,7 +17,6 @@ from ddim_lightning.diffusion.editors import EditState, KVInjection
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.loop import edit, invert, reconstruct
 from ddim_lightning.diffusion.trajectory import Inversion
-from ddim_lightning.models.attention import apply_attention, sdpa_attention
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.schedulers import make_schedulers, make_step_table
 from ddim_lightning.types import EditRequest
@@ -49,7 +48,6 @@ def load_case(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], CogVideoXT
     transformer = CogVideoXTransformer3DModel(**config).eval().requires_grad_(False)
     prefix = "transformer."
     transformer.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    apply_attention(transformer, sdpa_attention)
     return metadata, tensors, transformer
 
 

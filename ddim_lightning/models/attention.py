@@ -1,161 +1,111 @@
-"""The attention processor: one kernel chosen by name, and rows that read the keys and values of other rows."""
+"""Attention kernels by name, and rows that read the keys and values of other rows."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
-from diffusers.models.attention_processor import Attention
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(query, key, value, bias) -> output. Query, key, value: (rows, heads, tokens, channels); the bias is added to the
 logits and broadcasts to (rows, heads, query tokens, key tokens), or is None."""
+LseFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(query, key, value) -> output and the logarithm of the sum of the exponentials of each query's logits, (rows, heads,
+tokens) float32: what it takes to merge attention over two sets of keys."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A kernel.
+
+    Args:
+        name: As it goes on record.
+        attend: Attention.
+        attend_lse: The same with the log-sum-exp, where the kernel gives it; without, rows that read get their keys
+            and values in one buffer, with a bias where the strength is not 1.
+    """
+
+    name: str
+    attend: AttentionFn
+    attend_lse: LseFn | None = None
+
+    def choose(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Attention:
+        """Return the kernel for queries of a shape, (rows, heads, tokens, channels): this one."""
+        return self
+
+
+def attend_reading(
+    query: Tensor, key: Tensor, value: Tensor, reads: tuple[int, ...], strength: Tensor | None, attention: Attention
+) -> Tensor:
+    """Attend, the first rows to the keys and values of another row as well.
+
+    Args:
+        query: (kept rows, tokens, heads, channels).
+        key: (rows, tokens, heads, channels), the kept rows first.
+        value: As the keys.
+        reads: Row ``k`` of the first also reads row ``reads[k]``.
+        strength: Scalar s, 0 .. 1: ``log(s)`` is added to the logits of keys that are read; ``None`` is 1.
+        attention: The kernel.
+
+    Returns:
+        (kept rows, tokens, heads, channels).
+
+    Source: merging by log-sum-exp is equation 4 of Dao 2023, "FlashAttention-2", arXiv:2307.08691, for two blocks.
+    """
+    kept, readers = query.shape[0], len(reads)
+    if not readers:
+        return _turn(attention.attend(_turn(query), _turn(key[:kept]), _turn(value[:kept]), None))
+    if attention.attend_lse is None:
+        return _attend_buffer(query, key, value, reads, strength, attention.attend)
+    own, own_lse = attention.attend_lse(_turn(query), _turn(key[:kept]), _turn(value[:kept]))
+    read_query, read_key, read_value = query[:readers], pick_rows(key, reads), pick_rows(value, reads)
+    if read_key.shape[0] == 1:
+        # Readers of one row are one long row of queries.
+        read_query = read_query.flatten(0, 1)[None]
+    read, read_lse = attention.attend_lse(_turn(read_query), _turn(read_key), _turn(read_value))
+    own, read = _turn(own), _turn(read).unflatten(1, (-1, query.shape[1])).flatten(0, 1)
+    own_lse, read_lse = own_lse.transpose(1, 2), read_lse.transpose(1, 2).reshape(readers, query.shape[1], -1)
+    odds = own_lse[:readers] - read_lse
+    share = torch.sigmoid(odds if strength is None else odds - strength.log())
+    merged = torch.lerp(read, own[:readers], share[..., None].to(own.dtype))
+    return merged if readers == kept else torch.cat([merged, own[readers:]])
+
+
+def pick_rows(rows: Tensor, picked: tuple[int, ...]) -> Tensor:
+    """Return the picked rows; one row where all are the same, and a view where they are neighbours."""
+    first, count = picked[0], len(picked)
+    if all(row == first for row in picked):
+        return rows[first : first + 1]
+    if picked == tuple(range(first, first + count)):
+        return rows[first : first + count]
+    return torch.stack([rows[row] for row in picked])
+
+
+def _attend_buffer(
+    query: Tensor, key: Tensor, value: Tensor, reads: tuple[int, ...], strength: Tensor | None, attend: AttentionFn
+) -> Tensor:
+    kept, readers, tokens, bias = query.shape[0], len(reads), key.shape[1], None
+    keys, values = (
+        torch.cat([kv[:readers], pick_rows(kv, reads).expand(readers, -1, -1, -1)], dim=1) for kv in (key, value)
+    )
+    if strength is not None:
+        bias = torch.cat([query.new_zeros(tokens), strength.log().to(query.dtype).expand(tokens)])
+        bias = bias.expand(1, 1, tokens, 2 * tokens)
+    reading = _turn(attend(_turn(query[:readers]), _turn(keys), _turn(values), bias))
+    if readers == kept:
+        return reading
+    query, key, value = (_turn(tensor[readers:kept]) for tensor in (query, key, value))
+    return torch.cat([reading, _turn(attend(query, key, value, None))])
+
+
+def _turn(x: Tensor) -> Tensor:
+    """Between (rows, tokens, heads, channels), as projections make it, and (rows, heads, tokens, channels)."""
+    return x.transpose(1, 2)
 
 
 def sdpa_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """Run PyTorch's scaled-dot-product attention, which picks a kernel itself."""
     return scaled_dot_product_attention(query, key, value, attn_mask=bias)
-
-
-def xformers_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Run xformers' memory-efficient attention; CUDA only."""
-    from xformers.ops import memory_efficient_attention
-
-    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    if bias is not None:
-        rows, tokens, heads, _ = query.shape
-        bias = bias.expand(rows, heads, tokens, key.shape[1])  # a view: at full size a copy would take 100 GB
-    output: Tensor = memory_efficient_attention(query, key, value, attn_bias=bias)
-    return output.transpose(1, 2)
-
-
-def resolve_attention(name: str, device: torch.device) -> AttentionFn:
-    """Return an attention function by name.
-
-    Args:
-        name: ``auto`` (PyTorch's choice), ``sdpa``, ``xformers``, or the dotted path of a function of your own with the
-            signature of `AttentionFn`.
-        device: Where the model will run.
-
-    Raises:
-        ValueError: A backend that is unknown, not installed, or has no kernel for the device; says what is available.
-    """
-    if name in ("auto", "sdpa"):
-        return sdpa_attention
-    if name == "xformers":
-        if device.type != "cuda" or not _xformers_runs():
-            raise ValueError(
-                f"attention: 'xformers' needs a CUDA device and an xformers build with kernels for this torch; on "
-                f"{device.type} here only 'auto' and 'sdpa' are available"
-            )
-        return xformers_attention
-    module_name, _, function_name = name.rpartition(".")
-    if not module_name:
-        raise ValueError(
-            f"attention: must be 'auto', 'sdpa', 'xformers' or the dotted path of a function, got {name!r}"
-        )
-    try:
-        function: AttentionFn = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"attention: {name!r} could not be imported ({error})") from error
-    if not callable(function):
-        raise ValueError(f"attention: must be the dotted path of a function, got {name!r}")
-    return function
-
-
-def _xformers_runs() -> bool:
-    """Whether xformers can attend on this GPU; its operators are registered even where their kernels are missing."""
-    try:
-        probe = torch.zeros(1, 1, 8, 64, dtype=torch.bfloat16, device="cuda")
-        xformers_attention(probe, probe, probe, None)
-    except (ImportError, NotImplementedError, RuntimeError):
-        return False
-    return True
-
-
-class ReadingAttnProcessor:
-    """Attention over text and video tokens in which the first rows may also read rows behind them.
-
-    Does what diffusers' `CogVideoXAttnProcessor2_0` does, except that the rotary table covers the whole sequence
-    (identity for the text tokens), the kernel is chosen by name, and rows can read other rows.
-    ``set_attention_backend`` has no effect on CogVideoX and ``enable_xformers_memory_efficient_attention`` breaks it;
-    hence a processor of our own.
-
-    Args:
-        attend: The kernel.
-    """
-
-    def __init__(self, attend: AttentionFn) -> None:
-        self.attend = attend
-
-    def __call__(
-        self,
-        attn: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-        reads: Tensor | None = None,
-        log_strength: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Attend.
-
-        Args:
-            attn: The layer whose projections and norms are used.
-            hidden_states: (rows, video tokens, width).
-            encoder_hidden_states: (rows, text tokens, width).
-            attention_mask: Not supported; CogVideoX attends without one.
-            image_rotary_emb: cos and sin, (text + video tokens, channels) each.
-            reads: (n,) int64: row ``k < n`` also attends to the keys and values of row ``reads[k]``.
-            log_strength: Scalar added to the logits of keys that are read, ``None`` for 0.
-
-        Returns:
-            Video and text tokens, shaped as they came.
-        """
-        assert attention_mask is None
-        num_text = encoder_hidden_states.shape[1]
-        tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        query, key, value = (
-            projection(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for projection in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        query, key = attn.norm_q(query), attn.norm_k(key)
-        if image_rotary_emb is not None:
-            query, key = apply_rotary_emb(query, image_rotary_emb), apply_rotary_emb(key, image_rotary_emb)
-        if reads is None:
-            output = self.attend(query, key, value, None)
-        else:
-            output = self._attend_reading(query, key, value, reads, log_strength)
-        output = attn.to_out[1](attn.to_out[0](output.transpose(1, 2).flatten(2)))
-        return output[:, num_text:], output[:, :num_text]
-
-    def _attend_reading(
-        self, query: Tensor, key: Tensor, value: Tensor, reads: Tensor, log_strength: Tensor | None
-    ) -> Tensor:
-        readers, tokens, bias = reads.shape[0], key.shape[2], None
-        keys, values = (torch.cat([kv[:readers], kv[reads]], dim=2) for kv in (key, value))
-        if log_strength is not None:
-            bias = torch.cat([query.new_zeros(tokens), log_strength.to(query.dtype).expand(tokens)])
-            bias = bias.expand(1, 1, tokens, 2 * tokens)
-        reading = self.attend(query[:readers], keys, values, bias)
-        if readers == query.shape[0]:
-            return reading
-        return torch.cat([reading, self.attend(query[readers:], key[readers:], value[readers:], None)])
-
-
-def apply_attention(transformer: CogVideoXTransformer3DModel, attend: AttentionFn) -> None:
-    """Give every block of a transformer our attention processor.
-
-    Which layers and steps read is data of each call, never another processor: swapping processors would recompile.
-
-    Args:
-        transformer: Changed in place.
-        attend: The kernel, from `resolve_attention`.
-    """
-    for block in transformer.transformer_blocks:
-        block.attn1.set_processor(ReadingAttnProcessor(attend))

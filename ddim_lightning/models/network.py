@@ -1,55 +1,154 @@
-"""One pass through a CogVideoX transformer, with what each layer may read as data."""
+"""One pass through a CogVideoX transformer with a forward pass of our own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from ddim_lightning.models.attention import Attention
+from ddim_lightning.models.block import Layout, Rotary, run_block
+from ddim_lightning.models.conditioning import make_rotary_table
+from ddim_lightning.models.kernels import MeasuredAttention
+from ddim_lightning.models.weights import BlockWeights, Modulation, gather_block, is_current, make_modulation
+from ddim_lightning.types import Strength
+
+RunBlock = Callable[..., tuple[Tensor, Tensor]]
 
 
-def run_network(
-    transformer: CogVideoXTransformer3DModel,
-    latents: Tensor,
-    prompt_embeds: Tensor,
-    timestep: Tensor,
-    rotary: tuple[Tensor, Tensor] | None,
-    reads: Tensor | None = None,
-    strength: Tensor | None = None,
-) -> Tensor:
-    """Evaluate the transformer as `CogVideoXTransformer3DModel.forward` does, giving each layer its own strength.
+class Network:
+    """Evaluates the rows of a pass, as `CogVideoXTransformer3DModel.forward` does.
+
+    Beside the same products it does less: query, key and value are one product; scale and shift are part of the norms;
+    what a timestep decides is worked out once, for all rows; rows that only lend their keys and values end at the last
+    layer that reads them, before its queries.
 
     Args:
-        transformer: With our attention processor in every block.
-        latents: (rows, f, c, h, w) in the transformer's dtype.
-        prompt_embeds: (rows, tokens, width), same dtype.
-        timestep: (rows,) int64.
-        rotary: cos and sin over text and video tokens, or ``None`` for a model without rotary embeddings.
-        reads: See `ReadingAttnProcessor`.
-        strength: (layers,) on the latents' device, or ``None`` for full strength everywhere.
-
-    Returns:
-        (rows, f, c, h, w) velocities, same dtype.
+        transformer: The model; it keeps its parameters, which this reads.
+        attention: The kernel, or a choice of kernels.
     """
-    _, frames, _, height, width = latents.shape
-    num_text, patch = prompt_embeds.shape[1], transformer.config.patch_size
-    time_embeds = transformer.time_embedding(transformer.time_proj(timestep).to(latents.dtype))
-    tokens = transformer.embedding_dropout(transformer.patch_embed(prompt_embeds, latents))
-    # Copies with the strides of what the blocks return: given views, the first block would be compiled for itself. A
-    # view of a single row counts as contiguous whatever its strides, hence no `contiguous()`.
-    text, video = (
-        part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :num_text], tokens[:, num_text:])
-    )
-    log_strength = None if strength is None else strength.log()
-    for layer, block in enumerate(transformer.transformer_blocks):
-        kwargs = None
-        if reads is not None:
-            kwargs = {"reads": reads, "log_strength": None if log_strength is None else log_strength[layer]}
-        arguments = (video, text, time_embeds, rotary, kwargs)
-        if transformer.gradient_checkpointing and torch.is_grad_enabled():
-            video, text = transformer._gradient_checkpointing_func(block, *arguments)
-        else:
-            video, text = block(*arguments)
-    video = transformer.proj_out(transformer.norm_out(transformer.norm_final(video), temb=time_embeds))
-    patches = video.unflatten(1, (frames, height // patch, width // patch)).unflatten(-1, (-1, patch, patch))
-    output: Tensor = patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
-    return output
+
+    def __init__(self, transformer: CogVideoXTransformer3DModel, attention: Attention | MeasuredAttention) -> None:
+        self.transformer = transformer
+        self.attention = attention
+        self.run_block: RunBlock = run_block
+        """The function that runs a block; a compiled one may take its place."""
+        self._blocks: list[BlockWeights] = []
+        self._modulations: dict[int, Modulation] = {}
+        self._modulating = [
+            weight for name, weight in transformer.named_parameters() if "norm" in name or "time" in name
+        ]
+        self._versions: list[int] = []
+        # Small tensors that every step needs; copying them to the device again would make the host wait for it.
+        self._rotary: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor] | None] = {}
+        self._strengths: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+    @property
+    def blocks(self) -> Sequence[BlockWeights]:
+        """The weights of all blocks, gathered anew where the model was moved."""
+        modules = self.transformer.transformer_blocks
+        if not self._blocks or not all(map(is_current, self._blocks, modules)):
+            with torch.inference_mode(False):  # or weights could not train any more
+                self._blocks = [gather_block(block) for block in modules]
+        return self._blocks
+
+    def get_modulation(self, timestep: int) -> Modulation:
+        """Return what a timestep decides, remembered as long as the weights that it comes from stay the same."""
+        versions = [number for weight in self._modulating for number in (weight.data_ptr(), weight._version)]
+        if versions != self._versions:
+            self._modulations, self._versions = {}, versions
+        if timestep not in self._modulations:
+            with torch.inference_mode(False):
+                where = torch.full((), timestep, device=self.transformer.device)
+                self._modulations[timestep] = make_modulation(self.transformer, where)
+        return self._modulations[timestep]
+
+    def __call__(
+        self,
+        latents: Tensor,
+        prompt_embeds: Tensor,
+        timestep: int,
+        *,
+        wanted: int | None = None,
+        reads: tuple[int, ...] = (),
+        strength: Strength | None = None,
+    ) -> Tensor:
+        """Evaluate the rows.
+
+        Args:
+            latents: (rows, f, c, h, w) in the transformer's dtype.
+            prompt_embeds: (rows, tokens, width), same dtype.
+            timestep: Of all rows, 0 .. 999.
+            wanted: How many rows, the first, are wanted; ``None`` for all.
+            reads: For each of the first rows the row it reads.
+            strength: How much they attend to what they read; ``None`` is 1 in every layer.
+
+        Returns:
+            (wanted rows, f, c, h, w) velocities, same dtype.
+        """
+        blocks, modulation = self.blocks, self.get_modulation(timestep)
+        layouts = self._plan(latents.shape[0], wanted, reads, strength)
+        scalars = None if strength is None or bool((strength == 1.0).all()) else self._move(strength, latents.device)
+        num_text, heads = prompt_embeds.shape[1], self.transformer.config.num_attention_heads
+        rotary = self._take_rotary(latents)
+        tokens = self.transformer.patch_embed(prompt_embeds, latents)
+        # Copies with the strides of what the blocks return: given views, the first block would be compiled for itself.
+        text, video = (
+            part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :num_text], tokens[:, num_text:])
+        )
+        shape = (tokens.shape[0], heads, tokens.shape[1], tokens.shape[2] // heads)
+        attention = self.attention.choose(shape, tokens.dtype, tokens.device)
+        for k, (weights, layout) in enumerate(zip(blocks, layouts, strict=True)):
+            scalar = scalars[k] if scalars is not None and layout.reads else None
+            video, text = self.run_block(video, text, weights, modulation.blocks[k], rotary, scalar, layout, attention)
+        return self._finish(video, modulation.final, latents)
+
+    def get_rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the rotary table for latents of this size, ``None`` for a model without rotary embeddings."""
+        _, frames, _, height, width = latents.shape
+        key = (frames, height, width, latents.device)
+        if key not in self._rotary:
+            rotary = self.transformer.config.use_rotary_positional_embeddings
+            with torch.inference_mode(False):  # or a training that comes after could not use it
+                self._rotary[key] = make_rotary_table(self.transformer, *key) if rotary else None
+        return self._rotary[key]
+
+    def _take_rotary(self, latents: Tensor) -> Rotary | None:
+        """Return the table in the form that suits the way blocks are run."""
+        table = self.get_rotary(latents)
+        if table is None or self.run_block is not run_block or latents.dtype != torch.float32:
+            return table
+        return torch.complex(table[0][:, ::2], table[1][:, ::2])
+
+    def _plan(self, rows: int, wanted: int | None, reads: tuple[int, ...], strength: Strength | None) -> list[Layout]:
+        """Lay out every layer: who reads there, and which rows go on."""
+        config, num_layers = self.transformer.config, len(self.transformer.transformer_blocks)
+        reading = [bool(reads) and (strength is None or float(strength[k]) > 0.0) for k in range(num_layers)]
+        last = max((k for k in range(num_layers) if reading[k]), default=-1)
+        layouts, kept = [], rows if wanted is None else wanted
+        for k in range(num_layers):
+            goes_on = rows if k < last else kept
+            layouts.append(
+                Layout(rows, goes_on, reads if reading[k] else (), config.num_attention_heads, config.norm_eps)
+            )
+            rows = goes_on
+        return layouts
+
+    def _finish(self, video: Tensor, final: Tensor, latents: Tensor) -> Tensor:
+        _, frames, _, height, width = latents.shape
+        transformer, patch = self.transformer, self.transformer.config.patch_size
+        norm: nn.LayerNorm = transformer.norm_out.norm
+        video = layer_norm(transformer.norm_final(video), video.shape[-1:], final[0], final[1], norm.eps)
+        patches = transformer.proj_out(video).unflatten(1, (frames, height // patch, width // patch))
+        patches = patches.unflatten(-1, (-1, patch, patch))
+        output: Tensor = patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+        return output
+
+    def _move(self, strength: Strength, device: torch.device) -> Tensor:
+        key = (tuple(strength.tolist()), device)
+        if key not in self._strengths:
+            self._strengths[key] = strength.to(device)
+        return self._strengths[key]

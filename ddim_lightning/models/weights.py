@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from torch.nn.functional import linear
-
-
-class Projection(Protocol):
-    """A linear layer, in whatever precision it computes."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Apply it to (..., in), giving (..., out)."""
-        ...
+from torch.nn.functional import layer_norm, linear
 
 
 class Linear(NamedTuple):
-    """A linear layer in the dtype of its input.
+    """A linear layer that computes in the dtype of its weight.
 
     Args:
         weight: (out, in).
-        bias: (out,) or ``None``.
+        bias: (out,), or ``None``.
     """
 
     weight: Tensor
@@ -35,42 +25,153 @@ class Linear(NamedTuple):
         """Apply it to (..., in)."""
         return linear(x, self.weight, self.bias)
 
-    def rows(self, start: int, stop: int) -> Linear:
-        """Return the part that makes outputs ``start`` to ``stop``, without a copy."""
+    def take(self, start: int, stop: int | None = None) -> Linear:
+        """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
         return Linear(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
 
 
-class Affine(NamedTuple):
-    """Weight and bias of a layer norm, (width,) each, ``None`` where it has none, and its epsilon."""
+class Norm(NamedTuple):
+    """A layer norm over the last axis.
+
+    Args:
+        weight: (width,), or ``None``.
+        bias: (width,), or ``None``.
+        eps: Added to the variance.
+    """
 
     weight: Tensor | None
     bias: Tensor | None
     eps: float
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply it to (..., width)."""
+        return layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
 
 class BlockWeights(NamedTuple):
-    """One block.
+    """What one block multiplies by; its two modulated norms are in the `Modulation`.
 
     Args:
-        heads: Attention heads.
-        eps: Of the norm before attention, and of that before the feed-forward part; their weights are part of the
-            modulation.
-        query: (width, width).
-        key_value: (2 width, width), keys first.
+        qkv: Queries, keys and values of a token, (3 width, width), in this order.
         norm_query: Over the channels of a head.
         norm_key: Likewise.
-        out: After attention.
-        up: Into the feed-forward part.
-        down: Out of it.
+        out: After attention, (width, width).
+        up: Into the feed-forward part, (4 width, width).
+        down: Out of it, (width, 4 width).
     """
 
-    heads: int
-    eps: tuple[float, float]
-    query: Projection
-    key_value: Projection
-    qkv: Projection
-    norm_query: Affine
-    norm_key: Affine
-    out: Projection
-    up: Projection
-    down: Projection
+    qkv: Linear
+    norm_query: Norm
+    norm_key: Norm
+    out: Linear
+    up: Linear
+    down: Linear
+
+
+def gather_block(block: Any) -> BlockWeights:
+    """Gather the weights of a `CogVideoXBlock`.
+
+    The query, key and value projections become three parts of one matrix: the parameters of the block are made views
+    of it, so that nothing is held twice and optimisers, checkpoints and state dicts see what they saw before.
+
+    Args:
+        block: The block; its parameters keep their values.
+
+    Raises:
+        ValueError: A projection that is no plain linear layer, as adapters leave it.
+    """
+    attn, (project, _, down, *_) = block.attn1, block.ff.net
+    projections = {
+        "to_q": attn.to_q, "to_k": attn.to_k, "to_v": attn.to_v, "to_out": attn.to_out[0],
+        "ff up": project.proj, "ff down": down,
+    }  # fmt: skip
+    for name, module in projections.items():
+        if type(module) is not nn.Linear:
+            raise ValueError(
+                f"transformer: its projection {name} must be a plain linear layer, got {type(module).__name__}; "
+                "adapters have to be merged into the weights first (fuse_lora, then unload_lora_weights)"
+            )
+    return BlockWeights(
+        _fuse([attn.to_q, attn.to_k, attn.to_v]),
+        _take_norm(attn.norm_q),
+        _take_norm(attn.norm_k),
+        _take_linear(attn.to_out[0]),
+        _take_linear(project.proj),
+        _take_linear(down),
+    )
+
+
+def is_current(weights: BlockWeights, block: Any) -> bool:
+    """Whether gathered weights are still those of the block: moving a module to another device replaces its tensors."""
+    return bool(weights.qkv.weight.data_ptr() == block.attn1.to_q.weight.data_ptr())
+
+
+class Modulation(NamedTuple):
+    """All that a timestep decides, for every row alike.
+
+    A norm with a learnt affine part followed by scale and shift is one norm with another affine part.
+
+    Args:
+        blocks: (layers, 2, 2, 3, width): before attention and before the feed-forward part; of video and text; the
+            norm's weight, its bias, and the gate of what comes back.
+        final: (2, width): weight and bias of the norm before the output projection.
+    """
+
+    blocks: Tensor
+    final: Tensor
+
+
+@torch.no_grad()
+def make_modulation(transformer: CogVideoXTransformer3DModel, timestep: Tensor) -> Modulation:
+    """Work out what a timestep decides.
+
+    Args:
+        transformer: The model.
+        timestep: Scalar int64 on its device.
+
+    Source: Peebles and Xie 2022, "Scalable diffusion models with transformers" (adaLN-Zero), arXiv:2212.09748, in the
+    form of `CogVideoXLayerNormZero`, which has a set for the video tokens and one for the text tokens.
+    """
+    embedded = transformer.time_embedding(transformer.time_proj(timestep[None]).to(transformer.dtype))
+    condition = torch.nn.functional.silu(embedded[0])
+    blocks = [
+        _modulate(norm.norm, norm.linear(condition).view(2, 3, -1))
+        for block in transformer.transformer_blocks
+        for norm in (block.norm1, block.norm2)
+    ]
+    shift, scale = transformer.norm_out.linear(condition).chunk(2)
+    final = _fold(transformer.norm_out.norm, shift, 1.0 + scale)
+    return Modulation(torch.stack(blocks).unflatten(0, (-1, 2)), torch.stack(final))
+
+
+def _modulate(norm: nn.LayerNorm, parts: Tensor) -> Tensor:
+    """Fold shift and scale of video and text, (2, 3, width) with the gate as third, into the norm's affine part."""
+    shift, scale, gate = parts.unbind(1)
+    return torch.stack([*_fold(norm, shift, 1.0 + scale), gate], dim=1)
+
+
+def _fold(norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    if norm.weight is None:
+        return scale, shift
+    return norm.weight * scale, norm.bias * scale + shift
+
+
+def _take_linear(module: Any) -> Linear:
+    return Linear(module.weight, module.bias)
+
+
+def _take_norm(module: Any) -> Norm:
+    return Norm(module.weight, module.bias, module.eps)
+
+
+@torch.no_grad()
+def _fuse(modules: list[Any]) -> Linear:
+    """Put linear layers of equal size one below the other, and make their own parameters views of the result."""
+    weight = torch.cat([module.weight for module in modules])
+    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
+    for k, module in enumerate(modules):
+        size = module.weight.shape[0]
+        module.weight.data = weight[k * size : (k + 1) * size]
+        if bias is not None:
+            module.bias.data = bias[k * size : (k + 1) * size]
+    return Linear(weight, bias)

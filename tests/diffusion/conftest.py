@@ -118,7 +118,6 @@ class Trained:
 def trained() -> Trained:
     from ddim_lightning.data.shapes import render, sample_scene
     from ddim_lightning.data.streams import make_generator
-    from ddim_lightning.models.attention import apply_attention, sdpa_attention
     from ddim_lightning.models.conditioning import PromptEncoder
     from ddim_lightning.models.denoiser import CogVideoXDenoiser
     from ddim_lightning.models.loading import load_components
@@ -126,7 +125,6 @@ def trained() -> Trained:
     from ddim_lightning.models.vae import encode_video
 
     parts = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)
-    apply_attention(parts.transformer, sdpa_attention)
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
     scene = sample_scene(make_generator(3, "test", 0))
     with torch.inference_mode():

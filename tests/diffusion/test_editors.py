@@ -189,7 +189,7 @@ def test_replay_keeps_a_free_source_on_the_trajectory_of_the_trained_model(num_s
 def compare_source_rows(trained, editor):
     """For each step, whether the first row behind the two of the edit enters the transformer as the stored level."""
     inversion, rows = invert(trained.denoiser, trained.clean, trained.tables[5], UniInv()), []
-    hook = trained.denoiser.transformer.patch_embed.register_forward_pre_hook(
+    hook = trained.denoiser.network.transformer.patch_embed.register_forward_pre_hook(
         lambda _, arguments: rows.append(arguments[1][2:3].clone())
     )
     try:

@@ -1,106 +1,116 @@
-"""The processor against diffusers' own, and reading against attention written out."""
+"""Reading against attention written out, and kernels chosen by name or by measurement."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import CogVideoXPipeline
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from ddim_lightning.models.attention import ReadingAttnProcessor, apply_attention, resolve_attention, sdpa_attention
-from ddim_lightning.models.conditioning import make_rotary_table
-from ddim_lightning.models.network import run_network
+from ddim_lightning.models.attention import Attention, attend_reading, sdpa_attention
+from ddim_lightning.models.kernels import CPU_KERNELS, CUDA_KERNELS, MeasuredAttention, resolve_attention
 
 CPU = torch.device("cpu")
+BUFFERED = Attention("buffered", sdpa_attention)
 
 
-def scaling_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     """A user's own backend: attention written out."""
     logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     return (logits if bias is None else logits + bias).softmax(-1) @ value
 
 
-class _Frame:
-    """The two attributes of a pipeline that its rotary method reads."""
-
-    vae_scale_factor_spatial = 8
-
-    def __init__(self, transformer) -> None:  # type: ignore[no-untyped-def]
-        self.transformer = transformer
-
-
-def diffusers_rotary(transformer, frames: int, height: int, width: int):  # type: ignore[no-untyped-def]
-    frame = _Frame(transformer)
-    return CogVideoXPipeline._prepare_rotary_positional_embeddings(frame, height * 8, width * 8, frames, CPU)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("size", [(3, 8, 12), (2, 6, 4)])
-def test_rotary_table_is_the_pipelines_behind_identity_rows(transformer, size) -> None:  # type: ignore[no-untyped-def]
-    cos, sin = make_rotary_table(transformer, *size, CPU)
-    theirs = diffusers_rotary(transformer, *size)
-    assert torch.equal(cos[7:], theirs[0]) and torch.equal(sin[7:], theirs[1])
-    text = torch.randn(2, 2, 7, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(apply_rotary_emb(text, (cos[:7], sin[:7])), text)
-
-
-@pytest.mark.parametrize("rotary", [True, False])
-def test_network_equals_diffusers_forward(rotary, transformer, flat_transformer, latents, embeds) -> None:  # type: ignore[no-untyped-def]
-    model = transformer if rotary else flat_transformer
-    rows = torch.cat([embeds[p] for p in ("", "cat", "dog", "bird")])
-    timestep = torch.tensor([999, 500, 20, 3])
-    theirs = model(
-        latents, rows, timestep, image_rotary_emb=diffusers_rotary(model, 3, 8, 12) if rotary else None
-    ).sample
-    apply_attention(model, sdpa_attention)
-    ours = run_network(model, latents, rows, timestep, make_rotary_table(model, 3, 8, 12, CPU) if rotary else None)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
-
-
-def attend_by_hand(attn, hidden: Tensor, rotary, extra: Tensor | None, strength: float) -> Tensor:  # type: ignore[no-untyped-def]
-    """One row of tokens; ``extra`` are the tokens of the row it reads. Softmax written out, in double precision."""
-
-    def project(tokens: Tensor, projection, norm=None) -> Tensor:  # type: ignore[no-untyped-def]
-        heads = projection(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-        if norm is None:
-            return heads.double()
-        return apply_rotary_emb(norm(heads), rotary).double()
-
-    query, key, value = (
-        project(hidden, attn.to_q, attn.norm_q),
-        project(hidden, attn.to_k, attn.norm_k),
-        project(hidden, attn.to_v),
-    )
-    weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).exp()
-    numerator, denominator = weights @ value, weights.sum(-1, keepdim=True)
-    if extra is not None:
-        key, value = project(extra, attn.to_k, attn.norm_k), project(extra, attn.to_v)
-        weights = strength * (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).exp()
-        numerator, denominator = numerator + weights @ value, denominator + weights.sum(-1, keepdim=True)
-    return attn.to_out[0]((numerator / denominator).float().transpose(1, 2).flatten(2))
-
-
-@pytest.mark.parametrize("strength", [None, 1.0, 0.3, 0.0])
-@pytest.mark.parametrize("reads", [[2, 3], [3, 3], [3]])
-def test_reading_is_attention_over_both_sets_of_keys(transformer, reads, strength) -> None:  # type: ignore[no-untyped-def]
-    attn = transformer.transformer_blocks[1].attn1
+def make_rows(rows: int, tokens: int = 11, heads: int = 3, channels: int = 8) -> list[Tensor]:
     generator = torch.Generator().manual_seed(4)
-    text, video = torch.randn(4, 7, 32, generator=generator), torch.randn(4, 72, 32, generator=generator)
-    rotary = make_rotary_table(transformer, 3, 8, 12, CPU)
-    log_strength = None if strength is None else torch.tensor(strength).log()
-    ours = ReadingAttnProcessor(sdpa_attention)(
-        attn, video, text, image_rotary_emb=rotary, reads=torch.tensor(reads), log_strength=log_strength
-    )
-    tokens = torch.cat([text, video], dim=1)
-    for row in range(4):
-        extra = tokens[reads[row], None] if row < len(reads) else None
-        theirs = attend_by_hand(attn, tokens[row, None], rotary, extra, 1.0 if strength is None else strength)
-        torch.testing.assert_close(torch.cat([ours[1], ours[0]], dim=1)[row, None], theirs, rtol=0, atol=2e-6)
+    return [torch.randn(rows, tokens, heads, channels, generator=generator) for _ in range(3)]
 
 
-def test_a_backend_of_ones_own_by_dotted_path(transformer, latents, embeds, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def attend_by_hand(query: Tensor, keys: list[Tensor], values: list[Tensor], strengths: list[float]) -> Tensor:
+    """One row, (tokens, heads, channels) each: softmax written out over several sets of keys, in double precision."""
+    numerator, denominator = torch.zeros_like(query, dtype=torch.float64), 0.0
+    for key, value, strength in zip(keys, values, strengths, strict=True):
+        logits = torch.einsum("qhc,khc->qhk", query.double(), key.double()) / math.sqrt(query.shape[-1])
+        numerator += strength * torch.einsum("qhk,khc->qhc", logits.exp(), value.double())
+        denominator = denominator + strength * logits.exp().sum(-1, keepdim=True)
+    return (numerator / denominator).float()
+
+
+@pytest.mark.parametrize("attention", [CPU_KERNELS["sdpa"], BUFFERED, Attention("own", plain_attention)])
+@pytest.mark.parametrize("strength", [None, 1.0, 0.3, 0.0])
+@pytest.mark.parametrize(("kept", "reads"), [(2, (2, 3)), (3, (3, 3)), (4, (3,)), (2, (3, 2)), (4, ()), (3, (4, 3, 4))])
+def test_reading_is_attention_over_both_sets_of_keys(kept, reads, strength, attention) -> None:  # type: ignore[no-untyped-def]
+    query, key, value = make_rows(5)
+    scalar = None if strength is None else torch.tensor(strength)
+    ours = attend_reading(query[:kept], key, value, reads, scalar, attention)
+    assert ours.shape == query[:kept].shape
+    for row in range(kept):
+        others = [reads[row]] if row < len(reads) else []
+        theirs = attend_by_hand(
+            query[row],
+            [key[k] for k in (row, *others)],
+            [value[k] for k in (row, *others)],
+            [1.0, 1.0 if strength is None else strength][: 1 + len(others)],
+        )
+        torch.testing.assert_close(ours[row], theirs, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["flash", "cudnn", "efficient"])
+def test_kernels_of_a_gpu_say_their_log_sum_exp(name) -> None:  # type: ignore[no-untyped-def]
+    """Their operators, called on no data at all: names, arguments and shapes are right."""
+    query, key, value = (torch.empty(2, 3, 40, 64, dtype=torch.bfloat16, device="meta") for _ in range(3))
+    attend_lse = CUDA_KERNELS[name].attend_lse
+    assert attend_lse is not None
+    output, lse = attend_lse(query, key, value)
+    assert output.shape == (2, 3, 40, 64) and lse.shape == (2, 3, 40) and lse.dtype == torch.float32
+
+
+def slow_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    for _ in range(50):
+        output = plain_attention(query, key, value, bias)
+    return output
+
+
+def broken_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    raise RuntimeError("no kernel for this GPU\nand more")
+
+
+def test_the_fastest_kernel_is_chosen_and_remembered(tmp_path: Path) -> None:
+    slow, fast, broken = Attention("slow", slow_attention), BUFFERED, Attention("broken", broken_attention)
+    memory = tmp_path / "cache" / "attention.json"
+    choice = MeasuredAttention((broken, slow, fast), memory)
+    shape = (1, 2, 64, 16)
+    assert choice.choose(shape, torch.float32, CPU) is fast
+    ((key, measured),) = json.loads(memory.read_text()).items()
+    assert key == f"cpu, torch {torch.__version__}, torch.float32, 1x2x64x16"
+    assert set(measured) == {"slow", "buffered"} and measured["slow"] > measured["buffered"] > 0
+    assert choice.chosen == {key: "buffered"}
+    # A later run goes by what was measured, and does not measure again.
+    memory.write_text(json.dumps({key: {"slow": 1.0, "buffered": 2.0}}))
+    assert MeasuredAttention((broken, slow, fast), memory).choose(shape, torch.float32, CPU) is slow
+    # What is no longer there is measured anew, and so is another shape.
+    assert MeasuredAttention((fast,), memory).choose(shape, torch.float32, CPU) is fast
+    choice.choose((2, 2, 64, 16), torch.float32, CPU)
+    assert len(json.loads(memory.read_text())) == 2
+
+
+def test_a_choice_without_a_place_to_remember_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    choice = MeasuredAttention((BUFFERED,), tmp_path / "file" / "attention.json")
+    assert choice.choose((1, 2, 8, 16), torch.float32, CPU) is BUFFERED
+
+
+def test_no_kernel_at_all_says_why(tmp_path: Path) -> None:
+    choice = MeasuredAttention((Attention("broken", broken_attention),), tmp_path / "attention.json")
+    with pytest.raises(
+        RuntimeError, match=r"^attention: no kernel runs \(1, 2, 8, 16\) .*: broken: no kernel for this"
+    ):
+        choice.choose((1, 2, 8, 16), torch.float32, CPU)
+
+
+def test_a_backend_of_ones_own_by_dotted_path(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "my_backend.py").write_text(
         "calls = []\n"
         "def attend(query, key, value, bias):\n"
@@ -109,34 +119,24 @@ def test_a_backend_of_ones_own_by_dotted_path(transformer, latents, embeds, tmp_
         "    return scaled_dot_product_attention(query, key, value, attn_mask=bias)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    apply_attention(transformer, resolve_attention("my_backend.attend", CPU))
-    rotary = make_rotary_table(transformer, 3, 8, 12, CPU)
-    run_network(transformer, latents[:1], embeds["cat"], torch.tensor([500]), rotary)
+    attention = resolve_attention("my_backend.attend", CPU)
+    assert isinstance(attention, Attention) and attention.name == "my_backend.attend"
+    attend_reading(*make_rows(2), (), None, attention)
     import my_backend
 
-    assert my_backend.calls == [(1, 2, 79, 16)] * 3
+    assert my_backend.calls == [(2, 3, 11, 8)]
 
 
-def test_backends_agree(transformer, latents, embeds) -> None:  # type: ignore[no-untyped-def]
-    rotary = make_rotary_table(transformer, 3, 8, 12, CPU)
-    rows, timestep = torch.cat([embeds["cat"], embeds["dog"]]), torch.full((2,), 500)
-    strength = torch.tensor([1.0, 0.5, 0.0])
-    outputs = []
-    for attend in (sdpa_attention, scaling_attention):
-        apply_attention(transformer, attend)
-        outputs.append(run_network(transformer, latents[:2], rows, timestep, rotary, torch.tensor([1]), strength))
-    torch.testing.assert_close(*outputs, rtol=0, atol=2e-6)
-
-
-def test_automatic_backend_is_sdpa() -> None:
-    assert resolve_attention("auto", CPU) is resolve_attention("sdpa", CPU) is sdpa_attention
+def test_automatic_backend_of_a_cpu_is_sdpa() -> None:
+    assert resolve_attention("auto", CPU) is resolve_attention("sdpa", CPU) is CPU_KERNELS["sdpa"]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("xformers", "'xformers' needs a CUDA device .* on cpu here only 'auto' and 'sdpa' are available"),
-        ("flash", "must be 'auto', 'sdpa', 'xformers' or the dotted path of a function, got 'flash'"),
+        ("xformers", "'xformers' needs a CUDA device and an xformers build .* on cpu here only 'auto', 'sdpa' are"),
+        ("cudnn", "'cudnn' needs a CUDA device; on cpu here only 'auto', 'sdpa' are available"),
+        ("fastest", "must be 'auto', 'sdpa', 'cudnn', .* or the dotted path of a function, got 'fastest'"),
         ("no_such_module.attend", "'no_such_module.attend' could not be imported"),
         ("math.attend", "'math.attend' could not be imported"),
         ("math.pi", "must be the dotted path of a function, got 'math.pi'"),

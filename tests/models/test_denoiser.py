@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from ddim_lightning.models.attention import apply_attention, sdpa_attention
-from ddim_lightning.models.conditioning import make_rotary_table
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
-from ddim_lightning.models.network import run_network
 from ddim_lightning.types import Branch, Step
 
 STEP = Step(2, 640, angle=1.2, angle_next=1.1)
@@ -17,16 +16,13 @@ STEP = Step(2, 640, angle=1.2, angle_next=1.1)
 
 @pytest.fixture
 def denoiser(transformer, embeds) -> CogVideoXDenoiser:  # type: ignore[no-untyped-def]
-    apply_attention(transformer, sdpa_attention)
     return CogVideoXDenoiser(transformer, embeds.__getitem__)
 
 
-def run_rows(denoiser: CogVideoXDenoiser, rows: list[Tensor], prompts: list[str], **reading: Tensor) -> Tensor:
+def run_rows(denoiser: CogVideoXDenoiser, rows: list[Tensor], prompts: list[str], **reading: Any) -> Tensor:
     """The rows of a call, written out."""
-    rotary = make_rotary_table(denoiser.transformer, *(rows[0].shape[k] for k in (1, 3, 4)), torch.device("cpu"))
     embeds = torch.cat([denoiser.encode_prompt(prompt).expand(rows[0].shape[0], -1, -1) for prompt in prompts])
-    stacked = torch.cat(rows)
-    return run_network(denoiser.transformer, stacked, embeds, torch.full((len(stacked),), 640), rotary, **reading)
+    return denoiser.network(torch.cat(rows), embeds, 640, **reading)
 
 
 def test_guidance_off_is_one_row(denoiser, latents) -> None:  # type: ignore[no-untyped-def]
@@ -54,7 +50,7 @@ def test_reading_rows(paired: bool, source_first: bool, denoiser, latents) -> No
     rows = [target_latents] * 2 + [source_latents] * (2 if paired else 1)
     prompts = ["", "cat", *(["dog", "bird"] if paired else ["bird"])]
     assert denoiser.rows == len(rows)
-    out = run_rows(denoiser, rows, prompts, reads=torch.tensor([2, 3] if paired else [2, 2]))
+    out = run_rows(denoiser, rows, prompts, reads=(2, 3) if paired else (2, 2), wanted=2)
     torch.testing.assert_close(velocities[1 if source_first else 0], out[0:1] + 6.0 * (out[1:2] - out[0:1]))
 
 
@@ -103,7 +99,6 @@ def test_batch_of_latents_keeps_its_samples_apart(denoiser, latents) -> None:  #
 
 
 def test_network_in_bfloat16_latents_in_float32(transformer, embeds, latents) -> None:  # type: ignore[no-untyped-def]
-    apply_attention(transformer, sdpa_attention)
     branch = Branch(latents[:1], "cat", "", 6.0)
     (exact,) = CogVideoXDenoiser(transformer, embeds.__getitem__)([branch], STEP)
     transformer.to(torch.bfloat16)
@@ -125,6 +120,5 @@ def test_rotary_table_follows_the_size(denoiser) -> None:  # type: ignore[no-unt
 
 def test_without_rotary_embeddings(flat_transformer, embeds, latents) -> None:  # type: ignore[no-untyped-def]
     theirs = flat_transformer(latents[:1], embeds["cat"], torch.tensor([640])).sample
-    apply_attention(flat_transformer, sdpa_attention)
     (velocity,) = CogVideoXDenoiser(flat_transformer, embeds.__getitem__)([Branch(latents[:1], "cat")], STEP)
     torch.testing.assert_close(velocity, theirs, rtol=0, atol=2e-6)
