@@ -166,12 +166,24 @@ def _take_norm(module: Any) -> Norm:
 
 @torch.no_grad()
 def _fuse(modules: list[Any]) -> Linear:
-    """Put linear layers of equal size one below the other, and make their own parameters views of the result."""
-    weight = torch.cat([module.weight for module in modules])
-    bias = None if modules[0].bias is None else torch.cat([module.bias for module in modules])
-    for k, module in enumerate(modules):
-        size = module.weight.shape[0]
-        module.weight.data = weight[k * size : (k + 1) * size]
-        if bias is not None:
-            module.bias.data = bias[k * size : (k + 1) * size]
-    return Linear(weight, bias)
+    """Put linear layers of equal size one below the other."""
+    bias = None if modules[0].bias is None else _join([module.bias for module in modules])
+    return Linear(_join([module.weight for module in modules]), bias)
+
+
+def _join(parameters: list[Tensor]) -> Tensor:
+    """Return one tensor of which the parameters are views, one behind the other, making them so if they are not yet."""
+    first = parameters[0]
+    whole = torch.Size([sum(parameter.shape[0] for parameter in parameters), *first.shape[1:]])
+    if (
+        all(
+            parameter.is_contiguous() and parameter.data_ptr() == first.data_ptr() + k * first.nbytes
+            for k, parameter in enumerate(parameters)
+        )
+        and first.untyped_storage().nbytes() >= whole.numel() * first.element_size()
+    ):
+        return first.detach().as_strided(whole, first.stride())
+    joined = torch.cat(parameters)
+    for parameter, part in zip(parameters, joined.split([parameter.shape[0] for parameter in parameters]), strict=True):
+        parameter.data = part
+    return joined

@@ -135,6 +135,11 @@ def test_weights_are_shared_with_the_model(transformer) -> None:  # type: ignore
         storages = {part.weight.untyped_storage().data_ptr() for part in (block.attn1.to_q, block.attn1.to_k)}
         assert storages == {gathered.qkv.weight.untyped_storage().data_ptr()}
     assert all(ours is theirs for ours, theirs in zip(network.blocks, weights, strict=True))
+    # A second network over the same model shares them too, and leaves the first its own.
+    for ours, theirs in zip(Network(transformer, SDPA).blocks, weights, strict=True):
+        assert ours.qkv.weight.data_ptr() == theirs.qkv.weight.data_ptr()
+        assert torch.equal(ours.qkv.weight, theirs.qkv.weight) and torch.equal(ours.qkv.bias, theirs.qkv.bias)
+    assert all(ours is theirs for ours, theirs in zip(network.blocks, weights, strict=True))
 
 
 def test_weights_that_change_are_seen(transformer) -> None:  # type: ignore[no-untyped-def]

@@ -1,0 +1,372 @@
+"""The reference script beside this package: the same weights, the same inputs, one process, in turns.
+
+``--script`` names zai-org/CogVideo's ``inference/ddim_inversion.py``, which runs as it is. On a CPU the bundled tiny
+model is measured in CPU time on one thread; ``--full-size`` is CogVideoX-5B's exact architecture with random weights.
+Sampling and prompt encoding count, the VAE does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim_lightning.diffusion.editors import KVInjection
+from ddim_lightning.diffusion.inverters import DDIM
+from ddim_lightning.engine import InversionEngine
+from ddim_lightning.models.conditioning import PromptEncoder
+from ddim_lightning.models.kernels import resolve_attention
+from ddim_lightning.models.loading import Components, load_components
+from ddim_lightning.models.published import make_random_5b
+from ddim_lightning.models.schedulers import make_step_table
+from ddim_lightning.runtime.compile import apply_compile
+from ddim_lightning.types import Branch, EditRequest
+
+from .edit_report import make_table
+from .environment import read_block
+from .reference_script import Reference, apply_block_compile, load_script
+
+SCHEMA = "ddim-lightning/versus-reference/1"
+GUIDANCE_SCALE = 6.0
+PROMPTS = (
+    "a blue square moving left on a yellow background",
+    "a green cross moving up on a black background",
+    "a red circle moving right on a gray background",
+    "a pink triangle moving down on a teal background",
+)
+SCRIPT, COMPILED_SCRIPT = "script", "script, blocks compiled"
+"""Names of the two ways to run the script."""
+
+GOALS = (
+    ("inversion step", "inversion", "eager", SCRIPT, 1.8),
+    ("inversion step", "inversion", "compiled", SCRIPT, 2.0),
+    ("end to end, the script's four rows", "four rows", "eager", SCRIPT, 1.35),
+    ("end to end, the script's four rows", "four rows", "compiled", SCRIPT, 1.5),
+    ("end to end, shared row", "shared row", "compiled", SCRIPT, 1.65),
+    ("end to end, the script's four rows", "four rows", "compiled", COMPILED_SCRIPT, 1.25),
+    ("four edits of one inversion, one pass", "four prompts", "compiled", SCRIPT, 3.0),
+)
+"""(what, case, our variant, against, at least how many times as fast) on a CPU with the tiny model."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time.
+
+    Args:
+        name: ``variant: case``.
+        run: Does it once.
+    """
+
+    name: str
+    run: Callable[[], Any]
+
+
+def make_engine(parts: Components, args: argparse.Namespace, *, compiled: bool, shared: bool) -> InversionEngine:
+    """Make an engine that does what the script does: plain DDIM up, four rows or three from noise down."""
+    assert parts.tokenizer is not None
+    assert parts.text_encoder is not None
+    prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
+    editor = KVInjection(source_rows="shared" if shared else "paired", initial="random")
+    table = make_step_table(parts.scheduler, args.steps)
+    attention = resolve_attention(args.attention, torch.device(args.device))
+    engine = InversionEngine(parts, prompts, table, DDIM(), editor, "", attention)
+    if compiled:
+        apply_compile(engine.denoiser.network, True)
+    return engine
+
+
+def make_cases(reference: Reference, engines: dict[str, InversionEngine], inputs: dict[str, Tensor]) -> list[Case]:
+    """List what is timed; prompts are encoded anew every time, as the script does."""
+    latents, noise, trajectory = inputs["latents"], inputs["noise"], inputs["trajectory"]
+
+    def invert(engine: InversionEngine) -> Any:
+        engine.prompts.forget()
+        return engine.invert(latents)
+
+    def edit(engine: InversionEngine, inversion: Any, prompts: Sequence[str]) -> Any:
+        engine.prompts.forget()
+        requests = [EditRequest(prompt, guidance_scale=GUIDANCE_SCALE) for prompt in prompts]
+        return engine.edit_together(inversion, requests)
+
+    cases = [
+        Case(f"{SCRIPT}: inversion", lambda: reference.invert(latents)),
+        Case(f"{SCRIPT}: edit", lambda: reference.edit(noise, trajectory, PROMPTS[0])),
+    ]
+    for name, engine in engines.items():
+        variant, _, rows = name.partition(", ")
+        inversion = engine.invert(latents)
+        if rows == "four rows":
+            cases.append(Case(f"{variant}: inversion", lambda engine=engine: invert(engine)))  # type: ignore[misc]
+        cases.append(
+            Case(
+                f"{variant}: edit, {rows}",
+                lambda engine=engine, inversion=inversion: edit(engine, inversion, PROMPTS[:1]),  # type: ignore[misc]
+            )
+        )
+        if rows == "shared row":
+            cases.append(
+                Case(
+                    f"{variant}: four edits, one pass",
+                    lambda engine=engine, inversion=inversion: edit(engine, inversion, PROMPTS),  # type: ignore[misc]
+                )
+            )
+    return cases
+
+
+def time_cases(cases: Sequence[Case], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Time all cases in turns, every second round backwards; seconds of every round after a first that warms up.
+
+    CPU time of the process on a CPU, which other programs of the machine disturb least; wall time on a GPU.
+    """
+    samples: dict[str, list[float]] = {case.name: [] for case in cases}
+    for turn in range(rounds + 1):
+        for case in cases if turn % 2 else cases[::-1]:
+            start = read_clock(device)
+            case.run()
+            spent = read_clock(device) - start
+            if turn:
+                samples[case.name].append(spent)
+        print(f"round {turn} of {rounds}", flush=True)
+    return samples
+
+
+def read_clock(device: torch.device) -> float:
+    """Return seconds of CPU time, or of wall time once a GPU has done its work."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def combine(samples: dict[str, list[float]]) -> dict[str, dict[str, list[float]]]:
+    """Return, for each variant and case, the seconds of every round."""
+    both: dict[str, dict[str, list[float]]] = {}
+    for variant in dict.fromkeys(name.partition(": ")[0] for name in samples):
+        up = samples[f"{variant}: inversion"]
+        both[variant] = {"inversion": up}
+        if variant in (SCRIPT, COMPILED_SCRIPT):
+            down = samples[f"{variant}: edit"]
+            end = [a + b for a, b in zip(up, down, strict=True)]
+            both[variant] |= {"edit": down, "four rows": end, "shared row": end}
+            # One run of the script makes one edit.
+            both[variant]["four prompts"] = [len(PROMPTS) * value for value in end]
+            continue
+        for rows in ("four rows", "shared row"):
+            down = samples[f"{variant}: edit, {rows}"]
+            both[variant] |= {f"edit, {rows}": down, rows: [a + b for a, b in zip(up, down, strict=True)]}
+        down = samples[f"{variant}: four edits, one pass"]
+        both[variant]["four prompts"] = [a + b for a, b in zip(up, down, strict=True)]
+    return both
+
+
+def compare(times: dict[str, dict[str, list[float]]], variant: str, against: str, case: str) -> dict[str, Any]:
+    """Return the ratio of every round and their median: what the script needs over what we need."""
+    pairs = zip(times[against][case], times[variant][case], strict=True)
+    ratios = [theirs / ours for theirs, ours in pairs]
+    return {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "rounds": ratios}
+
+
+def measure_deviation(reference: Reference, engine: InversionEngine, inputs: dict[str, Tensor]) -> dict[str, float]:
+    """Return the relative L2 distance of our guided velocity to the script's, in one step on the same latents.
+
+    The first, the middle and the last step; and the whole inversion, which adds up what every step rounds.
+    """
+    found, table = {}, engine.table
+    for i in (0, len(table) // 2, len(table) - 1):
+        source = inputs["trajectory"][len(table) - 1 - i].float()
+        theirs = reference.predict_pair(inputs["noise"], source, table[i].timestep, PROMPTS[0])
+        branches = [
+            Branch(inputs["noise"], PROMPTS[0], "", GUIDANCE_SCALE, reads=1),
+            Branch(source, PROMPTS[0], "", GUIDANCE_SCALE, wanted=False),
+        ]
+        (ours, _) = engine.denoiser(branches, table[i])
+        assert ours is not None
+        found[f"guided velocity, step {i}"] = relative_l2(ours, theirs)
+    inverted = engine.invert(inputs["latents"]).levels[0]
+    found["inverted latent"] = relative_l2(inverted, inputs["trajectory"][-1].float())
+    return found
+
+
+def relative_l2(ours: Tensor, theirs: Tensor) -> float:
+    """Return the norm of the difference over the norm of the second."""
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def load(args: argparse.Namespace) -> Components:
+    """Load the tiny model or make the 5B architecture with random weights."""
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    if args.full_size:
+        return make_random_5b(device=device, dtype=dtype, seed=args.seed)
+    return load_components("tiny", device=device, dtype=dtype)
+
+
+@torch.no_grad()
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run everything and return the result, JSON-ready."""
+    device = torch.device(args.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    parts, script = load(args), load_script(args.script)
+    tokens = args.text_tokens or parts.transformer.config.max_text_seq_length
+    size = (1, args.frames, parts.transformer.config.in_channels, *args.size)
+    generator = torch.Generator().manual_seed(args.seed)
+    inputs = {name: torch.randn(size, generator=generator).to(device) for name in ("latents", "noise")}
+    reference = Reference(script, parts, args.steps, GUIDANCE_SCALE, tokens)
+    inputs["trajectory"] = reference.invert(inputs["latents"])
+    variants = ("eager",) if args.no_compile else ("eager", "compiled")
+    engines = {
+        f"{variant}, {rows}": make_engine(parts, args, compiled=variant == "compiled", shared=rows == "shared row")
+        for variant in variants
+        for rows in ("four rows", "shared row")
+    }
+    deviations = {
+        variant: measure_deviation(reference, engines[f"{variant}, four rows"], inputs) for variant in variants
+    }
+    cases = make_cases(reference, engines, inputs)
+    if not args.full_size and not args.no_compile:
+        # A model of its own: its compiled blocks must not serve the script as it is. One for each direction, since a
+        # swap of processors compiles anew.
+        for direction in ("inversion", "edit"):
+            compiled = Reference(script, _copy(parts), args.steps, GUIDANCE_SCALE, tokens)
+            cases.append(_make_compiled_case(compiled, direction, inputs))
+    samples = time_cases(cases, args.rounds, device)
+    times = combine(samples)
+    ratios = [
+        {"what": what, "case": case, "variant": variant, "against": against, **compare(times, variant, against, case)}
+        for what, case, variant, against, _ in GOALS
+        if against in times and variant in times
+    ]
+    return {
+        "schema": SCHEMA,
+        "environment": read_block(args.commit),
+        "settings": {
+            "model": "CogVideoX-5B's architecture, random weights" if args.full_size else "tiny",
+            "script": args.script.name,
+            "latents": size,
+            "text_tokens": tokens,
+            "clock": "wall" if device.type == "cuda" else "CPU time of the process, one thread",
+            **{name: getattr(args, name) for name in ("steps", "rounds", "dtype", "device", "attention", "seed")},
+        },
+        "deviations": deviations,
+        "samples_s": samples,
+        "ratios": ratios,
+    }
+
+
+def _copy(parts: Components) -> Components:
+    return Components(**{**vars(parts), "transformer": copy.deepcopy(parts.transformer)})
+
+
+def _make_compiled_case(reference: Reference, direction: str, inputs: dict[str, Tensor]) -> Case:
+    transformer = reference.pipeline.transformer
+    if direction == "inversion":
+        apply_block_compile(transformer.transformer_blocks)
+        return Case(f"{COMPILED_SCRIPT}: inversion", lambda: reference.invert(inputs["latents"]))
+    for block in transformer.transformer_blocks:
+        block.attn1.set_processor(reference.script.CogVideoXAttnProcessor2_0ForDDIMInversion())
+    apply_block_compile(transformer.transformer_blocks)
+    return Case(
+        f"{COMPILED_SCRIPT}: edit",
+        lambda: reference.edit(inputs["noise"], inputs["trajectory"], PROMPTS[0], compiled=True),
+    )
+
+
+def make_markdown(result: dict[str, Any]) -> str:
+    """Write the report that a person reads."""
+    settings, goals = result["settings"], {goal[:4]: goal[4] for goal in GOALS}
+    on_goal = settings["model"] == "tiny" and settings["device"] == "cpu"
+    rows = []
+    for ratio in result["ratios"]:
+        goal = goals[ratio["what"], ratio["case"], ratio["variant"], ratio["against"]]
+        rows.append(
+            (
+                ratio["what"],
+                ratio["variant"],
+                ratio["against"],
+                f"{ratio['median']:.2f}",
+                f"{ratio['lowest']:.2f} - {ratio['highest']:.2f}",
+                (f"{goal:g} {'met' if ratio['median'] >= goal else 'NOT MET'}") if on_goal else "",
+            )
+        )
+    deviations = [
+        (name, *(f"{found[name]:.1e}" for found in result["deviations"].values()))
+        for name in result["deviations"]["eager"]
+    ]
+    sizes = " x ".join(map(str, settings["latents"]))
+    measured = (
+        f"{settings['model']}, latents {sizes}, {settings['text_tokens']} text tokens, {settings['steps']} steps up "
+        f"and down, {settings['dtype']}, guidance {GUIDANCE_SCALE:g}; clock: {settings['clock']}; {settings['rounds']} "
+        "rounds in turns. How many times as fast as the script:"
+    )
+    explained = (
+        "*End to end* is prompt encoding, inversion and one edit, without the VAE. The shared row is another method: "
+        "one source row instead of the script's two. *Four edits* stand against four runs of the script."
+    )
+    return "\n".join(
+        [
+            "# The reference script and this package, side by side",
+            "",
+            f"`{result['environment']['command']}` at commit {result['environment']['commit']}",
+            "",
+            measured,
+            "",
+            *make_table(("what", "ours", "against", "median", "lowest - highest", "goal"), rows),
+            "",
+            explained,
+            "",
+            "Relative L2 distance to the script on the same inputs, guidance applied:",
+            "",
+            *make_table(("what", *result["deviations"]), deviations),
+            "",
+        ]
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.versus_reference", description=__doc__.splitlines()[0])
+    parser.add_argument("--script", type=Path, required=True, help="path of the reference's ddim_inversion.py")
+    parser.add_argument("--full-size", action="store_true", help="CogVideoX-5B's architecture with random weights")
+    parser.add_argument("--no-compile", action="store_true", help="leave out what is compiled, ours and the script's")
+    parser.add_argument("--steps", type=int, default=50, help="steps of each direction (50)")
+    parser.add_argument("--rounds", type=int, default=8, help="timed rounds, after one that warms up (8)")
+    parser.add_argument("--text-tokens", type=int, help="tokens of the script's prompts (the model's own length)")
+    parser.add_argument("--frames", type=int, help="latent frames (the model's own)")
+    parser.add_argument("--size", type=int, nargs=2, help="latent height and width (the model's own)")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float32"))
+    parser.add_argument("--attention", default="auto", help="our kernel")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--output", type=Path, help="folder for result.json and README.md")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the report and write it."""
+    args = make_parser().parse_args(argv)
+    args.frames = args.frames or (13 if args.full_size else 3)
+    args.size = args.size or ((60, 90) if args.full_size else (16, 16))
+    result = measure(args)
+    report = make_markdown(result)
+    print(report)
+    if args.output is not None:
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (args.output / "README.md").write_text(report, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
