@@ -13,17 +13,16 @@ from PIL import Image
 
 from ddim_lightning.data.shapes import SIZE, WORDS, render
 from ddim_lightning.report.sheet import Row, write_sheet
-from ddim_lightning.types import EditRequest, Frames
+from ddim_lightning.types import Frames
 
 from .edit_set import KINDS, ShapesEdit
 from .edit_statistics import gather, judge, summarise
-from .edit_variants import CEILING, DEFAULT, LIMITS, NOTHING, REFERENCE, TRUTH_FROM, VARIANTS, Job
+from .edit_variants import CEILING, DEFAULT, DEFAULT_GUIDANCE, LIMITS, NOTHING, REFERENCE, TRUTH_FROM, VARIANTS, Job
 from .environment import read_block
 from .plots import Line, Point, plot_frontier, plot_limits
 from .records import dump_json, merge_records
 
 SCHEMA = "ddim-lightning/edit-quality/1"
-DEFAULT_GUIDANCE = EditRequest("").guidance_scale
 """The scale of an edit that names none."""
 
 NOTES = (

@@ -51,6 +51,8 @@ class Variant:
 CEILING, NOTHING = "ceiling", "do nothing"
 """Rows without a method: the truth, and the source, through the VAE."""
 NO_INVERSION, REFERENCE, DEFAULT, INJECTION = "no inversion", "reference", "default", "KVInjection"
+DEFAULT_GUIDANCE = 2.0
+"""The scale that `DDIMInversionModule` has by default."""
 
 DEEP = UniInv(clean_iterations=5, spare=0.0)
 """Whose x_T has a deviation of about 1, as noise has, for what starts there; the default inverter leaves half of it."""
@@ -62,7 +64,7 @@ METHODS = {
     REFERENCE: Variant(
         DDIM(), KVInjection(source_rows="paired", initial="random"), tell_source=False, guidance=(6.0,), seeds=SEEDS
     ),
-    DEFAULT: Variant(UniInv(), InversionFree(), guidance=(1.0, 3.0, 6.0), seeds=SEEDS),
+    DEFAULT: Variant(UniInv(), InversionFree(), guidance=(1.0, DEFAULT_GUIDANCE, 3.0, 6.0), seeds=SEEDS),
     "plain inversion": Variant(DEEP, KVInjection(strength=0.0)),
     "ResidualReplay": Variant(DEEP, ResidualReplay()),
     "ResidualReplay + K/V": Variant(DEEP, ResidualReplay(strength=1.0)),

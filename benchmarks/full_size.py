@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from ddim_lightning.models.published import make_random_5b
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.runtime.compile import apply_compile
-from ddim_lightning.runtime.timing import StageTimer
+from ddim_lightning.runtime.timing import StageTimer, StepClock, summarise_ms
 from ddim_lightning.types import Branch, EditRequest, Latents, Step, VideoLimits
 
 from .environment import read_block
@@ -39,51 +36,6 @@ PROMPT = "a blue square moving left on a yellow background"
 GUIDANCE_SCALE = 6.0
 WARM_UP = 1
 """Steps left out of the summaries: they pick kernels and, with ``--compile``, compile. Their samples are kept."""
-
-
-class StepClock:
-    """Milliseconds between the steps of a loop; on a GPU by CUDA events, so that nothing waits inside the loop.
-
-    Args:
-        device: The device that works.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.marks: list[Any] = []
-        self.mark()
-
-    def mark(self) -> None:
-        """Set a mark."""
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record(torch.cuda.current_stream(self.device))
-            self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
-
-    def __call__(self, step: Step, latents: Latents) -> None:
-        """Set a mark after a step."""
-        self.mark()
-
-    def read_ms(self) -> list[float]:
-        """Return the milliseconds between neighbouring marks."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            return [before.elapsed_time(after) for before, after in pairwise(self.marks)]
-        return [(after - before) * 1e3 for before, after in pairwise(self.marks)]
-
-
-def summarise(samples_ms: Sequence[float]) -> dict[str, Any]:
-    """Return median, p10 and p90 without the warm-up, and all samples."""
-    kept = samples_ms[WARM_UP:] or samples_ms
-    deciles = statistics.quantiles(kept, n=10, method="inclusive") if len(kept) > 1 else [kept[0]] * 9
-    return {
-        "step_ms_median": statistics.median(kept),
-        "step_ms_p10": deciles[0],
-        "step_ms_p90": deciles[-1],
-        "step_ms": list(samples_ms),
-    }
 
 
 def list_kernels(denoiser: CogVideoXDenoiser, latents: Latents, step: Step, count: int = 5) -> list[dict[str, Any]]:
@@ -170,8 +122,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "warm_up_steps": WARM_UP,
             **{name: getattr(args, name) for name in ("steps", "dtype", "attention", "compile", "seed")},
         },
-        "inversion": {"rows": inversion_rows, **summarise(inversion_clock.read_ms())},
-        "edit": {"rows": edit_rows, **summarise(edit_clock.read_ms())},
+        "inversion": {"rows": inversion_rows, **summarise_ms(inversion_clock.read_ms(), WARM_UP)},
+        "edit": {"rows": edit_rows, **summarise_ms(edit_clock.read_ms(), WARM_UP)},
         "seconds": dict(timer.seconds),
         "peak_gib": timer.peak_gib,
         "kernels": list_kernels(denoiser, latents, table[0]),

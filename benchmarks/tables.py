@@ -42,14 +42,11 @@ def make_inversion_table(result: Result) -> list[str]:
 
 
 def make_edit_table(result: Result) -> list[str]:
-    """Make the table of edits: the default at every scale, the others at the default's, and the bars below."""
-    scale = result["default_guidance"]
-    rows = [
-        row
-        for row in result["rows"]
-        if (row["guidance"] in (None, scale) or row["method"] in (REFERENCE, NO_INVERSION, DEFAULT))
-        and row["method"] not in LIMITS
-    ]
+    """Make the table of edits: the default at every scale, the others where they do best, and the bars below."""
+    scale, whole = result["default_guidance"], lambda row: row["all"]["psnr_db"]["whole"][0]
+    shown = [row for row in result["rows"] if row["method"] not in LIMITS]
+    best = {row["method"]: row for row in sorted(shown, key=whole)}
+    rows = [row for row in shown if row["method"] in (REFERENCE, NO_INVERSION, DEFAULT) or row is best[row["method"]]]
     head = ("method", "guidance", "whole (dB)", "outside (dB)", "colour", "shape", "direction", "calls")
     lines = make_table(
         head,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ddim_lightning.module import DDIMInversionModule
     from ddim_lightning.sample_sheets import SampleSheets
     from ddim_lightning.shapes_datamodule import ShapesDataModule
+    from ddim_lightning.timing_callbacks import MemoryTimeline, StepTimer
     from ddim_lightning.training import Training
     from ddim_lightning.types import BadClip, Branch, Clip, ClipResult, Denoiser, EditRequest, Step
     from ddim_lightning.writer import VideoWriter
@@ -35,6 +36,8 @@ _HOMES = {
     "SampleSheets": "sample_sheets",
     "VideoWriter": "writer",
     "ShapesDataModule": "shapes_datamodule",
+    "MemoryTimeline": "timing_callbacks",
+    "StepTimer": "timing_callbacks",
     "Training": "training",
     "Editor": "diffusion.editors",
     "InversionFree": "diffusion.editors",
@@ -73,11 +76,13 @@ __all__ = [
     "InversionFree",
     "Inverter",
     "KVInjection",
+    "MemoryTimeline",
     "ProgressPrinter",
     "ResidualReplay",
     "SampleSheets",
     "ShapesDataModule",
     "Step",
+    "StepTimer",
     "Training",
     "UniInv",
     "VideoDataModule",

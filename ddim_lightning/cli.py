@@ -198,7 +198,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="'tiny' (bundled), a folder, or a hub id")
     parser.add_argument("--source-prompt", help="what the video shows")
     parser.add_argument("--negative-prompt", default="", help="what guidance moves away from")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="classifier-free guidance; 1 turns it off")
+    parser.add_argument("--guidance-scale", type=float, default=2.0, help="classifier-free guidance; 1 turns it off")
     parser.add_argument("--num-inference-steps", "--steps", type=int, default=50, help="steps of each direction")
 
 

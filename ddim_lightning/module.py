@@ -76,7 +76,7 @@ class DDIMInversionModule(LightningModule):
         model: str = "tiny",
         *,
         num_inference_steps: int = 50,
-        guidance_scale: float = 1.0,
+        guidance_scale: float = 2.0,
         inverter: Inverter | PartSpec | None = None,
         editor: Editor | PartSpec | None = None,
         inversion_prompt: str | None = "",

@@ -41,8 +41,8 @@ def run(code: str) -> dict[str, object]:
     return names
 
 
-def test_readme_has_the_three_ways() -> None:
-    assert len(COMMANDS) == 3 and len(PYTHON) == 3
+def test_readme_has_the_three_ways_a_measurement_and_a_part() -> None:
+    assert len(COMMANDS) == 3 and len(PYTHON) == 4
 
 
 def test_commands(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,8 +68,15 @@ def test_inside_a_lightning_module(workplace: Path) -> None:
     assert list(training.parameters()) == []
 
 
+def test_measuring_a_run(workplace: Path) -> None:
+    run(PYTHON[2])
+    for name in ("timings.json", "memory.json"):
+        assert json.loads((workplace / "measured" / name).read_text())["records"]
+    assert list((workplace / "logs").rglob("metrics.csv"))
+
+
 def test_a_part_of_ones_own() -> None:
-    module = run(PYTHON[2])["module"]
+    module = run(PYTHON[3])["module"]
     assert module.settings["inverter"]["class_path"] == "readme.FixedPointOnce"  # type: ignore[attr-defined]
 
 

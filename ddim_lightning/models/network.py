@@ -57,7 +57,12 @@ class Network:
 
     def get_modulation(self, timestep: int) -> Modulation:
         """Return what a timestep decides, remembered as long as the weights that it comes from stay the same."""
-        versions = [number for weight in self._modulating for number in (weight.data_ptr(), weight._version)]
+        # Tensors made under inference mode keep no count of their changes.
+        versions = [
+            number
+            for weight in self._modulating
+            for number in (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        ]
         if versions != self._versions:
             self._modulations, self._versions = {}, versions
         if timestep not in self._modulations:

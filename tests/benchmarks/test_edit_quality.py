@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from benchmarks.edit_quality import Clip, main
-from benchmarks.edit_report import DEFAULT_GUIDANCE, read_strip, write_limits
+from benchmarks.edit_report import read_strip, write_limits
 from benchmarks.edit_set import make_edit_set
 from benchmarks.edit_variants import (
     CEILING,
     DEFAULT,
+    DEFAULT_GUIDANCE,
     INJECTION,
     LIMITS,
     METHODS,

@@ -40,7 +40,8 @@ class InversionFree(Editor):
 
     Args:
         first_step: See `Editor`; likewise ``guidance``, ``guidance_steps``, ``negative`` and ``velocity_mask``. The
-            noisiest steps move the layout, and are left out by default; guidance matters in those after them.
+            noisiest steps move the layout, and are left out by default. Guidance in those after them moves it further
+            than the prompt asks; in the later ones it makes shapes crisp, so that it begins there.
         noise: ``fresh`` at every step, or ``fixed``: one for all.
         draws: Noises averaged at each step, >= 1; each costs the rows of both branches. Every second one is the
             negative of the one before it (antithetic variates), so that what is odd in the noise cancels.
@@ -57,11 +58,11 @@ class InversionFree(Editor):
     """
 
     first_step: Place = 0.08
-    guidance_steps: Range = (0, 0.24)
+    guidance_steps: Range = (0.42, None)
     noise: Literal["fresh", "fixed"] = "fresh"
     draws: int = 2
     source_guidance: float = 1.0
-    strength: float = 0.04
+    strength: float = 0.08
 
     def __post_init__(self) -> None:
         super().__post_init__()
