@@ -51,7 +51,8 @@ class Network:
         """The weights of all blocks, gathered anew where the model was moved."""
         modules = self.transformer.transformer_blocks
         if not self._blocks or not all(map(is_current, self._blocks, modules)):
-            with torch.inference_mode(False):  # or weights could not train any more
+            # As the weights were made: views made under inference mode could not train any more.
+            with torch.inference_mode(self._modulating[0].is_inference()):
                 self._blocks = [gather_block(block) for block in modules]
         return self._blocks
 

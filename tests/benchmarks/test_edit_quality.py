@@ -179,7 +179,7 @@ class TestRun:
         }  # fmt: skip
         rows = {(row["method"], row["guidance"]): row for row in result["rows"]}
         assert list(rows) == [
-            (CEILING, None), (NOTHING, None), *((DEFAULT, scale) for scale in (1, 3, 6)), (REFERENCE, 6),
+            (CEILING, None), (NOTHING, None), *((DEFAULT, scale) for scale in (1, 2, 3, 6)), (REFERENCE, 6),
         ]  # fmt: skip
         assert rows[REFERENCE, 6]["seeds"] == 3
         assert len(set(rows[REFERENCE, 6]["each_seed"]["psnr_db"])) == 3
@@ -206,7 +206,7 @@ class TestRun:
 
     def test_it_goes_on_where_it_stopped(self, done: Path, command: list[str], tmp_path: Path, capsys: Any):
         lines = (done / "records-0.jsonl").read_text("utf-8").splitlines()
-        assert len(lines) == 1 + 3 * 14
+        assert len(lines) == 1 + 3 * 17
         (tmp_path / "records-0.jsonl").write_text("\n".join(lines[:-2]) + "\n" + lines[-2][:40], "utf-8")
         assert main([*command, str(tmp_path), "--shard", "2/3"]) == 0
         told = capsys.readouterr().out
@@ -224,8 +224,8 @@ class TestRun:
     def test_the_plan_counts_calls(self, command: list[str], tmp_path: Path, capsys: Any):
         assert main([*command, str(tmp_path), "--plan"]) == 0
         plan = capsys.readouterr().out
-        assert "    72 calls  default" in plan
+        assert "   114 calls  default" in plan
         assert "    24 calls  reference" in plan
-        assert "   101 calls and 14 videos an edit" in plan
+        assert "   143 calls and 17 videos an edit" in plan
         assert "3 edits: " in plan
         assert not list(tmp_path.iterdir())

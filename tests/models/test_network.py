@@ -172,6 +172,14 @@ def test_adapters_are_refused_where_they_would_be_left_out(transformer) -> None:
         Network(transformer, SDPA)(*make_rows(1), 500)
 
 
+def test_a_model_made_under_inference_mode() -> None:
+    with torch.inference_mode():
+        transformer, (latents, embeds) = make_variant(**VARIANTS["5B"]), make_rows(2)
+        for _ in range(2):
+            ours = Network(transformer, SDPA)(latents, embeds, 500)
+            assert relative_error(ours, run_diffusers(transformer, latents, embeds, 500)) <= 2e-6
+
+
 class Spy:
     """Records the rows of queries and of keys of every call of a kernel."""
 
