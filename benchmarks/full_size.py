@@ -21,7 +21,9 @@ from ddim_lightning.diffusion.inverters import UniInv
 from ddim_lightning.diffusion.loop import edit, invert
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.kernels import resolve_attention
 from ddim_lightning.models.loading import Components, load_components
+from ddim_lightning.models.network import Network
 from ddim_lightning.models.published import make_random_5b
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.vae import decode_latents, encode_video
@@ -53,14 +55,12 @@ def describe(latents: Tensor) -> dict[str, Any]:
 
 
 def load(args: argparse.Namespace) -> Components:
-    """Load the tiny model, or make the full one at random; ready to attend and, if asked for, to compile."""
+    """Load the tiny model, or make the full one at random."""
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     if args.tiny:
         parts = load_components("tiny", device=device, dtype=dtype)
     else:
         parts = make_random_5b(device=device, dtype=dtype, seed=args.seed)
-    if args.compile:
-        apply_compile(parts.transformer.transformer_blocks, True)
     return parts
 
 
@@ -93,7 +93,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     table, inverter, editor = make_step_table(parts.scheduler, args.steps), UniInv(), KVInjection()
     with timer.stage("text"):
         prompts = encode_prompts(parts)
-    denoiser = CogVideoXDenoiser(parts.transformer, prompts)
+    network = Network(parts.transformer, resolve_attention(args.attention, device))
+    if args.compile:
+        apply_compile(network, True)
+    denoiser = CogVideoXDenoiser(network, prompts)
     with timer.stage("encode"):
         latents = encode_video(parts.vae, video)
     with timer.stage("invert"):
@@ -149,7 +152,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float16", "float32")
     )
-    parser.add_argument("--attention", default="auto", help="auto, sdpa, xformers, or the path of a function")
+    parser.add_argument("--attention", default="auto", help="a kernel's name, or the path of a function")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commit", help="the commit measured, where the code is no checkout")

@@ -61,7 +61,7 @@ class Reference:
         self.pipeline.set_progress_bar_config(disable=True)
         if text_tokens is not None:
             encode = functools.partial(self.pipeline.encode_prompt, max_sequence_length=text_tokens)
-            self.pipeline.encode_prompt = encode  # type: ignore[method-assign]
+            self.pipeline.encode_prompt = encode
 
     def invert(self, latents: Tensor) -> Tensor:
         """Return the script's inverse trajectory, (steps, b, f, c, h, w), noisiest last.
@@ -109,7 +109,8 @@ class Reference:
                 return_dict=False,
             )[0].float()
         negative, positive, _, _ = velocity.chunk(4)
-        return negative + self.guidance_scale * (positive - negative)
+        guided: Tensor = negative + self.guidance_scale * (positive - negative)
+        return guided
 
     def _sample(self, latents: Tensor, scheduler: Any, prompt: str, reference: Any) -> Tensor:
         trajectory: Tensor = self.script.sample(

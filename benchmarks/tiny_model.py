@@ -26,6 +26,7 @@ from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.loading import Components, load_components
+from ddim_lightning.models.network import Network
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.report.sheet import Row, write_sheet
@@ -128,7 +129,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     assert parts.tokenizer is not None
     assert parts.text_encoder is not None
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
-    denoiser = CogVideoXDenoiser(parts.transformer, prompts)
+    denoiser = CogVideoXDenoiser(Network(parts.transformer), prompts)
     modules = {"transformer": parts.transformer, "text_encoder": parts.text_encoder, "vae": parts.vae}
     return {
         "schema": SCHEMA,

@@ -81,7 +81,7 @@ def make_engine(parts: Components, args: argparse.Namespace, *, compiled: bool, 
     attention = resolve_attention(args.attention, torch.device(args.device))
     engine = InversionEngine(parts, prompts, table, DDIM(), editor, "", attention)
     if compiled:
-        apply_compile(engine.denoiser.network, True)
+        apply_compile(engine.network, True)
     return engine
 
 

@@ -18,6 +18,7 @@ from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.kernels import MeasuredAttention
 from ddim_lightning.models.loading import Components
+from ddim_lightning.models.network import Network
 from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
 
@@ -45,7 +46,8 @@ class InversionEngine:
     attention: Attention | MeasuredAttention | None = None
 
     def __post_init__(self) -> None:
-        self.denoiser = CogVideoXDenoiser(self.components.transformer, self.prompts, self.attention)
+        self.network = Network(self.components.transformer, self.attention)
+        self.denoiser = CogVideoXDenoiser(self.network, self.prompts)
 
     @property
     def device(self) -> torch.device:

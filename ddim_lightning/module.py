@@ -199,7 +199,7 @@ class DDIMInversionModule(LightningModule):
             parts, prompts, table, self.inverter, self.editor, self.inversion_prompt, attention
         )
         if self.compile_mode:
-            apply_compile(self._engine.denoiser.network, self.compile_mode)
+            apply_compile(self._engine.network, self.compile_mode)
         if self.training_options is not None:
             # Only what trains becomes a submodule, and with it a part of checkpoints and of what Lightning moves.
             for name in self.training_options.parts:

@@ -96,7 +96,7 @@ def compute_loss(
     alphas = parts.scheduler.alphas_cumprod[timesteps].double()
     angle = torch.atan2((1.0 - alphas).sqrt(), alphas.sqrt()).to(latents).view(-1, 1, 1, 1, 1)
     embeds = engine.prompts.encode_batch(told).to(parts.transformer.dtype)
-    rotary = engine.denoiser.network.get_rotary(latents)
+    rotary = engine.network.get_rotary(latents)
     # diffusers' own forward: here every row has a timestep of its own, and gradients may be checkpointed.
     velocity = parts.transformer(
         add_noise(latents, noise, angle).to(parts.transformer.dtype),

@@ -15,6 +15,7 @@ from ddim_lightning.diffusion.schedule import StepTable
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.loading import load_components
+from ddim_lightning.models.network import Network
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.tiny import write_random_tiny
 
@@ -50,7 +51,7 @@ def measure_round_trip(parts, inverse_scheduler, inverter, num_steps=10):
     for parameter in transformer.parameters():
         parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, transformer.config.max_text_seq_length)
-    denoiser = CogVideoXDenoiser(transformer, prompts)
+    denoiser = CogVideoXDenoiser(Network(transformer), prompts)
     table = make_step_table(parts.scheduler, num_steps)
     clean = 0.8 * torch.randn(1, 3, 8, 8, 12, generator=torch.Generator().manual_seed(1))
     up = StepTable.make(inverse_scheduler.alphas_cumprod, table.timesteps)

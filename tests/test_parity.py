@@ -18,6 +18,7 @@ from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.loop import edit, invert, reconstruct
 from ddim_lightning.diffusion.trajectory import Inversion
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.network import Network
 from ddim_lightning.models.schedulers import make_schedulers, make_step_table
 from ddim_lightning.types import EditRequest
 
@@ -67,7 +68,7 @@ def test_parity(path: Path) -> None:
     metadata, tensors, transformer = load_case(path)
     spec = metadata["spec"]
     embeds = {"": tensors["empty_embeds"], "edit": tensors["prompt_embeds"]}
-    denoiser = CogVideoXDenoiser(transformer, embeds.__getitem__)
+    denoiser = CogVideoXDenoiser(Network(transformer), embeds.__getitem__)
     table = make_step_table(make_schedulers(metadata["scheduler"])[0], spec["steps"])
 
     inversion: Inversion = invert(denoiser, tensors["latents"], table, DDIM())

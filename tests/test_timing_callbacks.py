@@ -142,9 +142,9 @@ def test_the_summary_leaves_out_the_warm_up_of_the_run_and_counts_rows(tiny_mode
     assert set(summary) == {"invert", "edit"}
     assert summary["edit"]["step_ms_median"] == statistics.median(times[1:])
     assert min(times[1:]) <= summary["edit"]["step_ms_p10"] <= summary["edit"]["step_ms_p90"] <= max(times[1:])
-    # Uni-Inv spends one call more than steps; an edit without guidance has a row of its own and one of the source.
+    # Uni-Inv spends one call more than steps; a guided edit has two rows of its own and one of the source.
     assert summary["invert"]["rows_a_step"] == pytest.approx((STEPS + 1) / STEPS)
-    assert (summary["edit"]["rows_a_step"], summary["edit"]["steps"]) == (2.0, 4 * STEPS)
+    assert (summary["edit"]["rows_a_step"], summary["edit"]["steps"]) == (3.0, 4 * STEPS)
     times = [record.step_ms for record in rested.records if record.stage == "edit"]
     assert rested.summarise()["edit"]["step_ms_median"] == statistics.median(times[2:])
 

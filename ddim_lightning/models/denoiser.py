@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
 from ddim_lightning.diffusion.guidance import combine
-from ddim_lightning.models.attention import Attention
-from ddim_lightning.models.kernels import MeasuredAttention, resolve_attention
-from ddim_lightning.models.network import Network
 from ddim_lightning.types import Branch, Latents, Step, Strength
+
+
+class RunsRows(Protocol):
+    """What evaluates the rows of a pass: our forward pass, or an artefact of it."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which latents and embeddings enter."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers have keys and values to read."""
+        ...
+
+    def __call__(
+        self,
+        latents: Tensor,
+        prompt_embeds: Tensor,
+        timestep: int,
+        *,
+        wanted: int | None = None,
+        reads: tuple[int, ...] = (),
+        strength: Strength | None = None,
+    ) -> Tensor:
+        """Evaluate the rows; see `Network`."""
+        ...
 
 
 class CogVideoXDenoiser:
@@ -22,18 +46,12 @@ class CogVideoXDenoiser:
     combined in float32.
 
     Args:
-        transformer: The model.
+        network: What evaluates rows: a `Network`, or an artefact of one.
         encode_prompt: Prompt to embeddings, (1, tokens, width).
-        attention: The kernel; ``None`` for PyTorch's own.
     """
 
-    def __init__(
-        self,
-        transformer: CogVideoXTransformer3DModel,
-        encode_prompt: Callable[[str], Tensor],
-        attention: Attention | MeasuredAttention | None = None,
-    ) -> None:
-        self.network = Network(transformer, attention or resolve_attention("sdpa", transformer.device))
+    def __init__(self, network: RunsRows, encode_prompt: Callable[[str], Tensor]) -> None:
+        self.network = network
         self.encode_prompt = encode_prompt
         self.rows = 0
         """Rows evaluated so far: latents under one embedding each, a batch of b latents counting b."""
@@ -41,7 +59,7 @@ class CogVideoXDenoiser:
     @property
     def num_layers(self) -> int:
         """How many layers have keys and values to read."""
-        return len(self.network.transformer.transformer_blocks)
+        return self.network.num_layers
 
     def __call__(
         self, branches: Sequence[Branch], step: Step, strength: Strength | None = None
@@ -57,7 +75,7 @@ class CogVideoXDenoiser:
         reads = tuple(row for b in order for row in _list_reads(b, branches, prompts, start, size))
         wanted = sum(len(prompts[b]) * size for b in order if branches[b].wanted)
         self.rows += latents.shape[0]
-        dtype = self.network.transformer.dtype
+        dtype = self.network.dtype
         velocity = self.network(
             latents.to(dtype), embeds.to(dtype), step.timestep, wanted=wanted, reads=reads, strength=strength
         )

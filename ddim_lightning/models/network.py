@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch import Tensor
 
 from ddim_lightning.models.attention import Attention
-from ddim_lightning.models.block import Layout, Rotary, run_block
+from ddim_lightning.models.block import Rotary, run_block
 from ddim_lightning.models.conditioning import make_rotary_table
-from ddim_lightning.models.kernels import MeasuredAttention
+from ddim_lightning.models.forward import RowLayout, RunBlock, plan_layers, run_rows
+from ddim_lightning.models.kernels import MeasuredAttention, resolve_attention
 from ddim_lightning.models.weights import BlockWeights, Modulation, gather_block, is_current, make_modulation
 from ddim_lightning.types import Strength
-
-RunBlock = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Network:
@@ -28,12 +26,14 @@ class Network:
 
     Args:
         transformer: The model; it keeps its parameters, which this reads.
-        attention: The kernel, or a choice of kernels.
+        attention: The kernel, or a choice of kernels; ``None`` for PyTorch's own.
     """
 
-    def __init__(self, transformer: CogVideoXTransformer3DModel, attention: Attention | MeasuredAttention) -> None:
+    def __init__(
+        self, transformer: CogVideoXTransformer3DModel, attention: Attention | MeasuredAttention | None = None
+    ) -> None:
         self.transformer = transformer
-        self.attention = attention
+        self.attention = attention or resolve_attention("sdpa", transformer.device)
         self.run_block: RunBlock = run_block
         """The function that runs a block; a compiled one may take its place."""
         self._blocks: list[BlockWeights] = []
@@ -45,6 +45,17 @@ class Network:
         # Small tensors that every step needs; copying them to the device again would make the host wait for it.
         self._rotary: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor] | None] = {}
         self._strengths: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which latents and embeddings enter."""
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers have keys and values to read."""
+        return len(self.transformer.transformer_blocks)
 
     @property
     def blocks(self) -> Sequence[BlockWeights]:
@@ -95,22 +106,23 @@ class Network:
         Returns:
             (wanted rows, f, c, h, w) velocities, same dtype.
         """
-        blocks, modulation = self.blocks, self.get_modulation(timestep)
-        layouts = self._plan(latents.shape[0], wanted, reads, strength)
-        scalars = None if strength is None or bool((strength == 1.0).all()) else self._move(strength, latents.device)
-        num_text, heads = prompt_embeds.shape[1], self.transformer.config.num_attention_heads
+        layout = RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, reads)
+        config = self.transformer.config
         rotary = self._take_rotary(latents)
-        tokens = self.transformer.patch_embed(prompt_embeds, latents)
-        # Copies with the strides of what the blocks return: given views, the first block would be compiled for itself.
-        text, video = (
-            part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :num_text], tokens[:, num_text:])
+        tokens = prompt_embeds.shape[1] + latents[0, :, 0].numel() // config.patch_size**2
+        shape = (layout.rows, config.num_attention_heads, tokens, config.attention_head_dim)
+        return run_rows(
+            self.transformer,
+            self.blocks,
+            self.get_modulation(timestep),
+            latents,
+            prompt_embeds,
+            rotary,
+            None if strength is None or bool((strength == 1.0).all()) else self._move(strength, latents.device),
+            plan_layers(layout, strength, self.num_layers, config.num_attention_heads, config.norm_eps),
+            self.attention.choose(shape, latents.dtype, latents.device),
+            self.run_block,
         )
-        shape = (tokens.shape[0], heads, tokens.shape[1], tokens.shape[2] // heads)
-        attention = self.attention.choose(shape, tokens.dtype, tokens.device)
-        for k, (weights, layout) in enumerate(zip(blocks, layouts, strict=True)):
-            scalar = scalars[k] if scalars is not None and layout.reads else None
-            video, text = self.run_block(video, text, weights, modulation.blocks[k], rotary, scalar, layout, attention)
-        return self._finish(video, modulation.final, latents)
 
     def get_rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the rotary table for latents of this size, ``None`` for a model without rotary embeddings."""
@@ -128,30 +140,6 @@ class Network:
         if table is None or self.run_block is not run_block or latents.dtype != torch.float32:
             return table
         return torch.complex(table[0][:, ::2], table[1][:, ::2])
-
-    def _plan(self, rows: int, wanted: int | None, reads: tuple[int, ...], strength: Strength | None) -> list[Layout]:
-        """Lay out every layer: who reads there, and which rows go on."""
-        config, num_layers = self.transformer.config, len(self.transformer.transformer_blocks)
-        reading = [bool(reads) and (strength is None or float(strength[k]) > 0.0) for k in range(num_layers)]
-        last = max((k for k in range(num_layers) if reading[k]), default=-1)
-        layouts, kept = [], rows if wanted is None else wanted
-        for k in range(num_layers):
-            goes_on = rows if k < last else kept
-            layouts.append(
-                Layout(rows, goes_on, reads if reading[k] else (), config.num_attention_heads, config.norm_eps)
-            )
-            rows = goes_on
-        return layouts
-
-    def _finish(self, video: Tensor, final: Tensor, latents: Tensor) -> Tensor:
-        _, frames, _, height, width = latents.shape
-        transformer, patch = self.transformer, self.transformer.config.patch_size
-        norm: nn.LayerNorm = transformer.norm_out.norm
-        video = layer_norm(transformer.norm_final(video), video.shape[-1:], final[0], final[1], norm.eps)
-        patches = transformer.proj_out(video).unflatten(1, (frames, height // patch, width // patch))
-        patches = patches.unflatten(-1, (-1, patch, patch))
-        output: Tensor = patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
-        return output
 
     def _move(self, strength: Strength, device: torch.device) -> Tensor:
         key = (tuple(strength.tolist()), device)

@@ -191,7 +191,7 @@ def count_reference_inversion_step(sizes: TransformerSizes) -> Flops:
 
 
 def count_reference_reconstruction_step(sizes: TransformerSizes) -> Flops:
-    """Count a reconstruction step of the reference script: two guided rows, which also see the keys of two of the source.
+    """Count a reconstruction step of the reference script: two guided rows, and two of the source that they read.
 
     Source: zai-org/CogVideo, ``inference/ddim_inversion.py``.
     """
@@ -211,7 +211,9 @@ def count_text_encoder(config: Mapping[str, Any], tokens: int) -> Flops:
     width, inner = config["d_model"], config["num_heads"] * config["d_kv"]
     products = 3 if config["feed_forward_proj"].startswith("gated") else 2
     linear = 4 * count_linear(tokens, width, inner) + products * count_linear(tokens, width, config["d_ff"])
-    return config["num_layers"] * Flops(linear, count_attention(tokens, tokens, inner))
+    layer = Flops(linear, count_attention(tokens, tokens, inner))
+    layers: int = config["num_layers"]
+    return layers * layer
 
 
 def count_encoding(config: Mapping[str, Any], frames: int, height: int, width: int) -> Flops:

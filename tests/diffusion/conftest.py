@@ -121,6 +121,7 @@ def trained() -> Trained:
     from ddim_lightning.models.conditioning import PromptEncoder
     from ddim_lightning.models.denoiser import CogVideoXDenoiser
     from ddim_lightning.models.loading import load_components
+    from ddim_lightning.models.network import Network
     from ddim_lightning.models.schedulers import make_step_table
     from ddim_lightning.models.vae import encode_video
 
@@ -130,4 +131,4 @@ def trained() -> Trained:
     with torch.inference_mode():
         latents = encode_video(parts.vae, render(scene)[None])
     tables = {n: make_step_table(parts.scheduler, n) for n in (5, 10, 50)}
-    return Trained(CogVideoXDenoiser(parts.transformer, prompts), latents.clone(), scene.caption, tables)
+    return Trained(CogVideoXDenoiser(Network(parts.transformer), prompts), latents.clone(), scene.caption, tables)

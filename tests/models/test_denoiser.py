@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.network import Network
 from ddim_lightning.types import Branch, Step
 
 STEP = Step(2, 640, angle=1.2, angle_next=1.1)
@@ -16,7 +17,7 @@ STEP = Step(2, 640, angle=1.2, angle_next=1.1)
 
 @pytest.fixture
 def denoiser(transformer, embeds) -> CogVideoXDenoiser:  # type: ignore[no-untyped-def]
-    return CogVideoXDenoiser(transformer, embeds.__getitem__)
+    return CogVideoXDenoiser(Network(transformer), embeds.__getitem__)
 
 
 def run_rows(denoiser: CogVideoXDenoiser, rows: list[Tensor], prompts: list[str], **reading: Any) -> Tensor:
@@ -100,11 +101,11 @@ def test_batch_of_latents_keeps_its_samples_apart(denoiser, latents) -> None:  #
 
 def test_network_in_bfloat16_latents_in_float32(transformer, embeds, latents) -> None:  # type: ignore[no-untyped-def]
     branch = Branch(latents[:1], "cat", "", 6.0)
-    (exact,) = CogVideoXDenoiser(transformer, embeds.__getitem__)([branch], STEP)
+    (exact,) = CogVideoXDenoiser(Network(transformer), embeds.__getitem__)([branch], STEP)
     transformer.to(torch.bfloat16)
     seen = []
     transformer.patch_embed.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1].dtype))
-    (velocity,) = CogVideoXDenoiser(transformer, embeds.__getitem__)([branch], STEP)
+    (velocity,) = CogVideoXDenoiser(Network(transformer), embeds.__getitem__)([branch], STEP)
     assert seen == [torch.bfloat16] and velocity.dtype == torch.float32
     assert (velocity - exact).norm() < 0.1 * exact.norm()
     # Guidance is combined in float32: combined in bfloat16, every value would be a bfloat16.
@@ -120,5 +121,5 @@ def test_rotary_table_follows_the_size(denoiser) -> None:  # type: ignore[no-unt
 
 def test_without_rotary_embeddings(flat_transformer, embeds, latents) -> None:  # type: ignore[no-untyped-def]
     theirs = flat_transformer(latents[:1], embeds["cat"], torch.tensor([640])).sample
-    (velocity,) = CogVideoXDenoiser(flat_transformer, embeds.__getitem__)([Branch(latents[:1], "cat")], STEP)
+    (velocity,) = CogVideoXDenoiser(Network(flat_transformer), embeds.__getitem__)([Branch(latents[:1], "cat")], STEP)
     torch.testing.assert_close(velocity, theirs, rtol=0, atol=2e-6)

@@ -282,7 +282,7 @@ def test_a_linear_layer_and_attention_by_hand():
 
 
 def test_what_cannot_be_counted_is_refused(tiny: CogVideoXTransformer3DModel):
-    with pytest.raises(ValueError, match="^config: patches in time are not counted, got patch_size_t=2"):
+    with pytest.raises(ValueError, match=r"^config: patches in time are not counted, got patch_size_t=2"):
         make_sizes({**tiny.config, "patch_size_t": 2})
-    with pytest.raises(ValueError, match="^latents: height and width must be multiples of 2, got 16 x 15"):
+    with pytest.raises(ValueError, match=r"^latents: height and width must be multiples of 2, got 16 x 15"):
         make_sizes(tiny.config, (3, 8, 16, 15))

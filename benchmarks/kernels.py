@@ -1,0 +1,292 @@
+"""Attention and matrix products alone, at the sizes of the model: the rates that a whole pass can reach at best.
+
+Every attention kernel that runs on the device attends to a row's own keys and to twice as many, as rows that read
+another row do; the products are the four of a block. Inputs are random. The best rates are the measured roof.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.profiler import ProfilerActivity, profile
+
+from ddim_lightning.models.attention import Attention, sdpa_attention
+from ddim_lightning.models.kernels import CPU_KERNELS, CUDA_KERNELS
+from ddim_lightning.models.published import COGVIDEOX_5B_TRANSFORMER
+from ddim_lightning.models.tiny import BUNDLED
+from ddim_lightning.runtime.flops import TransformerSizes, count_attention, count_linear, count_pass, make_sizes
+from ddim_lightning.runtime.timing import StepClock, summarise_ms
+
+from .environment import read_block
+
+SCHEMA = "ddim-lightning/kernels/1"
+WARM_UP = 3
+"""Calls of each kernel left out of the summaries: they pick plans and load code. Their samples are kept."""
+KEYS = {"own": 1, "double": 2}
+"""What a row attends to, and how many times its own tokens that is."""
+PRODUCTS = {"qkv": (1, 3), "out": (1, 1), "up": (1, 4), "down": (4, 1)}
+"""The products of a block, from and to how many widths."""
+
+Act = Callable[[], Tensor]
+
+
+def read_config(tiny: bool) -> Mapping[str, Any]:
+    """Return the config of the bundled transformer, or of CogVideoX-5B's."""
+    if not tiny:
+        return COGVIDEOX_5B_TRANSFORMER
+    config: dict[str, Any] = json.loads((BUNDLED / "transformer" / "config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def draw(shape: Sequence[int], like: Mapping[str, Any], seed: int) -> Tensor:
+    """Draw normal numbers where they are needed; zeros would flatter."""
+    generator = torch.Generator(like["device"]).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, **like)
+
+
+def time_calls(act: Act, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Time calls one behind the other.
+
+    Returns:
+        ``ms_median``, ``ms_p10``, ``ms_p90`` without the warm-up, and ``ms``, all samples, the warm-up first.
+    """
+    clock = StepClock(device)
+    for _ in range(WARM_UP + rounds):
+        act()
+        clock.mark()
+    return {name.removeprefix("step_"): value for name, value in summarise_ms(clock.read_ms(), WARM_UP).items()}
+
+
+def name_kernel(act: Act, device: torch.device) -> str | None:
+    """Return what a call spends most of its device time in, by the profiler; ``None`` where it saw nothing."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        act()
+        if cuda:
+            torch.cuda.synchronize(device)
+    spent = [(e.self_device_time_total if cuda else e.self_cpu_time_total, e.key) for e in profiler.key_averages()]
+    return max(spent)[1] if spent else None
+
+
+def measure_call(act: Act, flops: int, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Return what is known of one call: its times, its rate, the kernel that ran and whether its output is finite."""
+    finite = bool(act().isfinite().all())
+    times = time_calls(act, device, rounds)
+    rate = flops / (times["ms_median"] * 1e-3) / 1e12
+    return {"flops": flops, "tflops": rate, "finite": finite, "seen": name_kernel(act, device), **times}
+
+
+def list_forms(kernel: Attention) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
+    """Yield how a kernel can be called: plainly, and with the log-sum-exp that merges two sets of keys."""
+    yield "plain", lambda query, key, value: kernel.attend(query, key, value, None)
+    attend_lse = kernel.attend_lse
+    if attend_lse is not None:
+        yield "log-sum-exp", lambda query, key, value: attend_lse(query, key, value)[0]
+
+
+def measure_attention(
+    config: Mapping[str, Any], sizes: TransformerSizes, like: Mapping[str, Any], args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measure every attention kernel there is a name for.
+
+    Returns:
+        A row for each kernel, form and set of keys that ran, and what did not run, with the reason.
+    """
+    device, heads, channels = like["device"], config["num_attention_heads"], config["attention_head_dim"]
+    kernels = CUDA_KERNELS if device.type == "cuda" else CPU_KERNELS
+    rows = []
+    not_run = [{"kernel": name, "reason": "needs a CUDA device"} for name in CUDA_KERNELS if name not in kernels]
+    for keys, times in KEYS.items():
+        # (rows, tokens, heads, channels) turned, as the projections leave them.
+        query, key, value = (
+            draw((args.rows, sizes.tokens * many, heads, channels), like, args.seed + k).transpose(1, 2)
+            for k, many in enumerate((1, times, times))
+        )
+        exact = sdpa_attention(query.float(), key.float(), value.float(), None)
+        flops = args.rows * count_attention(sizes.tokens, sizes.tokens * times, sizes.width)
+        for kernel in kernels.values():
+            for form, attend in list_forms(kernel):
+                named = {"kernel": kernel.name, "form": form, "keys": keys}
+                try:
+                    error = attend(query, key, value).float() - exact
+                    row = measure_call(lambda: attend(query, key, value), flops, device, args.rounds)  # noqa: B023
+                except (ImportError, NotImplementedError, RuntimeError) as failure:
+                    not_run.append({**named, "reason": str(failure).partition("\n")[0]})
+                    continue
+                deviation = float(error.norm() / exact.norm())
+                told = deviation if math.isfinite(deviation) else None  # JSON has no word for it
+                rows.append({"kind": "attention", **named, "relative_l2": told, **row})
+    return rows, not_run
+
+
+def measure_products(
+    sizes: TransformerSizes, like: Mapping[str, Any], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Measure the products of a block."""
+    rows = []
+    for name, (before, after) in PRODUCTS.items():
+        inputs, outputs = before * sizes.width, after * sizes.width
+        tokens = draw((args.rows, sizes.tokens, inputs), like, args.seed)
+        weight, bias = (
+            draw((outputs, inputs), like, args.seed + 1) * inputs**-0.5,
+            draw((outputs,), like, args.seed + 2),
+        )
+        flops = count_linear(args.rows * sizes.tokens, inputs, outputs)
+        row = measure_call(lambda: linear(tokens, weight, bias), flops, like["device"], args.rounds)  # noqa: B023
+        shape = {"tokens": args.rows * sizes.tokens, "inputs": inputs, "outputs": outputs}
+        rows.append({"kind": "product", "product": name, **shape, **row})
+    return rows
+
+
+def find_roof(rows: Sequence[Mapping[str, Any]], sizes: TransformerSizes) -> dict[str, Any]:
+    """Return the best rates, and what one row of the transformer takes at them when nothing else takes time."""
+    best = {
+        kind: max((row for row in rows if row["kind"] == kind), key=lambda row: float(row["tflops"]))
+        for kind in ("attention", "product")
+    }
+    work = count_pass(sizes, 1)
+    seconds = work.linear / best["product"]["tflops"] + work.attention / best["attention"]["tflops"]
+    return {
+        "attention_tflops": best["attention"]["tflops"],
+        "attention_kernel": best["attention"]["kernel"],
+        "product_tflops": best["product"]["tflops"],
+        "product": best["product"]["product"],
+        "row_tflop": {"linear": work.linear / 1e12, "attention": work.attention / 1e12},
+        "row_ms": seconds / 1e12 * 1e3,
+    }
+
+
+@torch.inference_mode()
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure every kernel and return the result, JSON-ready.
+
+    Raises:
+        ValueError: ``rounds`` or ``rows`` below 1.
+        RuntimeError: No attention kernel runs.
+    """
+    for name in ("rounds", "rows"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}: must be at least 1, got {getattr(args, name)}")
+    config = read_config(args.tiny)
+    sizes, like = make_sizes(config), {"device": torch.device(args.device), "dtype": getattr(torch, args.dtype)}
+    attention, not_run = measure_attention(config, sizes, like, args)
+    if not attention:
+        raise RuntimeError(f"attention: no kernel runs on {args.device}: {not_run}")
+    rows = [*attention, *measure_products(sizes, like, args)]
+    return {
+        "schema": SCHEMA,
+        "environment": read_block(args.commit),
+        "settings": {
+            "model": "tiny" if args.tiny else "CogVideoX-5B's sizes",
+            "tokens": sizes.tokens,
+            "heads": config["num_attention_heads"],
+            "head_channels": config["attention_head_dim"],
+            "warm_up": WARM_UP,
+            **{name: getattr(args, name) for name in ("device", "dtype", "rows", "rounds", "seed")},
+        },
+        "rows": rows,
+        "not_run": not_run,
+        "roof": find_roof(rows, sizes),
+    }
+
+
+def make_markdown(result: Mapping[str, Any]) -> str:
+    """Write the summary a person reads, from the result alone."""
+    settings, roof, environment = (result[name] for name in ("settings", "roof", "environment"))
+    where = ", ".join(gpu["name"] for gpu in environment["gpus"]) if settings["device"].startswith("cuda") else "a CPU"
+    about = (
+        f"On {where}, torch {environment['versions']['torch']}, {settings['dtype']}, {settings['rows']} row(s) of "
+        f"{settings['tokens']} tokens, {settings['heads']} heads of {settings['head_channels']}; {settings['rounds']} "
+        f"calls each behind {settings['warm_up']} of warm-up. The error is relative to attention in float32."
+    )
+    best = (
+        f"attention {roof['attention_tflops']:.4g} TFLOP/s ({roof['attention_kernel']}), "
+        f"products {roof['product_tflops']:.4g} TFLOP/s ({roof['product']})"
+    )
+    lines = [
+        "# Kernels, measured",
+        "",
+        f"`{environment['command']}` at commit {environment['commit']}",
+        "",
+        about,
+        "",
+        "| attention | form | keys | ms | p10 | p90 | TFLOP/s | error | kernel seen |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(_tell_attention(row) for row in result["rows"] if row["kind"] == "attention"),
+        "",
+        "| product | tokens x inputs x outputs | ms | p10 | p90 | TFLOP/s | kernel seen |",
+        "|---|---|---|---|---|---|---|",
+        *(_tell_product(row) for row in result["rows"] if row["kind"] == "product"),
+        "",
+        f"- roof: {best}",
+        f"- one row of the transformer at these rates: {roof['row_ms']:.4g} ms",
+        *(
+            f"- not run: {' '.join(row[name] for name in ('kernel', 'form', 'keys') if name in row)}: {row['reason']}"
+            for row in result["not_run"]
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tell_attention(row: Mapping[str, Any]) -> str:
+    error = "not finite" if row["relative_l2"] is None else f"{row['relative_l2']:.1e}"
+    names = " | ".join((row["kernel"], row["form"], row["keys"]))
+    return f"| {names} | {_tell_times(row)} | {error} | {_tell_seen(row)} |"
+
+
+def _tell_product(row: Mapping[str, Any]) -> str:
+    size = f"{row['tokens']} x {row['inputs']} x {row['outputs']}"
+    return f"| {row['product']} | {size} | {_tell_times(row)} | {_tell_seen(row)} |"
+
+
+def _tell_times(row: Mapping[str, Any]) -> str:
+    times = " | ".join(f"{row[name]:.4g}" for name in ("ms_median", "ms_p10", "ms_p90"))
+    return f"{times} | {row['tflops']:.4g}"
+
+
+def _tell_seen(row: Mapping[str, Any]) -> str:
+    """Return the name of a kernel short enough for a table; that of a template may fill pages."""
+    seen = (row["seen"] or "none").replace("|", "/")
+    return f"`{seen[:60]}…`" if len(seen) > 60 else f"`{seen}`"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="the bundled model's sizes instead of the 5B model's")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument(
+        "--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float16", "float32")
+    )
+    parser.add_argument("--rows", type=int, default=1, help="rows of a pass (1)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed calls of each kernel (30)")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
+    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for result.json and README.md")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the summary and write the files; the exit status is 1 when an output is not finite."""
+    args = make_parser().parse_args(argv)
+    result = measure(args)
+    summary = make_markdown(result)
+    print(summary, end="")
+    if args.output is not None:
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        (args.output / "README.md").write_text(summary, encoding="utf-8")
+    return 0 if all(row["finite"] for row in result["rows"]) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
