@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -247,8 +248,10 @@ def _write_export(network: nn.Module, example: Sequence[Tensor], path: Path) -> 
 
 
 def _write_torchscript(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
-    traced = torch.jit.trace(network, tuple(example), check_trace=False)
-    traced.save(str(path))
+    with warnings.catch_warnings():
+        # That shapes and layouts are fixed is what is wanted, and that TorchScript is deprecated is in the help.
+        warnings.simplefilter("ignore")
+        torch.jit.trace(network, tuple(example), check_trace=False).save(str(path))
 
 
 def _read_aoti(path: Path) -> Run:
@@ -262,7 +265,9 @@ def _read_export(path: Path) -> Run:
 
 
 def _read_torchscript(path: Path) -> Run:
-    run: Run = torch.jit.load(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        run: Run = torch.jit.load(str(path))
     return run
 
 

@@ -81,6 +81,10 @@ def _dispatch(words: list[str]) -> int:
         from ddim_lightning.vitality_command import vitality
 
         return vitality(args)
+    if args.verb == "export":
+        from ddim_lightning.export_command import export
+
+        return export(args)
     return commands.edit(args) if args.verb == "edit" else commands.demo(args)
 
 
@@ -100,6 +104,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo.description = "Invert, reconstruct and edit clips of moving shapes, and compare each edit with the truth."
     _add_output(demo)
     _add_vitality(verbs)
+    _add_export(verbs)
     env = verbs.add_parser("env", help="print what is installed here, for bug reports", allow_abbrev=False)
     env.add_argument("--json", action="store_true", help="print JSON")
     for verb, what in _LIGHTNING.items():
@@ -136,8 +141,9 @@ def _add_edit(verbs: Any) -> None:
     run.add_argument("--seed", type=int, default=0, help="seed of every random number")
     _add_accelerator(run)
     run.add_argument("--dtype", default="auto", help="of the network: auto, float32, bfloat16, ...")
-    run.add_argument("--attention", default="auto", help="attention backend: auto, sdpa or xformers")
+    run.add_argument("--attention", default="auto", help="attention kernel: auto, sdpa, cudnn, flash, ...")
     run.add_argument("--compile", nargs="?", const=True, default=False, metavar="MODE", help="torch.compile the blocks")
+    run.add_argument("--runtime", metavar="DIR", help="artefacts that `export` wrote, instead of the network")
     run.add_argument("--no-reconstruct", action="store_true", help="leave the reconstruction out")
     run.add_argument("--share-pass", action="store_true", help="make all edits in one network pass a step")
 
@@ -172,6 +178,35 @@ def _add_vitality(verbs: Any) -> None:
     _add_model(vitality)
     _add_frames(vitality)
     _add_accelerator(vitality)
+
+
+def _add_export(verbs: Any) -> None:
+    export = verbs.add_parser(
+        "export",
+        help="write the network as files that PyTorch alone can run",
+        description="Export the network of a model for clips of one size, a graph for each row layout that the "
+        "inverter and the editor need. `edit --runtime DIR` and other programs run them.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    export.add_argument(
+        "--format",
+        choices=("aoti", "torch-export", "torchscript"),
+        default="aoti",
+        help="compiled ahead of time; a graph; or, for compatibility, a trace",
+    )
+    _add_output(export)
+    export.add_argument("--model", default="tiny", help="'tiny' (bundled), a folder, or a hub id")
+    export.add_argument("--guidance-scale", type=float, default=2.0, help="of the edits; 1 turns guidance off")
+    export.add_argument("--num-inference-steps", "--steps", type=int, default=50, help="steps of each direction")
+    export.add_argument("--inverter", type=_read_spec, metavar="CLASS", help=f"the inversion method: {_SPEC}")
+    export.add_argument("--editor", type=_read_spec, metavar="CLASS", help=f"the editing method: {_SPEC}")
+    export.add_argument("--num-frames", type=int, help="4k + 1; unset: the most that the model takes")
+    export.add_argument("--height", type=int, help="pixels; unset: the model's")
+    export.add_argument("--width", type=int, help="pixels; unset: the model's")
+    export.add_argument("--attention", default="auto", help="the kernel")
+    export.add_argument("--dtype", default="auto", help="of the graphs: auto, float32, bfloat16, ...")
+    _add_accelerator(export)
 
 
 _VITALITY_CLIPS = 8

@@ -56,6 +56,7 @@ def edit(args: argparse.Namespace) -> int:
         attention=args.attention,
         dtype=args.dtype,
         compile=args.compile,
+        runtime=args.runtime,
         on_error="raise",
         seed=args.seed,
     )

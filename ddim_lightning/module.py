@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from ddim_lightning.artifacts import ArtifactNetwork
 from ddim_lightning.diffusion.editors import Editor, InversionFree
 from ddim_lightning.diffusion.inverters import Inverter, UniInv
 from ddim_lightning.engine import InversionEngine
@@ -62,6 +63,8 @@ class DDIMInversionModule(LightningModule):
         attention: ``auto``, ``sdpa``, ``xformers``, or the dotted path of a function of your own.
         dtype: ``auto`` (bfloat16 on an accelerator, float32 on a CPU), ``bfloat16``, ``float16`` or ``float32``.
         compile: Compile the transformer's blocks: ``True``, or a mode of `torch.compile`.
+        runtime: Folder that ``ddim-lightning export`` wrote: its artefacts stand in for the network. They must be of
+            the same model, dtype and size, and hold the row layouts of this editor and guidance.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
         on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
         seed: The run's seed; every clip derives its own from it and its id.
@@ -89,6 +92,7 @@ class DDIMInversionModule(LightningModule):
         attention: str = "auto",
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
         compile: bool | str = False,  # noqa: A002
+        runtime: str | None = None,
         require_rotary: bool = True,
         on_error: Literal["skip", "raise"] = "skip",
         seed: int = 0,
@@ -100,6 +104,10 @@ class DDIMInversionModule(LightningModule):
         if not 0 <= guidance_scale < math.inf:
             raise ValueError(f"guidance_scale: must be finite and not negative, got {guidance_scale}")
         check_compile_mode(compile)
+        if runtime is not None and (compile or training is not None):
+            other = "compile" if compile else "training"
+            rule = f"artefacts cannot be compiled or trained; must be unset with {other}"
+            raise ValueError(f"runtime: {rule}, got {runtime!r}")
         for name, value, allowed in (
             ("dtype", dtype, ("auto", *DTYPES)),
             ("on_error", on_error, ("skip", "raise")),
@@ -124,6 +132,7 @@ class DDIMInversionModule(LightningModule):
         self.attention = attention
         self.dtype_name = dtype
         self.compile_mode = compile
+        self.runtime = runtime
         self.require_rotary = require_rotary
         self.on_error = on_error
         self.seed = seed
@@ -145,6 +154,7 @@ class DDIMInversionModule(LightningModule):
             "attention": attention,
             "dtype": dtype,
             "compile": compile,
+            "runtime": runtime,
             "require_rotary": require_rotary,
             "on_error": on_error,
             "seed": seed,
@@ -200,6 +210,10 @@ class DDIMInversionModule(LightningModule):
         )
         if self.compile_mode:
             apply_compile(self._engine.network, self.compile_mode)
+        if self.runtime is not None:
+            artifacts = ArtifactNetwork(Path(self.runtime), device)
+            artifacts.check(self._engine)
+            self._engine.denoiser.network = artifacts
         if self.training_options is not None:
             # Only what trains becomes a submodule, and with it a part of checkpoints and of what Lightning moves.
             for name in self.training_options.parts:
