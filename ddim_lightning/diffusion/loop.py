@@ -162,6 +162,11 @@ def edit_together(
     pairs = zip(requests, generators, strict=True)
     states = [editor.start(inversion, request, generator, denoiser.num_layers) for request, generator in pairs]
     for step in list(inversion.table)[editor.get_first_step(len(inversion.table)) :]:
+        if not editor.evaluates(step, inversion.table):
+            states = [editor.carry(state, step, inversion) for state in states]
+            if callback is not None:
+                callback(step, [state.latents for state in states])
+            continue
         planned = [editor.branches(state, step, inversion) for state in states]
         merged, places = merge_branches([branches for branches, _ in planned])
         velocities = denoiser(merged, step, planned[0][1])

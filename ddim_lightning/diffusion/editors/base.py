@@ -31,6 +31,7 @@ class EditState:
         num_layers: Layers of the model whose keys and values can be read.
         source: The source branch's own latents, where a method lets it run free of the trajectory.
         seed: Of a method that draws noise at every step.
+        carried: What the last two evaluated steps found, with their angles in radians, newest first.
     """
 
     latents: Latents
@@ -38,6 +39,7 @@ class EditState:
     num_layers: int
     source: Latents | None = None
     seed: int = 0
+    carried: tuple[tuple[float, Latents], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Editor(ABC):
         velocity_mask: Threshold, 0 .. 1, of a mask made from the velocities under the two prompts (see
             `diffusion.masks`), outside which the trajectory is kept; ``None`` makes none. A mask of the request goes
             first.
+        stride: Evaluate the network at every ``stride``-th step alone, >= 1. What it finds is carried on to the steps
+            between along a line through the last two findings: an approximation, the same for all rows.
 
     Raises:
         ValueError: An option out of its range.
@@ -69,6 +73,7 @@ class Editor(ABC):
     guidance_steps: Range = (0, None)
     negative: Literal["request", "source"] = "request"
     velocity_mask: float | None = None
+    stride: int = 1
 
     def __post_init__(self) -> None:
         check_range("first_step", (self.first_step, None))
@@ -77,6 +82,8 @@ class Editor(ABC):
         check_choice("negative", self.negative, ("request", "source"))
         if self.velocity_mask is not None and not 0.0 <= self.velocity_mask <= 1.0:
             raise ValueError(f"velocity_mask: must lie in 0 .. 1, got {self.velocity_mask}")
+        if self.stride < 1:
+            raise ValueError(f"stride: must be at least 1, got {self.stride}")
 
     def check(self, num_layers: int, num_steps: int) -> None:
         """Check the options against a model and a table, before any work.
@@ -132,7 +139,20 @@ class Editor(ABC):
         velocity = velocities[0]
         assert velocity is not None
         latents = inversion.inverter.land(state.latents, velocity, inversion.state, step)
+        state = replace(state, carried=((step.angle, velocity), *state.carried[:1]))
         return keep_outside(state, latents, inversion.levels[step.i + 1])
+
+    def carry(self, state: EditState, step: Step, inversion: Inversion) -> EditState:
+        """Return the state at level ``i + 1`` by what former steps found, where the network is not evaluated.
+
+        Source: extrapolation as in the two-step Adams-Bashforth method.
+        """
+        latents = inversion.inverter.land(state.latents, extrapolate(state.carried, step.angle), inversion.state, step)
+        return keep_outside(state, latents, inversion.levels[step.i + 1])
+
+    def evaluates(self, step: Step, table: StepTable) -> bool:
+        """Whether the network is evaluated at a step that is not before the first."""
+        return (step.i - self.get_first_step(len(table))) % self.stride == 0
 
     def get_first_step(self, num_steps: int) -> int:
         """Return the position of the step that the edit begins with."""
@@ -158,7 +178,24 @@ class Editor(ABC):
         """Return the rows of the edited video at each step, 0 before the first."""
         steps = [self.scale(request, step, table) for step in table]
         first = self.get_first_step(len(table))
-        return [0 if i < first else 1 if scale == 1.0 else 2 for i, scale in enumerate(steps)]
+        return [
+            0 if step.i < first or not self.evaluates(step, table) else 1 if scale == 1.0 else 2
+            for step, scale in zip(table, steps, strict=True)
+        ]
+
+
+def extrapolate(carried: Sequence[tuple[float, Latents]], angle: float) -> Latents:
+    """Return what lies on the line through the last two findings at an angle; the last one where there is no other.
+
+    Args:
+        carried: (angle in radians, finding), newest first; at least one.
+        angle: Where it is wanted.
+    """
+    (last_angle, last), *before = carried
+    if not before:
+        return last
+    ((before_angle, found),) = before[:1]
+    return last + (angle - last_angle) / (last_angle - before_angle) * (last - found)
 
 
 def keep_outside(state: EditState, latents: Latents, outside: Latents) -> EditState:

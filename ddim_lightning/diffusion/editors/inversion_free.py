@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -102,8 +102,16 @@ class InversionFree(Editor):
             assert v_target is not None
             assert v_source is not None
             moved += get_denoised(target, v_target, step.angle) - get_denoised(source, v_source, step.angle)
+        state = replace(state, carried=((step.angle, moved / self.draws), *state.carried[:1]))
+        return self._move(state, moved / self.draws, step, clean)
+
+    def carry(self, state: EditState, step: Step, inversion: Inversion) -> EditState:
+        """Move by the last difference of the predictions: fresh noise would make a line through two of them rough."""
+        return self._move(state, state.carried[0][1], step, inversion.levels[-1])
+
+    def _move(self, state: EditState, moved: Latents, step: Step, clean: Latents) -> EditState:
         ratio = math.cos(step.angle) * math.sin(step.angle_next) / (math.cos(step.angle_next) * math.sin(step.angle))
-        latents = clean + ratio * (state.latents - clean) + (1.0 - ratio) * moved / self.draws
+        latents = clean + ratio * (state.latents - clean) + (1.0 - ratio) * moved
         return keep_outside(state, latents, clean)
 
     def count_calls(self, request: EditRequest, table: StepTable, together: int = 1) -> int:  # noqa: D102

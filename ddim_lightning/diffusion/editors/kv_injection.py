@@ -76,6 +76,8 @@ class KVInjection(Editor):
         check_choice("source_text", self.source_text, ("auto", "source", "inversion", "edit"))
         check_choice("source", self.source, ("snapped", "replayed"))
         check_choice("initial", self.initial, tuple(STARTS))
+        if self.stride > 1 and self.source == "replayed":
+            raise ValueError(f"stride: must be 1 where the source runs freely, got {self.stride}")
         if self.order < 1:
             raise ValueError(f"order: must be at least 1, got {self.order}")
         if self.initial == "k_rnr" and self.first_step == 0:

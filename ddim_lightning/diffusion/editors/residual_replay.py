@@ -41,6 +41,9 @@ class ResidualReplay(KVInjection):
         if self.source == "replayed":
             raise ValueError("source: must be snapped where the target branch is replayed, got 'replayed'")
 
+        if self.stride > 1:
+            raise ValueError(f"stride: must be 1 where every step is replayed, got {self.stride}")
+
     def check(self, num_layers: int, num_steps: int) -> None:  # noqa: D102
         super().check(num_layers, num_steps)
         check_fits("replay_steps", self.replay_steps, num_steps)
