@@ -1,0 +1,220 @@
+"""Frames, resolution and steps against time and memory, beside what the count of operations predicts.
+
+One row without guidance, as an inversion evaluates it, on random latents. The prediction is the closed form at the rate
+of the largest point of each list: where small points lie above it, time goes into something else than products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddim_lightning.diffusion.inverters import DDIM
+from ddim_lightning.diffusion.loop import invert
+from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.kernels import resolve_attention
+from ddim_lightning.models.loading import Components, load_components
+from ddim_lightning.models.network import Network
+from ddim_lightning.models.published import make_random_5b
+from ddim_lightning.models.schedulers import make_step_table
+from ddim_lightning.runtime.flops import count_pass, make_sizes
+from ddim_lightning.runtime.timing import read_memory_gib
+
+from .edit_report import make_table
+from .environment import read_block
+from .plots import Line, plot_limits
+from .versus_reference import read_clock
+
+SCHEMA = "ddim-lightning/scaling/1"
+TINY = {
+    "frames": ((1, 16, 16), (2, 16, 16), (3, 16, 16), (5, 16, 16)),
+    "resolution": ((3, 8, 8), (3, 16, 16), (3, 24, 24)),
+}
+FULL = {
+    "frames": ((1, 60, 90), (4, 60, 90), (7, 60, 90), (13, 60, 90)),
+    "resolution": ((13, 30, 46), (13, 44, 66), (13, 60, 90)),
+}
+"""Latent frames, height and width of the points of each list."""
+STEPS = (5, 10, 25)
+
+
+def load(args: argparse.Namespace) -> Components:
+    """Load the tiny model, or make the 5B architecture with random weights."""
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    if args.full_size:
+        return make_random_5b(device=device, dtype=dtype, seed=args.seed)
+    return load_components("tiny", device=device, dtype=dtype)
+
+
+def measure_size(network: Network, size: Sequence[int], args: argparse.Namespace) -> dict[str, Any]:
+    """Time passes of one row at a size, after one that warms up.
+
+    Args:
+        network: The model.
+        size: Latent frames, height and width.
+        args: Rounds, device, dtype and seed.
+    """
+    config, device = network.transformer.config, torch.device(args.device)
+    frames, height, width = size
+    shape = (1, frames, config.in_channels, height, width)
+    generator = torch.Generator().manual_seed(args.seed)
+    latents = torch.randn(shape, generator=generator).to(device, network.dtype)
+    text = (1, config.max_text_seq_length, config.text_embed_dim)
+    embeds = torch.randn(text, generator=generator).to(device, network.dtype)
+    if device.type == "cuda":  # pragma: no cover - cuda
+        torch.cuda.reset_peak_memory_stats(device)
+    samples = []
+    for _ in range(1 + args.rounds):
+        start = read_clock(device)
+        velocity = network(latents, embeds, 500)
+        samples.append((read_clock(device) - start) * 1e3)
+    flops = count_pass(make_sizes(config, shape), 1)
+    return {
+        "size": list(size),
+        "tokens": make_sizes(config, shape).tokens,
+        "row_ms": samples,
+        "linear_flop": flops.linear,
+        "attention_flop": flops.attention,
+        "memory": read_memory_gib(device) if device.type == "cuda" else None,
+        "finite": bool(velocity.isfinite().all()),
+    }
+
+
+def measure_steps(parts: Components, network: Network, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time whole inversions without a residual in different numbers of steps, after one that warms up."""
+    config, device = parts.transformer.config, torch.device(args.device)
+    frames, height, width = (FULL if args.full_size else TINY)["resolution"][1]
+    generator = torch.Generator().manual_seed(args.seed)
+    latents = torch.randn(1, frames, config.in_channels, height, width, generator=generator).to(device)
+    embeds = torch.randn(1, config.max_text_seq_length, config.text_embed_dim, generator=generator).to(device)
+    denoiser, rows = CogVideoXDenoiser(network, lambda prompt: embeds), []
+    for steps in STEPS:
+        table, samples = make_step_table(parts.scheduler, steps), []
+        for _ in range(1 + min(args.rounds, 3)):
+            start = read_clock(device)
+            invert(denoiser, latents, table, DDIM())
+            samples.append((read_clock(device) - start) * 1e3)
+        rows.append({"steps": steps, "inversion_ms": samples})
+    return rows
+
+
+def tell_median(row: Mapping[str, Any]) -> float:
+    """Return the median without the warm-up, in milliseconds."""
+    return statistics.median(row["row_ms"][1:])
+
+
+def predict(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the milliseconds of every point at the rate of the last, the largest."""
+    work = [row["linear_flop"] + row["attention_flop"] for row in rows]
+    return [tell_median(rows[-1]) * flop / work[-1] for flop in work]
+
+
+@torch.inference_mode()
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure every point and return the result, JSON-ready."""
+    device = torch.device(args.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    parts = load(args)
+    network = Network(parts.transformer, resolve_attention(args.attention, device))
+    lists = FULL if args.full_size else TINY
+    result: dict[str, Any] = {
+        name: [measure_size(network, size, args) for size in sizes] for name, sizes in lists.items()
+    }
+    result["steps"] = measure_steps(parts, network, args)
+    return {
+        "schema": SCHEMA,
+        "environment": read_block(args.commit),
+        "settings": {
+            "model": "CogVideoX-5B's architecture, random weights" if args.full_size else "tiny",
+            "clock": "wall" if device.type == "cuda" else "CPU time of the process, one thread",
+            **{name: getattr(args, name) for name in ("rounds", "dtype", "device", "attention", "seed")},
+        },
+        **result,
+    }
+
+
+def make_markdown(result: Mapping[str, Any]) -> str:
+    """Write the report that a person reads."""
+    settings = result["settings"]
+    lines = [
+        "# Frames, resolution and steps",
+        "",
+        f"`{result['environment']['command']}` at commit {result['environment']['commit']}",
+        "",
+        f"{settings['model']}, one row, {settings['dtype']}; clock: {settings['clock']}; {settings['rounds']} rounds.",
+    ]
+    for name in ("frames", "resolution"):
+        rows = [
+            (
+                " x ".join(map(str, row["size"])),
+                str(row["tokens"]),
+                f"{row['linear_flop'] / 1e9:.2f}",
+                f"{row['attention_flop'] / 1e9:.2f}",
+                f"{tell_median(row):.1f}",
+                f"{expected:.1f}",
+                "not measured" if row["memory"] is None else f"{row['memory']['peak_gib']:.2f}",
+            )
+            for row, expected in zip(result[name], predict(result[name]), strict=True)
+        ]
+        head = ("latents", "tokens", "linear GFLOP", "attention GFLOP", "ms a row", "predicted", "peak GiB")
+        lines += ["", f"## {name.capitalize()}", "", *make_table(head, rows), "", f"![{name}]({name}.png)"]
+    rows = [
+        (str(row["steps"]), f"{median:.0f}", f"{median / row['steps']:.1f}")
+        for row in result["steps"]
+        for median in [statistics.median(row["inversion_ms"][1:])]
+    ]
+    lines += ["", "## Steps", "", *make_table(("steps", "inversion ms", "ms a step"), rows), ""]
+    return "\n".join(lines)
+
+
+def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
+    """Draw what was measured and what was predicted over the tokens of a row."""
+    for name in ("frames", "resolution"):
+        rows = result[name]
+        tokens = [row["tokens"] for row in rows]
+        lines = [
+            Line("measured", tokens, [tell_median(row) for row in rows]),
+            Line("predicted from the count", tokens, predict(rows), dash="--"),
+        ]
+        title = f"Time of a row over its tokens: {name}"
+        plot_limits(folder / f"{name}.png", lines, {}, title=title, x_label="tokens", y_label="ms a row")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser.add_argument("--full-size", action="store_true", help="CogVideoX-5B's architecture with random weights")
+    parser.add_argument("--rounds", type=int, default=10, help="timed passes of each point (10)")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float32"))
+    parser.add_argument("--attention", default="auto", help="the kernel")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--output", type=Path, help="folder for result.json, README.md and the plots")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the report and write it; the exit status is 1 when a velocity is not finite."""
+    args = make_parser().parse_args(argv)
+    result = measure(args)
+    report = make_markdown(result)
+    print(report)
+    if args.output is not None:
+        args.output.mkdir(parents=True, exist_ok=True)
+        (args.output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (args.output / "README.md").write_text(report, encoding="utf-8")
+        write_plots(args.output, result)
+    return 0 if all(row["finite"] for name in ("frames", "resolution") for row in result[name]) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

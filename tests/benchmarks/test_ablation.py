@@ -1,0 +1,54 @@
+"""One switch at a time: on the bundled model, in few steps."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.ablation import EXACT, compare, main, make_ladder, make_markdown, make_switches
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    folder = tmp_path_factory.mktemp("ablation")
+    words = ["--steps", "6", "--rounds", "2", "--edits", "1", "--no-compile", "--output", str(folder)]
+    assert main(words) == 0
+    return json.loads((folder / "result.json").read_text()), (folder / "README.md").read_text()
+
+
+def test_each_list_begins_with_what_is_exact(result) -> None:  # type: ignore[no-untyped-def]
+    for variants, name in ((make_switches(), "switches"), (make_ladder(), "ladder")):
+        assert variants[0].name == EXACT and len({variant.name for variant in variants}) == len(variants)
+        measured = result[0][name]
+        assert measured[0]["name"] == EXACT and measured[0]["relative_l2"] == 0.0
+        left_out = [variant.name for variant in variants if "compile" in variant.settings]
+        assert [row["name"] for row in measured] == [v.name for v in variants if v.name not in left_out]
+
+
+def test_switches_spare_rows_and_say_what_they_cost(result) -> None:  # type: ignore[no-untyped-def]
+    rows = {row["name"]: row for row in result[0]["switches"]}
+    exact = rows[EXACT]
+    assert all(len(row["edit_s"]) == len(row["invert_s"]) == 2 for row in rows.values())
+    for name in ("one noise", "no guidance", "stride 2", "stride 3"):
+        assert rows[name]["edit_rows"] < exact["edit_rows"]
+    for name in ("one noise", "nothing read", "stride 2"):
+        assert 0.0 < rows[name]["relative_l2"] < 1.0
+        assert rows[name]["psnr_db"] != exact["psnr_db"]
+    assert {row["invert_rows"] for row in rows.values()} == {exact["invert_rows"]}
+
+
+def test_report_is_made_of_the_result(result) -> None:  # type: ignore[no-untyped-def]
+    parsed, report = result
+    assert make_markdown(parsed) == report
+    rows = {row["name"]: row for row in parsed["switches"]}
+    ratio = compare(rows[EXACT], rows["stride 3"])
+    loss = rows["stride 3"]["psnr_db"] - rows[EXACT]["psnr_db"]
+    (line,) = [line for line in report.splitlines() if line.startswith("| stride 3 |")]
+    assert f"| {ratio:.2f} |" in line and line.endswith(f"| {loss:+.2f} |")
+
+
+def test_times_are_compared_round_by_round() -> None:
+    base = {"invert_s": [1.0, 1.0, 2.0], "edit_s": [1.0, 3.0, 2.0]}
+    assert compare(base, {"invert_s": [0.5, 0.5, 0.5], "edit_s": [0.5, 0.5, 0.5]}) == 4.0
