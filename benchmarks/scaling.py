@@ -106,7 +106,7 @@ def measure_steps(parts: Components, network: Network, args: argparse.Namespace)
 
 def tell_median(row: Mapping[str, Any]) -> float:
     """Return the median without the warm-up, in milliseconds."""
-    return statistics.median(row["row_ms"][1:])
+    return float(statistics.median(row["row_ms"][1:]))
 
 
 def predict(rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -165,12 +165,9 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         ]
         head = ("latents", "tokens", "linear GFLOP", "attention GFLOP", "ms a row", "predicted", "peak GiB")
         lines += ["", f"## {name.capitalize()}", "", *make_table(head, rows), "", f"![{name}]({name}.png)"]
-    rows = [
-        (str(row["steps"]), f"{median:.0f}", f"{median / row['steps']:.1f}")
-        for row in result["steps"]
-        for median in [statistics.median(row["inversion_ms"][1:])]
-    ]
-    lines += ["", "## Steps", "", *make_table(("steps", "inversion ms", "ms a step"), rows), ""]
+    medians = [(row["steps"], statistics.median(row["inversion_ms"][1:])) for row in result["steps"]]
+    spent = [(str(steps), f"{ms:.0f}", f"{ms / steps:.1f}") for steps, ms in medians]
+    lines += ["", "## Steps", "", *make_table(("steps", "inversion ms", "ms a step"), spent), ""]
     return "\n".join(lines)
 
 

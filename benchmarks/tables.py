@@ -12,6 +12,7 @@ from typing import Any
 from .edit_report import make_table, tell_guidance, tell_met
 from .edit_variants import DEFAULT, LIMITS, NO_INVERSION, REFERENCE
 from .inversion_report import tell_calls
+from .versus_reference import GOALS
 
 ROOT = Path(__file__).resolve().parents[1]
 REGION = re.compile(r"<!-- table:(?P<name>[\w-]+) -->.*?<!-- end -->", flags=re.DOTALL)
@@ -67,9 +68,31 @@ def make_edit_table(result: Result) -> list[str]:
     return [*lines, "", said, *(["", *bars] if bars else [])]
 
 
+def make_versus_table(result: Result) -> list[str]:
+    """Make the table of the comparison with the reference script."""
+    settings, goals = result["settings"], {goal[:4]: goal[4] for goal in GOALS}
+    lines = make_table(
+        ("what", "ours", "against", "times as fast", "goal"),
+        [
+            (
+                row["what"],
+                row["variant"],
+                row["against"],
+                f"{row['median']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f})",
+                f"{goals[row['what'], row['case'], row['variant'], row['against']]:g}",
+            )
+            for row in result["ratios"]
+        ],
+    )
+    model = "the tiny model" if settings["model"] == "tiny" else settings["model"]
+    said = f"{model}, {settings['device']}, {settings['steps']} steps, {settings['text_tokens']} text tokens"
+    return [*lines, "", f"*{said}, {settings['rounds']} rounds in turns, {_link('versus-reference')}.*"]
+
+
 MAKERS: Mapping[str, Callable[[Result], list[str]]] = {
     "inversion-error": make_inversion_table,
     "edit-quality": make_edit_table,
+    "versus-reference": make_versus_table,
 }
 """Name of a region, and of a folder of results, to what makes its table."""
 

@@ -11,8 +11,11 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from ddim_lightning import Clip, DDIMInversionModule
-from ddim_lightning.models.attention import resolve_attention, sdpa_attention, xformers_attention
+from ddim_lightning import Clip, DDIMInversionModule, EditRequest, KVInjection
+from ddim_lightning.diffusion.inverters import DDIM
+from ddim_lightning.diffusion.loop import invert
+from ddim_lightning.models.attention import Attention
+from ddim_lightning.models.kernels import CUDA_KERNELS, MeasuredAttention, get_memory_file, resolve_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -68,21 +71,50 @@ def test_compiled_blocks_agree_with_eager(tiny_model: Path) -> None:
     assert relative_error(compiled.edits[0].latents, eager.edits[0].latents) <= 1e-2
 
 
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_xformers_by_name_runs_or_says_what_is_available(with_bias: bool) -> None:
-    device = torch.device("cuda")
-    try:
-        attend = resolve_attention("xformers", device)
-    except ValueError as error:
-        assert "only 'auto' and 'sdpa' are available" in str(error)  # noqa: PT017
-        return
-    assert attend is xformers_attention
+def make_attention_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator("cuda").manual_seed(0)
-    query = torch.randn(2, 3, 128, 64, generator=generator, device=device).bfloat16()
-    key, value = torch.randn(2, 2, 3, 256, 64, generator=generator, device=device).bfloat16()
-    bias = None
-    if with_bias:  # a view of one row, as the processor makes it
-        bias = torch.tensor([0.0, -1.0], device=device, dtype=torch.bfloat16).repeat_interleave(128)
-        bias = bias.expand(1, 1, 128, 256)
-    ours, theirs = attend(query, key, value, bias), sdpa_attention(query, key, value, bias)
-    assert relative_error(ours.float(), theirs.float()) <= 1e-2
+    query = torch.randn(2, 3, 128, 64, generator=generator, device="cuda").bfloat16()
+    key, value = torch.randn(2, 2, 3, 256, 64, generator=generator, device="cuda").bfloat16()
+    return query, key, value
+
+
+@pytest.mark.parametrize("name", ["cudnn", "flash", "efficient", "xformers"])
+def test_kernels_by_name_agree_and_say_their_log_sum_exp_or_what_is_available(name: str) -> None:
+    try:
+        attention = resolve_attention(name, torch.device("cuda"))
+    except ValueError as error:
+        assert "are available" in str(error)  # noqa: PT017
+        return
+    assert isinstance(attention, Attention) and attention.attend_lse is not None
+    query, key, value = make_attention_inputs()
+    logits = query.float() @ key.float().transpose(-1, -2) / 8.0
+    theirs, their_lse = logits.softmax(-1) @ value.float(), logits.logsumexp(-1)
+    assert relative_error(attention.attend(query, key, value, None).float(), theirs) <= 1e-2
+    ours, lse = attention.attend_lse(query, key, value)
+    assert relative_error(ours.float(), theirs) <= 1e-2
+    assert relative_error(lse, their_lse) <= 1e-2
+
+
+def test_the_automatic_choice_is_measured_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    choice = resolve_attention("auto", torch.device("cuda"))
+    assert isinstance(choice, MeasuredAttention)
+    kernel = choice.choose((1, 3, 256, 64), torch.bfloat16, torch.device("cuda"))
+    assert kernel.name in CUDA_KERNELS and get_memory_file().is_file()
+
+
+def test_no_step_makes_the_host_wait(tiny_model: Path) -> None:
+    """Once everything has been on the device, a whole edit asks nothing of it until its end."""
+    module = DDIMInversionModule(str(tiny_model), num_inference_steps=4, editor=KVInjection(strength=0.5))
+    module.load(torch.device("cuda"))
+    engine = module.engine
+    latents = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
+    request = EditRequest("a red circle", guidance_scale=3.0)
+    with torch.inference_mode():
+        inversion = invert(engine.denoiser, latents, engine.table, DDIM())
+        engine.edit(inversion, request)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            engine.edit(invert(engine.denoiser, latents, engine.table, DDIM()), request)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
