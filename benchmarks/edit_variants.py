@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ddim_lightning.diffusion.editors import Editor, InversionFree, KVInjection, ResidualReplay
+from ddim_lightning.diffusion.editors.fast import make_fast
 from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
 
 SEEDS = 3
@@ -51,6 +52,7 @@ class Variant:
 CEILING, NOTHING = "ceiling", "do nothing"
 """Rows without a method: the truth, and the source, through the VAE."""
 NO_INVERSION, REFERENCE, DEFAULT, INJECTION = "no inversion", "reference", "default", "KVInjection"
+FAST = "preset fast"
 DEFAULT_GUIDANCE = 2.0
 """The scale that `DDIMInversionModule` has by default."""
 
@@ -65,6 +67,7 @@ METHODS = {
         DDIM(), KVInjection(source_rows="paired", initial="random"), tell_source=False, guidance=(6.0,), seeds=SEEDS
     ),
     DEFAULT: Variant(UniInv(), InversionFree(), guidance=(1.0, DEFAULT_GUIDANCE, 3.0, 6.0), seeds=SEEDS),
+    FAST: Variant(UniInv(), make_fast(InversionFree()), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS),
     "plain inversion": Variant(DEEP, KVInjection(strength=0.0)),
     "ResidualReplay": Variant(DEEP, ResidualReplay()),
     "ResidualReplay + K/V": Variant(DEEP, ResidualReplay(strength=1.0)),

@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     """Hand the arguments to the verb they begin with."""
     args = None
+    if words[:1] == ["benchmark"]:
+        from ddim_lightning.benchmark_command import benchmark
+
+        return benchmark(words[1:])
     if not words or words[0] not in _LIGHTNING:
         args = make_parser().parse_args([_with_dashes(word) for word in words])
         if args.verb == "env":
@@ -109,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     env.add_argument("--json", action="store_true", help="print JSON")
     for verb, what in _LIGHTNING.items():
         verbs.add_parser(verb, help=what, add_help=False)
+    verbs.add_parser("benchmark", help="run a benchmark; without a name they are listed", add_help=False)
     return parser
 
 
@@ -142,8 +147,18 @@ def _add_edit(verbs: Any) -> None:
     _add_accelerator(run)
     run.add_argument("--dtype", default="auto", help="of the network: auto, float32, bfloat16, ...")
     run.add_argument("--attention", default="auto", help="attention kernel: auto, sdpa, cudnn, flash, ...")
+    run.add_argument(
+        "--precision", choices=("none", "int8", "fp8"), default="none", help="of the blocks' large products, in edits"
+    )
     run.add_argument("--compile", nargs="?", const=True, default=False, metavar="MODE", help="torch.compile the blocks")
+    run.add_argument("--preset", choices=("exact", "fast"), default="exact", help="fast: edits evaluate fewer steps")
     run.add_argument("--runtime", metavar="DIR", help="artefacts that `export` wrote, instead of the network")
+    run.add_argument(
+        "--memory",
+        choices=("exact", "staged", "low_memory"),
+        default="exact",
+        help="what stays on the device: all; what works; of the transformer two blocks",
+    )
     run.add_argument("--no-reconstruct", action="store_true", help="leave the reconstruction out")
     run.add_argument("--share-pass", action="store_true", help="make all edits in one network pass a step")
 

@@ -55,8 +55,11 @@ def edit(args: argparse.Namespace) -> int:
         share_pass=args.share_pass,
         attention=args.attention,
         dtype=args.dtype,
+        precision=args.precision,
         compile=args.compile,
+        preset=args.preset,
         runtime=args.runtime,
+        memory=args.memory,
         on_error="raise",
         seed=args.seed,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,10 @@ from ddim_lightning.models.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.kernels import MeasuredAttention
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.network import Network
+from ddim_lightning.models.quantized import Precision
+from ddim_lightning.models.quantized_network import QuantizedNetwork
 from ddim_lightning.models.vae import decode_latents, encode_video
+from ddim_lightning.runtime.memory import Placement
 from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
 
 
@@ -35,6 +39,9 @@ class InversionEngine:
         editor: How new prompts meet the trajectory.
         inversion_prompt: The text of an inversion that is told no other; ``None`` where each clip brings its own.
         attention: The kernel, from `resolve_attention`; ``None`` for PyTorch's own.
+        precision: Of the large products in the transformer's blocks, while edits are made; see `models.quantized`.
+        quantize_inversion: Whether inversions and reconstructions are made in that precision, too.
+        placement: Parks the weights that are not at work, see `apply_memory`; ``None`` leaves all on the device.
     """
 
     components: Components
@@ -44,19 +51,29 @@ class InversionEngine:
     editor: Editor
     inversion_prompt: str | None = ""
     attention: Attention | MeasuredAttention | None = None
+    precision: Precision = "none"
+    quantize_inversion: bool = False
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
         self.network = Network(self.components.transformer, self.attention)
-        self.denoiser = CogVideoXDenoiser(self.network, self.prompts)
+        self.quantized = None if self.precision == "none" else QuantizedNetwork(self.network, self.precision)
+        everywhere = self.quantized if self.quantized is not None and self.quantize_inversion else self.network
+        self.denoiser = CogVideoXDenoiser(everywhere, self.prompts)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Where the model works."""
+        if self.placement is not None:
+            return self.placement.device
         device: torch.device = self.components.transformer.device
         return device
 
     def move(self, device: torch.device) -> None:
         """Move the model to another device; does nothing where it is there already."""
+        if self.placement is not None:
+            self.placement.check(device)
+            return
         parts = self.components
         modules: list[nn.Module | None] = [parts.transformer, parts.vae, parts.text_encoder]
         for module in modules:
@@ -64,12 +81,19 @@ class InversionEngine:
                 module.to(device)
                 self.prompts.forget()
 
+    def bring(self, part: str | None) -> None:
+        """Bring the weights of a part to the device, and park all others; does nothing without a placement."""
+        if self.placement is not None:
+            self.placement.use(part)
+
     def encode(self, video: Video | Frames) -> Latents:
         """Encode (b, f, c, h, w) floats in 0 .. 1, or (f, c, h, w) uint8 frames, to latents by the posterior's mode."""
+        self.bring("vae")
         return encode_video(self.components.vae, video if video.ndim == 5 else video[None])
 
     def decode(self, latents: Latents) -> Video:
         """Decode latents to (b, f, c, h, w) floats in 0 .. 1."""
+        self.bring("vae")
         return decode_latents(self.components.vae, latents)
 
     def invert(
@@ -102,7 +126,8 @@ class InversionEngine:
     ) -> Latents:
         """Rebuild under a new prompt; see `diffusion.loop.edit`."""
         generator = torch.Generator().manual_seed(seed)
-        return edit(self.denoiser, inversion, self.editor, request, generator=generator, callback=callback)
+        with self._in_precision() as denoiser:
+            return edit(denoiser, inversion, self.editor, request, generator=generator, callback=callback)
 
     def edit_together(
         self,
@@ -114,4 +139,16 @@ class InversionEngine:
     ) -> list[Latents]:
         """Rebuild under several prompts, in one network pass a step; see `diffusion.loop.edit_together`."""
         generators = [torch.Generator().manual_seed(seed) for _ in requests]
-        return edit_together(self.denoiser, inversion, self.editor, requests, generators=generators, callback=callback)
+        with self._in_precision() as denoiser:
+            return edit_together(denoiser, inversion, self.editor, requests, generators=generators, callback=callback)
+
+    @contextmanager
+    def _in_precision(self) -> Iterator[CogVideoXDenoiser]:
+        """Have the one denoiser, which counts all rows, ask the network of the edits for a while."""
+        before = self.denoiser.network
+        if self.quantized is not None:
+            self.denoiser.network = self.quantized
+        try:
+            yield self.denoiser
+        finally:
+            self.denoiser.network = before

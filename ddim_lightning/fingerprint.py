@@ -45,7 +45,7 @@ def check_fingerprint(found: Mapping[str, str], wanted: Mapping[str, str], path:
 
 
 def digest_model(engine: InversionEngine) -> str:
-    """Digest what of a model an inversion depends on: VAE, transformer and the dtypes they run in.
+    """Digest what of a model an inversion depends on: VAE, transformer and the dtypes and precision they run in.
 
     Of each weight a few values, evenly spread, are read: a fine-tuned model differs in nearly all of them, and reading
     all of 11 GB would take longer than some inversions.
@@ -53,9 +53,11 @@ def digest_model(engine: InversionEngine) -> str:
     parts = engine.components
     digest = hashlib.sha256()
     for module in (parts.transformer, parts.vae):
-        # One copy from the device for all.
-        samples = torch.cat([_sample(weight) for weight in _weights(module)])
+        # One copy from the device for all; parked weights are on the host.
+        samples = torch.cat([_sample(weight).to(engine.device) for weight in _weights(module)])
         digest.update(f"{module.dtype}".encode() + samples.cpu().numpy().tobytes())
+    if engine.quantize_inversion:
+        digest.update(engine.precision.encode())
     return digest.hexdigest()[:16]
 
 

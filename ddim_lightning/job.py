@@ -258,6 +258,8 @@ class ClipJob:
             ignored.append("negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off")
         if self.requests and self.clip.mask is not None and self.engine.editor.velocity_mask is not None:
             ignored.append("velocity_mask: has no effect on a clip that brings a mask")
+        if not self.requests and self.engine.precision != "none" and not self.engine.quantize_inversion:
+            ignored.append("precision: has no effect on a clip without prompts, unless with quantize_inversion")
         return ignored
 
     def _list_prompts(self) -> list[str]:

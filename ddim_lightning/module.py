@@ -18,15 +18,19 @@ from torch import Tensor
 
 from ddim_lightning.artifacts import ArtifactNetwork
 from ddim_lightning.diffusion.editors import Editor, InversionFree
+from ddim_lightning.diffusion.editors.fast import make_fast
 from ddim_lightning.diffusion.inverters import Inverter, UniInv
 from ddim_lightning.engine import InversionEngine
 from ddim_lightning.job import ClipJob, make_clip_seed
+from ddim_lightning.memory_presets import apply_memory, list_parts_on_host
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.kernels import resolve_attention
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder, read_limits
+from ddim_lightning.models.quantized import check_precision
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.vae import encode_video
 from ddim_lightning.runtime.compile import apply_compile, check_compile_mode
+from ddim_lightning.runtime.memory import check_memory
 from ddim_lightning.specs import PartSpec, describe_part, make_part
 from ddim_lightning.training import Training, compute_loss, make_optimizer
 from ddim_lightning.types import BadClip, Clip, ClipResult, Progress, VideoLimits
@@ -54,6 +58,8 @@ class DDIMInversionModule(LightningModule):
         inversion_prompt: The text of the inversion and the reconstruction; ``None`` takes each clip's source prompt.
         timestep_spacing: ``trailing``, as CogVideoX is published, or ``angle``: even in angles; see `make_step_table`.
         zero_snr: Whether inversions reach the first level of the table, pure noise; without, one step fewer is taken.
+        preset: ``exact``, or ``fast``: the editor evaluates only some of its steps, see `make_fast`. The inversion and
+            the reconstruction stay exact.
         reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion.
         save_trajectory: Put the latents of all levels into the result.
         trajectories: Output folder of a former run with ``save_trajectory``: a clip whose trajectory lies there is not
@@ -62,9 +68,16 @@ class DDIMInversionModule(LightningModule):
             then depend, within rounding, on how many prompts a clip has.
         attention: ``auto``, ``sdpa``, ``xformers``, or the dotted path of a function of your own.
         dtype: ``auto`` (bfloat16 on an accelerator, float32 on a CPU), ``bfloat16``, ``float16`` or ``float32``.
+        precision: Of the large products in the transformer's blocks, while edits are made: ``none``, as loaded;
+            ``int8``, weights in 8 bits; or ``fp8``, weights and activations in 8 bits, on a CUDA device of compute
+            capability 8.9 or more. The exact weights stay in memory beside those in 8 bits.
+        quantize_inversion: Make inversions and reconstructions in that precision, too.
         compile: Compile the transformer's blocks: ``True``, or a mode of `torch.compile`.
         runtime: Folder that ``ddim-lightning export`` wrote: its artefacts stand in for the network. They must be of
             the same model, dtype and size, and hold the row layouts of this editor and guidance.
+        memory: What stays on the device: ``exact``, everything but the text encoder; ``staged``, the VAE or the
+            transformer, whichever works; ``low_memory``, of the transformer two blocks at a time. The rest waits in
+            host memory; results are the same bytes.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
         on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
         seed: The run's seed; every clip derives its own from it and its id.
@@ -85,14 +98,18 @@ class DDIMInversionModule(LightningModule):
         inversion_prompt: str | None = "",
         timestep_spacing: Literal["trailing", "angle"] = "trailing",
         zero_snr: bool = True,
+        preset: Literal["exact", "fast"] = "exact",
         reconstruct: bool = True,
         save_trajectory: bool = False,
         trajectories: str | None = None,
         share_pass: bool = False,
         attention: str = "auto",
         dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+        precision: Literal["none", "int8", "fp8"] = "none",
+        quantize_inversion: bool = False,
         compile: bool | str = False,  # noqa: A002
         runtime: str | None = None,
+        memory: Literal["exact", "staged", "low_memory"] = "exact",
         require_rotary: bool = True,
         on_error: Literal["skip", "raise"] = "skip",
         seed: int = 0,
@@ -108,9 +125,18 @@ class DDIMInversionModule(LightningModule):
             other = "compile" if compile else "training"
             rule = f"artefacts cannot be compiled or trained; must be unset with {other}"
             raise ValueError(f"runtime: {rule}, got {runtime!r}")
+        check_memory(memory, compile_mode=compile, runtime=runtime, training=training, precision=precision)
+        check_precision(precision)
+        if precision != "none" and (runtime is not None or training is not None):
+            other = "training" if runtime is None else "runtime"
+            rule = f"artefacts keep their own, and 8 bits cannot train; must be none with {other}"
+            raise ValueError(f"precision: {rule}, got {precision!r}")
+        if quantize_inversion and precision == "none":
+            raise ValueError(f"quantize_inversion: must be false with a precision of none, got {quantize_inversion}")
         for name, value, allowed in (
             ("dtype", dtype, ("auto", *DTYPES)),
             ("on_error", on_error, ("skip", "raise")),
+            ("preset", preset, ("exact", "fast")),
             ("timestep_spacing", timestep_spacing, ("trailing", "angle")),
         ):
             if value not in allowed:
@@ -118,7 +144,8 @@ class DDIMInversionModule(LightningModule):
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
         inverter, editor = UniInv() if inverter is None else inverter, InversionFree() if editor is None else editor
         self.inverter = make_part(inverter, Inverter, inverters, "inverter")  # type: ignore[type-abstract]
-        self.editor = make_part(editor, Editor, editors, "editor")  # type: ignore[type-abstract]
+        made = make_part(editor, Editor, editors, "editor")  # type: ignore[type-abstract]
+        self.editor = make_fast(made) if preset == "fast" else made
         self.model = model
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
@@ -131,8 +158,11 @@ class DDIMInversionModule(LightningModule):
         self.share_pass = share_pass
         self.attention = attention
         self.dtype_name = dtype
+        self.precision: Literal["none", "int8", "fp8"] = precision
+        self.quantize_inversion = quantize_inversion
         self.compile_mode = compile
         self.runtime = runtime
+        self.memory = memory
         self.require_rotary = require_rotary
         self.on_error = on_error
         self.seed = seed
@@ -147,14 +177,18 @@ class DDIMInversionModule(LightningModule):
             "inversion_prompt": inversion_prompt,
             "timestep_spacing": timestep_spacing,
             "zero_snr": zero_snr,
+            "preset": preset,
             "reconstruct": reconstruct,
             "save_trajectory": save_trajectory,
             "trajectories": trajectories,
             "share_pass": share_pass,
             "attention": attention,
             "dtype": dtype,
+            "precision": precision,
+            "quantize_inversion": quantize_inversion,
             "compile": compile,
             "runtime": runtime,
+            "memory": memory,
             "require_rotary": require_rotary,
             "on_error": on_error,
             "seed": seed,
@@ -187,6 +221,8 @@ class DDIMInversionModule(LightningModule):
     @property
     def pipeline(self) -> CogVideoXPipeline:
         """The components as a pipeline of diffusers."""
+        if self.memory != "exact":
+            raise ValueError(f"memory: must be exact for a pipeline, whose weights stay in place, got {self.memory!r}")
         parts = self.components
         self._keep_text_encoder()
         return CogVideoXPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, parts.scheduler)
@@ -197,7 +233,14 @@ class DDIMInversionModule(LightningModule):
         default = "float32" if device.type == "cpu" else "bfloat16"
         dtype = DTYPES[default if self.dtype_name == "auto" else self.dtype_name]
         attention = resolve_attention(self.attention, device)
-        parts = load_components(self.model, device=device, dtype=dtype, require_rotary=self.require_rotary)
+        check_precision(self.precision, device)
+        parts = load_components(
+            self.model,
+            device=device,
+            dtype=dtype,
+            require_rotary=self.require_rotary,
+            on_host=list_parts_on_host(self.memory),
+        )
         self.editor.check(len(parts.transformer.transformer_blocks), self.num_inference_steps - (not self.zero_snr))
         assert parts.tokenizer is not None
         assert parts.text_encoder is not None
@@ -206,10 +249,14 @@ class DDIMInversionModule(LightningModule):
             parts.scheduler, self.num_inference_steps, spacing=self.timestep_spacing, zero_snr=self.zero_snr
         )
         self._engine = InversionEngine(
-            parts, prompts, table, self.inverter, self.editor, self.inversion_prompt, attention
-        )
+            parts, prompts, table, self.inverter, self.editor, self.inversion_prompt, attention,
+            precision=self.precision, quantize_inversion=self.quantize_inversion,
+        )  # fmt: skip
+        apply_memory(self._engine, self.memory, device)
         if self.compile_mode:
             apply_compile(self._engine.network, self.compile_mode)
+            if self._engine.quantized is not None:
+                apply_compile(self._engine.quantized, self.compile_mode)
         if self.runtime is not None:
             artifacts = ArtifactNetwork(Path(self.runtime), device)
             artifacts.check(self._engine)
@@ -354,5 +401,6 @@ class DDIMInversionModule(LightningModule):
         """Have a text encoder, loading it again if it was released."""
         parts, prompts = self.engine.components, self.engine.prompts
         if parts.text_encoder is None:
+            self.engine.bring(None)
             parts.text_encoder = load_text_encoder(self.model, device=self.engine.device, dtype=parts.transformer.dtype)
         prompts.text_encoder = parts.text_encoder

@@ -507,16 +507,16 @@ MUTATIONS = (
     ),
     Mutation(
         "the strength per layer is not passed on",
-        "models/network.py",
-        "scalars[k] if scalars is not None and layout.reads else None",
+        "models/forward.py",
+        "strengths[k] if strengths is not None and layout.reads else None",
         "None",
         "models/test_denoiser.py::test_strength_is_per_layer",
     ),
     Mutation(
         "the strength of the first layer for all",
-        "models/network.py",
-        "scalars[k] if scalars",
-        "scalars[0] if scalars",
+        "models/forward.py",
+        "strengths[k] if strengths",
+        "strengths[0] if strengths",
         "models/test_denoiser.py::test_strength_is_per_layer",
     ),
     Mutation(
@@ -619,9 +619,9 @@ MUTATIONS = (
     ),
     Mutation(
         "source rows end a layer early",
-        "models/network.py",
-        "goes_on = rows if k < last else kept",
-        "goes_on = rows if k < last - 1 else kept",
+        "models/forward.py",
+        "goes_on = rows if k < last else layout.wanted",
+        "goes_on = rows if k < last - 1 else layout.wanted",
         "models/test_network.py::test_rows_that_are_only_read_end_at_the_last_layer_that_reads_them",
     ),
     Mutation(

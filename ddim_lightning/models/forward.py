@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ def plan_layers(layout: RowLayout, strength: Strength | None, num_layers: int, h
 
 def run_rows(
     parts: Any,
-    blocks: Sequence[BlockWeights],
+    blocks: Iterable[BlockWeights],
     modulation: Modulation,
     latents: Tensor,
     prompt_embeds: Tensor,
@@ -67,7 +67,7 @@ def run_rows(
 
     Args:
         parts: ``patch_embed``, ``norm_final``, ``norm_out`` and ``proj_out`` of the model, and its ``config``.
-        blocks: Weights of every block.
+        blocks: Weights of every block; those of one are used until the next are asked for.
         modulation: What the timestep decides.
         latents: (rows, f, c, h, w).
         prompt_embeds: (rows, tokens, width), same dtype.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,14 @@ class Components:
     limits: VideoLimits
 
 
-def load_components(model: str, *, device: torch.device, dtype: torch.dtype, require_rotary: bool = True) -> Components:
+def load_components(
+    model: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    require_rotary: bool = True,
+    on_host: Collection[str] = (),
+) -> Components:
     """Load a model from safetensors, straight onto its device.
 
     Args:
@@ -66,6 +73,7 @@ def load_components(model: str, *, device: torch.device, dtype: torch.dtype, req
         dtype: Of all weights.
         require_rotary: Whether a transformer without rotary position embeddings is refused; where it is not, a warning
             says what is not known of such models.
+        on_host: Those of ``transformer``, ``vae`` and ``text_encoder`` that stay on the host for now.
 
     Raises:
         FileNotFoundError: No such folder, or a part of it is missing.
@@ -82,11 +90,16 @@ def load_components(model: str, *, device: torch.device, dtype: torch.dtype, req
             stacklevel=2,
         )
     scheduler, inverse_scheduler = make_schedulers(configs["scheduler"])
+
+    def load(kind: Any, part: str) -> Any:
+        where = torch.device("cpu") if part in on_host else device
+        return _load_module(kind, checkpoint, part, where, dtype)
+
     with _hidden_progress_bars():
         return Components(
-            transformer=_load_module(CogVideoXTransformer3DModel, checkpoint, "transformer", device, dtype),
-            vae=_load_module(AutoencoderKLCogVideoX, checkpoint, "vae", device, dtype),
-            text_encoder=_load_module(T5EncoderModel, checkpoint, "text_encoder", device, dtype),
+            transformer=load(CogVideoXTransformer3DModel, "transformer"),
+            vae=load(AutoencoderKLCogVideoX, "vae"),
+            text_encoder=load(T5EncoderModel, "text_encoder"),
             tokenizer=_load_tokenizer(checkpoint),
             scheduler=scheduler,
             inverse_scheduler=inverse_scheduler,

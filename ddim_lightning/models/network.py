@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
@@ -13,7 +13,7 @@ from ddim_lightning.models.block import Rotary, run_block
 from ddim_lightning.models.conditioning import make_rotary_table
 from ddim_lightning.models.forward import RowLayout, RunBlock, plan_layers, run_rows
 from ddim_lightning.models.kernels import MeasuredAttention, resolve_attention
-from ddim_lightning.models.weights import BlockWeights, Modulation, gather_block, is_current, make_modulation
+from ddim_lightning.models.weights import BlockWeights, Modulation, NormPair, gather_block, is_current, make_modulation
 from ddim_lightning.types import Strength
 
 
@@ -36,7 +36,10 @@ class Network:
         self.attention = attention or resolve_attention("sdpa", transformer.device)
         self.run_block: RunBlock = run_block
         """The function that runs a block; a compiled one may take its place."""
+        self.before_pass: Callable[[], None] = lambda: None
+        """Called before every pass; parked weights come back here."""
         self._blocks: list[BlockWeights] = []
+        self._streams: tuple[Iterable[BlockWeights], Iterable[NormPair]] | None = None
         self._modulations: dict[int, Modulation] = {}
         self._modulating = [
             weight for name, weight in transformer.named_parameters() if "norm" in name or "time" in name
@@ -58,14 +61,30 @@ class Network:
         return len(self.transformer.transformer_blocks)
 
     @property
-    def blocks(self) -> Sequence[BlockWeights]:
+    def blocks(self) -> Iterable[BlockWeights]:
         """The weights of all blocks, gathered anew where the model was moved."""
+        if self._streams is not None:
+            return self._streams[0]
         modules = self.transformer.transformer_blocks
         if not self._blocks or not all(map(is_current, self._blocks, modules)):
             # As the weights were made: views made under inference mode could not train any more.
             with torch.inference_mode(self._modulating[0].is_inference()):
                 self._blocks = [gather_block(block) for block in modules]
         return self._blocks
+
+    def forget(self) -> None:
+        """Let go of the gathered weights; the next pass gathers them anew."""
+        self._blocks = []
+
+    def stream(self, blocks: Iterable[BlockWeights], norms: Iterable[NormPair]) -> None:
+        """Take the weights of the blocks from somewhere else than the model, one block at a time, in every pass.
+
+        Args:
+            blocks: Yields the weights of every block, as long as they are needed.
+            norms: Yields their modulated norms likewise; a pass at a timestep that is new asks for them.
+        """
+        self.forget()
+        self._streams = (blocks, norms)
 
     def get_modulation(self, timestep: int) -> Modulation:
         """Return what a timestep decides, remembered as long as the weights that it comes from stay the same."""
@@ -80,7 +99,9 @@ class Network:
         if timestep not in self._modulations:
             with torch.inference_mode(False):
                 where = torch.full((), timestep, device=self.transformer.device)
-                self._modulations[timestep] = make_modulation(self.transformer, where)
+                self._modulations[timestep] = make_modulation(
+                    self.transformer, where, None if self._streams is None else self._streams[1]
+                )
         return self._modulations[timestep]
 
     def __call__(
@@ -106,6 +127,7 @@ class Network:
         Returns:
             (wanted rows, f, c, h, w) velocities, same dtype.
         """
+        self.before_pass()
         layout = RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, reads)
         config = self.transformer.config
         rotary = self._take_rotary(latents)

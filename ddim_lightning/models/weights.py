@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, linear
+
+
+class Projection(Protocol):
+    """A linear layer, in whatever form its weight is kept."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in)."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,), or ``None``."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply it to (..., in)."""
+        ...
+
+    def take(self, start: int, stop: int | None = None) -> Projection:
+        """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
+        ...
 
 
 class Linear(NamedTuple):
@@ -60,12 +83,12 @@ class BlockWeights(NamedTuple):
         down: Out of it, (width, 4 width).
     """
 
-    qkv: Linear
+    qkv: Projection
     norm_query: Norm
     norm_key: Norm
     out: Linear
-    up: Linear
-    down: Linear
+    up: Projection
+    down: Projection
 
 
 def gather_block(block: Any) -> BlockWeights:
@@ -106,6 +129,50 @@ def is_current(weights: BlockWeights, block: Any) -> bool:
     return bool(weights.qkv.weight.data_ptr() == block.attn1.to_q.weight.data_ptr())
 
 
+def place_block(block: Any, weights: BlockWeights) -> None:
+    """Make the parameters of a block those of a copy of what was gathered from it: `gather_block` backwards."""
+    attn, (project, _, down, *_) = block.attn1, block.ff.net
+    width = attn.to_q.weight.shape[0]
+    for k, module in enumerate((attn.to_q, attn.to_k, attn.to_v)):
+        _place(module, weights.qkv.take(k * width, (k + 1) * width))
+    _place(attn.norm_q, weights.norm_query)
+    _place(attn.norm_k, weights.norm_key)
+    _place(attn.to_out[0], weights.out)
+    _place(project.proj, weights.up)
+    _place(down, weights.down)
+
+
+class ModulatedNorm(NamedTuple):
+    """What makes a modulated norm out of a timestep; named as in `CogVideoXLayerNormZero`.
+
+    Args:
+        norm: The norm with its learnt affine part.
+        linear: From the timestep's embedding to shift, scale and gate of video and text, (6 width, time width).
+    """
+
+    norm: Norm
+    linear: Linear
+
+
+NormPair = tuple[ModulatedNorm, ModulatedNorm]
+"""Of one block: before attention, and before the feed-forward part."""
+
+
+def gather_norms(block: Any) -> NormPair:
+    """Gather the weights of a block's modulated norms."""
+    first, second = (
+        ModulatedNorm(_take_norm(norm.norm), _take_linear(norm.linear)) for norm in (block.norm1, block.norm2)
+    )
+    return first, second
+
+
+def place_norms(block: Any, norms: NormPair) -> None:
+    """Make the parameters of a block's modulated norms those of others, as `place_block` does."""
+    for module, norm in zip((block.norm1, block.norm2), norms, strict=True):
+        _place(module.norm, norm.norm)
+        _place(module.linear, norm.linear)
+
+
 class Modulation(NamedTuple):
     """All that a timestep decides, for every row alike.
 
@@ -122,12 +189,15 @@ class Modulation(NamedTuple):
 
 
 @torch.no_grad()
-def make_modulation(transformer: CogVideoXTransformer3DModel, timestep: Tensor) -> Modulation:
+def make_modulation(
+    transformer: CogVideoXTransformer3DModel, timestep: Tensor, norms: Iterable[NormPair] | None = None
+) -> Modulation:
     """Work out what a timestep decides.
 
     Args:
         transformer: The model.
         timestep: Scalar int64 on its device.
+        norms: The modulated norms of every block, where they are not to be those of the model.
 
     Source: Peebles and Xie 2022, "Scalable diffusion models with transformers" (adaLN-Zero), arXiv:2212.09748, in the
     form of `CogVideoXLayerNormZero`, which has a set for the video tokens and one for the text tokens.
@@ -136,22 +206,22 @@ def make_modulation(transformer: CogVideoXTransformer3DModel, timestep: Tensor) 
     condition = torch.nn.functional.silu(embedded[0])
     blocks = [
         _modulate(norm.norm, norm.linear(condition).view(2, 3, -1))
-        for block in transformer.transformer_blocks
-        for norm in (block.norm1, block.norm2)
+        for pair in norms or ((block.norm1, block.norm2) for block in transformer.transformer_blocks)
+        for norm in pair
     ]
     shift, scale = transformer.norm_out.linear(condition).chunk(2)
     final = _fold(transformer.norm_out.norm, shift, 1.0 + scale)
     return Modulation(torch.stack(blocks).unflatten(0, (-1, 2)), torch.stack(final))
 
 
-def _modulate(norm: nn.LayerNorm, parts: Tensor) -> Tensor:
+def _modulate(norm: nn.LayerNorm | Norm, parts: Tensor) -> Tensor:
     """Fold shift and scale of video and text, (2, 3, width) with the gate as third, into the norm's affine part."""
     shift, scale, gate = parts.unbind(1)
     return torch.stack([*_fold(norm, shift, 1.0 + scale), gate], dim=1)
 
 
-def _fold(norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    if norm.weight is None:
+def _fold(norm: nn.LayerNorm | Norm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    if norm.weight is None or norm.bias is None:
         return scale, shift
     return norm.weight * scale, norm.bias * scale + shift
 
@@ -162,6 +232,13 @@ def _take_linear(module: Any) -> Linear:
 
 def _take_norm(module: Any) -> Norm:
     return Norm(module.weight, module.bias, module.eps)
+
+
+@torch.inference_mode(False)
+def _place(module: Any, weights: Projection | Norm) -> None:
+    for parameter, weight in ((module.weight, weights.weight), (module.bias, weights.bias)):
+        if parameter is not None:
+            parameter.data = weight
 
 
 @torch.no_grad()

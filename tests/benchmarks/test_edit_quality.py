@@ -18,6 +18,7 @@ from benchmarks.edit_variants import (
     CEILING,
     DEFAULT,
     DEFAULT_GUIDANCE,
+    FAST,
     INJECTION,
     LIMITS,
     METHODS,
@@ -87,6 +88,7 @@ class TestVariants:
             NO_INVERSION,
             REFERENCE,
             DEFAULT,
+            FAST,
             "EditFriendly",
             "random start",
         }

@@ -10,6 +10,7 @@ import torch
 
 from ddim_lightning.diffusion.editors import InversionFree, KVInjection, ResidualReplay
 from ddim_lightning.diffusion.editors.base import extrapolate
+from ddim_lightning.diffusion.editors.fast import make_fast
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.loop import edit, edit_together, invert
 from ddim_lightning.types import EditRequest
@@ -108,11 +109,18 @@ def test_a_mask_holds_between_too(toy, clean, inversion):
     assert torch.equal(edited[..., 2:], clean[..., 2:])
 
 
+def test_the_fast_preset_keeps_all_other_options():
+    assert make_fast(InversionFree(draws=4)) == InversionFree(draws=4, stride=3)
+    assert make_fast(KVInjection(strength=0.5)) == KVInjection(strength=0.5, stride=2)
+    assert make_fast(InversionFree(stride=2)) == InversionFree(stride=2)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: KVInjection(stride=0), "stride: must be at least 1, got 0"),
         (lambda: KVInjection(stride=2, source="replayed"), "stride: must be 1 where the source runs freely, got 2"),
+        (lambda: make_fast(ResidualReplay()), "preset: fast is for InversionFree and KVInjection, got ResidualReplay"),
         (lambda: ResidualReplay(stride=2), "stride: must be 1 where every step is replayed, got 2"),
     ],
 )
