@@ -76,6 +76,8 @@ def test_strength_is_per_layer(denoiser, latents) -> None:  # type: ignore[no-un
     assert (full - alone).norm() > 1e-2 * full.norm()
     almost = denoiser(branches, STEP, torch.full((3,), 1.0 - 1e-6))[0]
     torch.testing.assert_close(almost, full, rtol=0, atol=1e-4)
+    less = denoiser(branches, STEP, torch.full((3,), 0.3))[0]
+    assert min((less - full).norm(), (less - alone).norm()) > 1e-2 * full.norm()
 
 
 def test_several_readers_share_a_source(denoiser, latents) -> None:  # type: ignore[no-untyped-def]
