@@ -64,9 +64,9 @@ def make_switches() -> list[Variant]:
         Variant("nothing read", replace(plain, strength=0.0), exact=False),
         Variant("int8 products", settings={"precision": "int8"}, exact=False),
         Variant("no guidance", replace(plain, guidance_steps=(0, 0)), exact=False),
-        Variant("guidance ends at .8", replace(plain, guidance_steps=(0.42, 0.8)), exact=False),
-        Variant("stride 2", replace(plain, stride=2), exact=False),
-        Variant("stride 3", replace(plain, stride=3), exact=False),
+        Variant("guidance to the end", replace(plain, guidance_steps=(0.42, None)), exact=False),
+        Variant("every step", replace(plain, stride=1), exact=False),
+        Variant("stride 4", replace(plain, stride=4), exact=False),
     ]
 
 
@@ -77,7 +77,7 @@ def make_ladder() -> list[Variant]:
         Variant(EXACT),
         Variant("+ compile", settings=compiled),
         Variant("+ preset fast", settings=compiled | {"preset": "fast"}, exact=False),
-        Variant("+ guidance ends at .8", InversionFree(stride=3, guidance_steps=(0.42, 0.8)), compiled, exact=False),
+        Variant("+ no guidance", InversionFree(guidance_steps=(0, 0)), compiled | {"preset": "fast"}, exact=False),
     ]
 
 

@@ -31,9 +31,9 @@ def test_switches_spare_rows_and_say_what_they_cost(result) -> None:  # type: ig
     rows = {row["name"]: row for row in result[0]["switches"]}
     exact = rows[EXACT]
     assert all(len(row["edit_s"]) == len(row["invert_s"]) == 2 for row in rows.values())
-    for name in ("one noise", "no guidance", "stride 2", "stride 3"):
+    for name in ("one noise", "no guidance", "stride 4"):
         assert rows[name]["edit_rows"] < exact["edit_rows"]
-    for name in ("one noise", "nothing read", "stride 2"):
+    for name in ("one noise", "nothing read", "stride 4"):
         assert 0.0 < rows[name]["relative_l2"] < 1.0
         assert rows[name]["psnr_db"] != exact["psnr_db"]
     assert {row["invert_rows"] for row in rows.values()} == {exact["invert_rows"]}
@@ -43,9 +43,9 @@ def test_report_is_made_of_the_result(result) -> None:  # type: ignore[no-untype
     parsed, report = result
     assert make_markdown(parsed) == report
     rows = {row["name"]: row for row in parsed["switches"]}
-    ratio = compare(rows[EXACT], rows["stride 3"])
-    loss = rows["stride 3"]["psnr_db"] - rows[EXACT]["psnr_db"]
-    (line,) = [line for line in report.splitlines() if line.startswith("| stride 3 |")]
+    ratio = compare(rows[EXACT], rows["stride 4"])
+    loss = rows["stride 4"]["psnr_db"] - rows[EXACT]["psnr_db"]
+    (line,) = [line for line in report.splitlines() if line.startswith("| stride 4 |")]
     assert f"| {ratio:.2f} |" in line and line.endswith(f"| {loss:+.2f} |")
 
 
