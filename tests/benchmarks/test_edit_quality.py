@@ -126,7 +126,7 @@ class TestClip:
 
     @torch.inference_mode()
     def test_calls_and_what_is_shared(self, clip: Clip, monkeypatch: pytest.MonkeyPatch):
-        free = InversionFree(first_step=0, guidance_steps=(0, None), draws=1)
+        free = InversionFree(first_step=0, guidance_steps=(0, None), draws=1, stride=1)
         name = "truth from step 4"
         monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], editor=free, guidance=None))
         jobs = make_jobs([INJECTION, REFERENCE, "plain inversion", name, NO_INVERSION], [3.0])
@@ -226,8 +226,8 @@ class TestRun:
     def test_the_plan_counts_calls(self, command: list[str], tmp_path: Path, capsys: Any):
         assert main([*command, str(tmp_path), "--plan"]) == 0
         plan = capsys.readouterr().out
-        assert "   114 calls  default" in plan
+        assert "    48 calls  default" in plan
         assert "    24 calls  reference" in plan
-        assert "   143 calls and 17 videos an edit" in plan
+        assert "    77 calls and 17 videos an edit" in plan
         assert "3 edits: " in plan
         assert not list(tmp_path.iterdir())

@@ -144,7 +144,7 @@ def test_the_trained_model_agrees_within_rounding_at_every_step(trained):
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_noised_source_is_evaluated_once_a_draw(count, toy, inversion):
     requests = [EditRequest(prompt, "", "left", 6.0) for prompt in PROMPTS[:count]]
-    editor = InversionFree(first_step=0, guidance_steps=(0, None), draws=2)
+    editor = InversionFree(first_step=0, guidance_steps=(0, None), draws=2, stride=1)
     generators = [torch.Generator().manual_seed(4) for _ in requests]
     edit_together(toy, inversion, editor, requests, generators=generators)
     assert toy.rows == 10 * 2 * (2 * count + 1) == editor.count_calls(requests[0], inversion.table, count)

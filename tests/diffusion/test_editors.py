@@ -276,7 +276,7 @@ def test_ranges_that_do_not_fit_the_model_are_refused(editor: KVInjection, messa
         (KVInjection(steps=(0.2, 0.5), layers=(0.5, None)), KVInjection(steps=(2, 5), layers=(2, None))),
         (KVInjection(guidance_steps=(0, 0.26)), KVInjection(guidance_steps=(0, 3))),
         (ResidualReplay(replay_steps=(0.5, 1.0)), ResidualReplay(replay_steps=(5, 10))),
-        (InversionFree(), InversionFree(first_step=1, guidance_steps=(4, None))),
+        (InversionFree(), InversionFree(first_step=1, guidance_steps=(4, 8))),
     ],
     ids=repr,
 )

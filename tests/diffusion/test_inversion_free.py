@@ -19,7 +19,7 @@ REQUEST = EditRequest("right", "up", source_prompt="left", guidance_scale=4.0)
 
 def make_free(**options: Any) -> InversionFree:
     """Every step, one noise, guided throughout, nothing read, unless an option says otherwise."""
-    plain = {"first_step": 0, "guidance_steps": (0, None), "draws": 1, "strength": 0.0}
+    plain = {"first_step": 0, "guidance_steps": (0, None), "draws": 1, "strength": 0.0, "stride": 1}
     return InversionFree(**(plain | options))
 
 
