@@ -641,8 +641,8 @@ MUTATIONS = (
     Mutation(
         "an inversion-free edit carries the difference before the last",
         "diffusion/editors/inversion_free.py",
-        "((step.angle, moved / self.draws), *state.carried[:1])",
-        "((step.angle, 2 * moved / self.draws), *state.carried[:1])",
+        "((step.angle, moved), *state.carried[:1])",
+        "((step.angle, 2 * moved), *state.carried[:1])",
         "diffusion/test_stride.py::test_inversion_free_moves_by_its_last_difference",
     ),
     Mutation(

@@ -138,17 +138,15 @@ class Editor(ABC):
         """
         velocity = velocities[0]
         assert velocity is not None
-        latents = inversion.inverter.land(state.latents, velocity, inversion.state, step)
         state = replace(state, carried=((step.angle, velocity), *state.carried[:1]))
-        return keep_outside(state, latents, inversion.levels[step.i + 1])
+        return _land(state, velocity, step, inversion)
 
     def carry(self, state: EditState, step: Step, inversion: Inversion) -> EditState:
         """Return the state at level ``i + 1`` by what former steps found, where the network is not evaluated.
 
         Source: extrapolation as in the two-step Adams-Bashforth method.
         """
-        latents = inversion.inverter.land(state.latents, extrapolate(state.carried, step.angle), inversion.state, step)
-        return keep_outside(state, latents, inversion.levels[step.i + 1])
+        return _land(state, extrapolate(state.carried, step.angle), step, inversion)
 
     def evaluates(self, step: Step, table: StepTable) -> bool:
         """Whether the network is evaluated at a step that is not before the first."""
@@ -182,6 +180,11 @@ class Editor(ABC):
             0 if step.i < first or not self.evaluates(step, table) else 1 if scale == 1.0 else 2
             for step, scale in zip(table, steps, strict=True)
         ]
+
+
+def _land(state: EditState, velocity: Latents, step: Step, inversion: Inversion) -> EditState:
+    latents = inversion.inverter.land(state.latents, velocity, inversion.state, step)
+    return keep_outside(state, latents, inversion.levels[step.i + 1])
 
 
 def extrapolate(carried: Sequence[tuple[float, Latents]], angle: float) -> Latents:

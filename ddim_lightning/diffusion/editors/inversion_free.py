@@ -105,8 +105,9 @@ class InversionFree(Editor):
             assert v_target is not None
             assert v_source is not None
             moved += get_denoised(target, v_target, step.angle) - get_denoised(source, v_source, step.angle)
-        state = replace(state, carried=((step.angle, moved / self.draws), *state.carried[:1]))
-        return self._move(state, moved / self.draws, step, clean)
+        moved = moved / self.draws
+        state = replace(state, carried=((step.angle, moved), *state.carried[:1]))
+        return self._move(state, moved, step, clean)
 
     def carry(self, state: EditState, step: Step, inversion: Inversion) -> EditState:
         """Move by the last difference of the predictions: fresh noise would make a line through two of them rough."""
