@@ -8,7 +8,6 @@ edits with a known truth say what each switch loses.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from .edit_quality import measure_video
 from .edit_report import make_table
 from .edit_set import ShapesEdit, make_edit_set
 from .environment import read_block
+from .output import write_files
 from .versus_reference import read_clock, relative_l2
 
 SCHEMA = "ddim-lightning/ablation/1"
@@ -252,10 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = measure(args)
     report = make_markdown(result)
     print(report)
-    if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (args.output / "README.md").write_text(report, encoding="utf-8")
+    write_files(args.output, result, report)
     return 0
 
 

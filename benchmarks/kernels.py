@@ -26,6 +26,7 @@ from ddim_lightning.runtime.flops import TransformerSizes, count_attention, coun
 from ddim_lightning.runtime.timing import StepClock, summarise_ms
 
 from .environment import read_block
+from .output import write_files
 
 SCHEMA = "ddim-lightning/kernels/1"
 WARM_UP = 3
@@ -281,10 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = measure(args)
     summary = make_markdown(result)
     print(summary, end="")
-    if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        (args.output / "README.md").write_text(summary, encoding="utf-8")
+    write_files(args.output, result, summary)
     return 0 if all(row["finite"] for row in result["rows"]) else 1
 
 

@@ -7,7 +7,6 @@ of the largest point of each list: where small points lie above it, time goes in
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from ddim_lightning.runtime.timing import read_memory_gib
 
 from .edit_report import make_table
 from .environment import read_block
+from .output import write_files
 from .plots import Line, plot_limits
 from .versus_reference import read_clock
 
@@ -205,10 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = measure(args)
     report = make_markdown(result)
     print(report)
+    write_files(args.output, result, report)
     if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (args.output / "README.md").write_text(report, encoding="utf-8")
         write_plots(args.output, result)
     return 0 if all(row["finite"] for name in ("frames", "resolution") for row in result[name]) else 1
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from ddim_lightning.types import Branch, EditRequest
 
 from .edit_report import make_table
 from .environment import read_block
+from .output import write_files
 from .reference_script import Reference, apply_block_compile, load_script
 
 SCHEMA = "ddim-lightning/versus-reference/1"
@@ -361,10 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = measure(args)
     report = make_markdown(result)
     print(report)
-    if args.output is not None:
-        args.output.mkdir(parents=True, exist_ok=True)
-        (args.output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        (args.output / "README.md").write_text(report, encoding="utf-8")
+    write_files(args.output, result, report)
     return 0
 
 
