@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -72,10 +73,23 @@ def run_block(
     video = torch.addcmul(video[:kept], attended[:, num_text:], video_in[2])
     text = torch.addcmul(text[:kept], attended[:, :num_text], text_in[2])
     tokens = _norm_both(video, text, video_ff, text_ff, layout.eps)
-    tokens = weights.down(gelu(weights.up(tokens), approximate="tanh"))
+    tokens = weights.down(activate(weights.up(tokens)))
     video = torch.addcmul(video, tokens[:, num_text:], video_ff[2])
     text = torch.addcmul(text, tokens[:, :num_text], text_ff[2])
     return video, text
+
+
+def activate(x: Tensor) -> Tensor:
+    """Apply the GELU of the tanh; on a CPU, where tanh is slow, by the logistic function: (1 + tanh u) / 2 = sigma(2 u).
+
+    Source: Hendrycks, Gimpel 2016, "Gaussian error linear units", arXiv:1606.08415, section 2.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad:
+        return gelu(x, approximate="tanh")
+    slope = 2 * math.sqrt(2 / math.pi)
+    gate = torch.addcmul(x.new_full((), slope), x, x, value=0.044715 * slope)
+    # In place, for memory that is touched for the first time costs as much as what is computed.
+    return gate.mul_(x).sigmoid_().mul_(x)
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
