@@ -60,6 +60,7 @@ def edit(args: argparse.Namespace) -> int:
         preset=args.preset,
         runtime=args.runtime,
         memory=args.memory,
+        embeddings=args.embeddings,
         on_error="raise",
         seed=args.seed,
     )

@@ -79,7 +79,7 @@ class InversionEngine:
         for module in modules:
             if module is not None and next(module.parameters()).device != device:
                 module.to(device)
-                self.prompts.forget()
+                self.prompts.move(device)
 
     def bring(self, part: str | None) -> None:
         """Bring the weights of a part to the device, and park all others; does nothing without a placement."""

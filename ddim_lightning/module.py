@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,19 +24,23 @@ from ddim_lightning.job import ClipJob, make_clip_seed
 from ddim_lightning.memory_presets import apply_memory, list_parts_on_host
 from ddim_lightning.models.conditioning import PromptEncoder
 from ddim_lightning.models.kernels import resolve_attention
-from ddim_lightning.models.loading import Components, load_components, load_text_encoder, read_limits
+from ddim_lightning.models.loading import (
+    Components,
+    load_components,
+    load_text_encoder,
+    make_embedding_store,
+    read_limits,
+)
 from ddim_lightning.models.quantized import check_precision
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.vae import encode_video
-from ddim_lightning.runtime.compile import apply_compile, check_compile_mode
-from ddim_lightning.runtime.memory import check_memory
+from ddim_lightning.options import DTYPES, check_options
+from ddim_lightning.runtime.compile import apply_compile
 from ddim_lightning.specs import PartSpec, describe_part, make_part
 from ddim_lightning.training import Training, compute_loss, make_optimizer
 from ddim_lightning.types import BadClip, Clip, ClipResult, Progress, VideoLimits
 
 _log = logging.getLogger(__name__)
-
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class DDIMInversionModule(LightningModule):
@@ -78,6 +81,8 @@ class DDIMInversionModule(LightningModule):
         memory: What stays on the device: ``exact``, everything but the text encoder; ``staged``, the VAE or the
             transformer, whichever works; ``low_memory``, of the transformer two blocks at a time. The rest waits in
             host memory; results are the same bytes.
+        embeddings: Folder that keeps prompt embeddings from run to run: a run under known prompts loads no text encoder.
+            They are found by the content of the text encoder's files, so that any number of models share a folder.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
         on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
         seed: The run's seed; every clip derives its own from it and its id.
@@ -110,37 +115,13 @@ class DDIMInversionModule(LightningModule):
         compile: bool | str = False,  # noqa: A002
         runtime: str | None = None,
         memory: Literal["exact", "staged", "low_memory"] = "exact",
+        embeddings: str | None = None,
         require_rotary: bool = True,
         on_error: Literal["skip", "raise"] = "skip",
         seed: int = 0,
         training: Training | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(num_inference_steps, int) or num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps: must be an integer of at least 1, got {num_inference_steps}")
-        if not 0 <= guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale: must be finite and not negative, got {guidance_scale}")
-        check_compile_mode(compile)
-        if runtime is not None and (compile or training is not None):
-            other = "compile" if compile else "training"
-            rule = f"artefacts cannot be compiled or trained; must be unset with {other}"
-            raise ValueError(f"runtime: {rule}, got {runtime!r}")
-        check_memory(memory, compile_mode=compile, runtime=runtime, training=training, precision=precision)
-        check_precision(precision)
-        if precision != "none" and (runtime is not None or training is not None):
-            other = "training" if runtime is None else "runtime"
-            rule = f"artefacts keep their own, and 8 bits cannot train; must be none with {other}"
-            raise ValueError(f"precision: {rule}, got {precision!r}")
-        if quantize_inversion and precision == "none":
-            raise ValueError(f"quantize_inversion: must be false with a precision of none, got {quantize_inversion}")
-        for name, value, allowed in (
-            ("dtype", dtype, ("auto", *DTYPES)),
-            ("on_error", on_error, ("skip", "raise")),
-            ("preset", preset, ("exact", "fast")),
-            ("timestep_spacing", timestep_spacing, ("trailing", "angle")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
         inverter, editor = UniInv() if inverter is None else inverter, InversionFree() if editor is None else editor
         self.inverter = make_part(inverter, Inverter, inverters, "inverter")  # type: ignore[type-abstract]
@@ -163,6 +144,7 @@ class DDIMInversionModule(LightningModule):
         self.compile_mode = compile
         self.runtime = runtime
         self.memory = memory
+        self.embeddings = embeddings
         self.require_rotary = require_rotary
         self.on_error = on_error
         self.seed = seed
@@ -189,11 +171,13 @@ class DDIMInversionModule(LightningModule):
             "compile": compile,
             "runtime": runtime,
             "memory": memory,
+            "embeddings": embeddings,
             "require_rotary": require_rotary,
             "on_error": on_error,
             "seed": seed,
             "training": None if self.training_options is None else asdict(self.training_options),
         }
+        check_options(self.settings)
         self.save_hyperparameters(self.settings)
         self.progress_listeners: list[Callable[[Progress], None]] = []
         self._engine: InversionEngine | None = None
@@ -240,11 +224,15 @@ class DDIMInversionModule(LightningModule):
             dtype=dtype,
             require_rotary=self.require_rotary,
             on_host=list_parts_on_host(self.memory),
+            text_encoder=self.embeddings is None,
         )
         self.editor.check(len(parts.transformer.transformer_blocks), self.num_inference_steps - (not self.zero_snr))
         assert parts.tokenizer is not None
-        assert parts.text_encoder is not None
-        prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
+        store = None
+        if self.embeddings is not None:
+            store = make_embedding_store(self.model, Path(self.embeddings).expanduser(), device=device, dtype=dtype)
+        max_length = parts.transformer.config.max_text_seq_length
+        prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, max_length, store)
         table = make_step_table(
             parts.scheduler, self.num_inference_steps, spacing=self.timestep_spacing, zero_snr=self.zero_snr
         )
@@ -296,11 +284,11 @@ class DDIMInversionModule(LightningModule):
         self.engine.prompts.forget()
 
     def encode_prompts(self, prompts: Sequence[str]) -> None:
-        """Encode prompts, each once; loads the text encoder again if it was released."""
+        """Encode prompts, each once; loads the text encoder where it is needed and was released."""
         if not all(prompt in self.engine.prompts for prompt in prompts):
             self._keep_text_encoder()
-            for prompt in prompts:
-                self.engine.prompts(prompt)
+        for prompt in prompts:
+            self.engine.prompts(prompt)
 
     def predict_step(self, batch: Clip | BadClip, batch_idx: int) -> ClipResult:
         """Do the whole job on one clip.

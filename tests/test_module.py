@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from ddim_lightning import BadClip, Clip, DDIMInversionModule, KVInjection, UniInv
+from ddim_lightning.models.loading import load_text_encoder
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -82,6 +83,33 @@ def test_text_encoder_is_released_when_the_data_lists_its_prompts(tiny_model: Pa
     (result,) = predict(module, ListedClips([make_clip("c", prompts=("a triangle",))]))
     assert result.status == "done" and module.components.text_encoder is None
     assert module.pipeline.text_encoder is not None
+
+
+def test_a_run_under_known_prompts_loads_no_text_encoder(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(**settings: Any) -> Any:
+        clips = [make_clip("a"), make_clip("bb", prompts=("a square", "a cross"))]
+        return predict(make_module(tiny_model, **settings), ListedClips(clips))
+
+    first = run(embeddings=str(tmp_path))
+    loaded: list[str] = []
+    real = load_text_encoder
+
+    def load(model: str, **where: Any) -> Any:
+        loaded.append(model)
+        return real(model, **where)
+
+    monkeypatch.setattr("ddim_lightning.module.load_text_encoder", load)
+    module = make_module(tiny_model, embeddings=str(tmp_path))
+    second = predict(module, ListedClips([make_clip("a"), make_clip("bb", prompts=("a square", "a cross"))]))
+    assert loaded == [] and module.components.text_encoder is None
+    for plain, one, other in zip(run(), first, second, strict=True):
+        for wanted, ours, again in zip(plain.edits, one.edits, other.edits, strict=True):
+            assert torch.equal(wanted.latents, ours.latents) and torch.equal(ours.latents, again.latents)
+    # A new prompt loads it, for as long as it takes.
+    (result,) = predict(module, ListedClips([make_clip("c", prompts=("a triangle",))]))
+    assert result.status == "done" and loaded == [str(tiny_model)] and module.components.text_encoder is None
 
 
 def test_text_encoder_stays_for_foreign_data(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -169,6 +197,10 @@ def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model: Path, t
         ({"editor": "Editor"}, "editor: must name a concrete subclass of Editor, got 'Editor'"),
         ({"dtype": "int8"}, "dtype: must be one of auto, bfloat16, float16, float32, got 'int8'"),
         ({"on_error": "ignore"}, "on_error: must be one of skip, raise, got 'ignore'"),
+        (
+            {"embeddings": "kept", "training": {"parts": ["text_encoder"]}},
+            "embeddings: .* must be unset with training.parts of text_encoder, got 'kept'",
+        ),
         ({"training": {"parts": ["vae"]}}, "training.parts: must be of transformer, text_encoder"),
         ({"training": {"caption_dropout": 2}}, "training.caption_dropout: must lie in 0 .. 1, got 2"),
     ],

@@ -198,6 +198,13 @@ def read_weight_shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def list_text_files(folder: Path) -> list[Path]:
+    """List the files of a pipeline folder that prompt embeddings depend on: tokenizer, text encoder, its weights."""
+    texts = [path for path in sorted((folder / "tokenizer").iterdir()) if path.is_file()]
+    config = folder / "text_encoder" / CONFIGS["text_encoder"]
+    return [*texts, config, *_weight_files(folder / "text_encoder", WEIGHTS["text_encoder"])]
+
+
 def _check_files(model: str, folder: Path) -> None:
     for part, stem in WEIGHTS.items():
         for path in _weight_files(folder / part, stem):

@@ -11,6 +11,8 @@ from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_regi
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
+from ddim_lightning.models.embeddings import EmbeddingStore
+
 
 class PromptEncoder:
     """Prompt to embeddings, each prompt once.
@@ -19,14 +21,23 @@ class PromptEncoder:
 
     Args:
         tokenizer: The pipeline's tokenizer.
-        text_encoder: The pipeline's T5 encoder; called without an attention mask, as `CogVideoXPipeline` does.
+        text_encoder: The pipeline's T5 encoder; called without an attention mask, as `CogVideoXPipeline` does. ``None``
+            where it was released or is not loaded yet.
         max_length: Tokens per prompt, the transformer's ``max_text_seq_length``.
+        store: Where embeddings outlive the run; ``None`` keeps them in memory alone.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, text_encoder: T5EncoderModel, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        text_encoder: T5EncoderModel | None,
+        max_length: int,
+        store: EmbeddingStore | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
-        self.text_encoder: T5EncoderModel | None = text_encoder
+        self.text_encoder = text_encoder
         self.max_length = max_length
+        self.store = store
         self._embeds: dict[str, Tensor] = {}
         self._warnings: dict[str, list[str]] = {}
 
@@ -34,15 +45,23 @@ class PromptEncoder:
         """Return the embeddings of a prompt, (1, ``max_length``, width), on the text encoder's device.
 
         Raises:
-            ValueError: A prompt that was not encoded before the text encoder was released.
+            ValueError: A prompt that is new, without a text encoder; or its file in the store is damaged.
         """
         if prompt not in self._embeds:
-            if self.text_encoder is None:
-                raise ValueError(f"prompt: the text encoder was released before it saw {prompt!r}")
             with torch.inference_mode(False), torch.no_grad():
-                self._embeds[prompt] = self.encode_batch([prompt])
+                self._embeds[prompt] = self._find_or_encode(prompt)
             self._warnings[prompt] = self._find_warnings(prompt)
         return self._embeds[prompt]
+
+    def _find_or_encode(self, prompt: str) -> Tensor:
+        if self.store is not None and prompt in self.store:
+            return self.store.read(prompt)
+        if self.text_encoder is None:
+            raise ValueError(f"prompt: the text encoder was released before it saw {prompt!r}")
+        embeds = self.encode_batch([prompt])
+        if self.store is not None:
+            self.store.write(prompt, embeds)
+        return embeds
 
     def encode_batch(self, prompts: Sequence[str]) -> Tensor:
         """Return fresh embeddings of a batch, (b, ``max_length``, width), with gradients where they are wanted."""
@@ -57,9 +76,15 @@ class PromptEncoder:
         """Drop what was encoded, for a text encoder whose weights have changed."""
         self._embeds.clear()
 
+    def move(self, device: torch.device) -> None:
+        """Have embeddings on another device from now on."""
+        self.forget()
+        if self.store is not None:
+            self.store.device = device
+
     def __contains__(self, prompt: str) -> bool:
-        """Whether a prompt was encoded already."""
-        return prompt in self._embeds
+        """Whether a prompt was encoded already, in this run or a former one."""
+        return prompt in self._embeds or (self.store is not None and prompt in self.store)
 
     def get_warnings(self, prompts: Iterable[str]) -> list[str]:
         """Return a sentence for each encoded prompt that was truncated or has words the tokenizer does not know."""

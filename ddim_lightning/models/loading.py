@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,10 +29,18 @@ from ddim_lightning.models.checkpoint import (
     read_weight_shapes,
     resolve_model,
 )
+from ddim_lightning.models.embeddings import EmbeddingStore, digest_text_encoder
 from ddim_lightning.models.schedulers import make_schedulers
 from ddim_lightning.types import VideoLimits
 
-__all__ = ["Components", "load_components", "load_text_encoder", "read_limits", "resolve_model"]
+__all__ = [
+    "Components",
+    "load_components",
+    "load_text_encoder",
+    "make_embedding_store",
+    "read_limits",
+    "resolve_model",
+]
 
 
 @dataclass
@@ -41,7 +50,7 @@ class Components:
     Args:
         transformer: Predicts velocities.
         vae: Between videos and latents.
-        text_encoder: ``None`` once every prompt is encoded and it is released.
+        text_encoder: ``None`` once every prompt is encoded and it is released, or before it is needed.
         tokenizer: As the text encoder.
         scheduler: The sampling schedule.
         inverse_scheduler: Its inverse, on the same schedule.
@@ -64,6 +73,7 @@ def load_components(
     dtype: torch.dtype,
     require_rotary: bool = True,
     on_host: Collection[str] = (),
+    text_encoder: bool = True,
 ) -> Components:
     """Load a model from safetensors, straight onto its device.
 
@@ -74,6 +84,7 @@ def load_components(
         require_rotary: Whether a transformer without rotary position embeddings is refused; where it is not, a warning
             says what is not known of such models.
         on_host: Those of ``transformer``, ``vae`` and ``text_encoder`` that stay on the host for now.
+        text_encoder: Whether the text encoder is loaded.
 
     Raises:
         FileNotFoundError: No such folder, or a part of it is missing.
@@ -99,7 +110,7 @@ def load_components(
         return Components(
             transformer=load(CogVideoXTransformer3DModel, "transformer"),
             vae=load(AutoencoderKLCogVideoX, "vae"),
-            text_encoder=load(T5EncoderModel, "text_encoder"),
+            text_encoder=load(T5EncoderModel, "text_encoder") if text_encoder else None,
             tokenizer=_load_tokenizer(checkpoint),
             scheduler=scheduler,
             inverse_scheduler=inverse_scheduler,
@@ -113,6 +124,12 @@ def load_text_encoder(model: str, *, device: torch.device, dtype: torch.dtype) -
     with _hidden_progress_bars():
         encoder: T5EncoderModel = _load_module(T5EncoderModel, checkpoint, "text_encoder", device, dtype)
     return encoder
+
+
+def make_embedding_store(model: str, folder: Path, *, device: torch.device, dtype: torch.dtype) -> EmbeddingStore:
+    """Make the store of a model's prompt embeddings; see `load_components` for ``Args`` and ``Raises``."""
+    checkpoint = read_checkpoint(model, weights=True, require_rotary=False)
+    return EmbeddingStore(folder, digest_text_encoder(checkpoint.folder), device, dtype)
 
 
 def _load_module(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:

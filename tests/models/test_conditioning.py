@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import CogVideoXPipeline
+from safetensors.torch import load_file, save_file
 
 from ddim_lightning.models.conditioning import PromptEncoder
-from ddim_lightning.models.loading import Components, load_components
+from ddim_lightning.models.embeddings import digest_text_encoder
+from ddim_lightning.models.loading import Components, load_components, make_embedding_store
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +64,55 @@ def test_truncated_prompts_and_unknown_words_are_told(encoder: PromptEncoder) ->
     assert unknown == "prompt 'a red zebra on a zebra': the tokenizer does not know 'zebra'"
     (truncated,) = encoder.get_warnings(["a " * 15 + "red circle"])
     assert truncated == "prompt truncated: the model reads 15 of its 17 tokens; not read: 'red circle'"
+
+
+class TestStore:
+    """Embeddings that outlive the run."""
+
+    def make(self, parts: Components, folder: Path, model: Path, text_encoder: bool = True, **other: object):
+        settings = {"device": torch.device("cpu"), "dtype": torch.float32} | other
+        store = make_embedding_store(str(model), folder, **settings)
+        return PromptEncoder(parts.tokenizer, parts.text_encoder if text_encoder else None, 16, store)
+
+    def test_a_later_run_needs_no_text_encoder(self, parts: Components, tiny_model: Path, tmp_path: Path) -> None:
+        first = self.make(parts, tmp_path / "kept", tiny_model)("a red zebra")
+        later = self.make(parts, tmp_path / "kept", tiny_model, text_encoder=False)
+        assert "a red zebra" in later and "a square" not in later
+        assert torch.equal(later("a red zebra"), first)
+        assert later.get_warnings(["a red zebra"]) == ["prompt 'a red zebra': the tokenizer does not know 'zebra'"]
+        with pytest.raises(ValueError, match="released before it saw 'a square'"):
+            later("a square")
+        assert [path.suffix for path in (tmp_path / "kept").iterdir()] == [".safetensors"]
+
+    def test_other_weights_words_and_dtypes_find_nothing(
+        self, parts: Components, tiny_model: Path, tmp_path: Path
+    ) -> None:
+        self.make(parts, tmp_path / "kept", tiny_model)("a square")
+        assert "a square" not in self.make(parts, tmp_path / "kept", tiny_model, dtype=torch.bfloat16)
+        changed = tmp_path / "changed"
+        shutil.copytree(tiny_model, changed)
+        assert "a square" in self.make(parts, tmp_path / "kept", changed)  # the same content somewhere else
+        weights = changed / "text_encoder" / "model.safetensors"
+        tensors = load_file(weights)
+        tensors["shared.weight"] += 1e-3
+        save_file(tensors, weights, metadata={"format": "pt"})
+        assert "a square" not in self.make(parts, tmp_path / "kept", changed)
+
+    def test_the_pieces_of_a_large_file_tell_it_from_another(self, tiny_model: Path, tmp_path: Path) -> None:
+        large = tmp_path / "large"
+        shutil.copytree(tiny_model, large)
+        weights = large / "text_encoder" / "model.safetensors"
+        tensors = load_file(weights) | {"more": torch.rand(2**24, generator=torch.Generator().manual_seed(0))}
+        save_file(tensors, weights, metadata={"format": "pt"})
+        before = digest_text_encoder(large)
+        assert digest_text_encoder(large) == before
+        save_file(tensors | {"more": tensors["more"] * 1.001}, weights, metadata={"format": "pt"})
+        assert digest_text_encoder(large) != before
+
+    def test_a_damaged_file_is_named(self, parts: Components, tiny_model: Path, tmp_path: Path) -> None:
+        encoder = self.make(parts, tmp_path, tiny_model)
+        encoder("a square")
+        (path,) = tmp_path.iterdir()
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(ValueError, match=rf"embeddings: {re.escape(str(path))} is damaged and must be deleted"):
+            self.make(parts, tmp_path, tiny_model)("a square")

@@ -1,0 +1,87 @@
+"""Prompt embeddings on disk, found by the content of what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddim_lightning.models.checkpoint import list_text_files
+
+_WHOLE, _PIECE, _PIECES = 2**25, 2**12, 256
+
+
+class EmbeddingStore:
+    """Keeps a file for each prompt, so that runs under prompts of former runs need no text encoder.
+
+    A file is named by a digest of the prompt, the tokenizer, the text encoder's config and weights, the dtype and the
+    kind of device: another model or another dtype finds nothing, and any number of models and runs share a folder.
+
+    Args:
+        folder: Made with the first file.
+        encoder: Digest of tokenizer and text encoder, from `digest_text_encoder`.
+        device: Where embeddings go.
+        dtype: In which the text encoder runs.
+    """
+
+    def __init__(self, folder: Path, encoder: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.folder, self.encoder, self.device, self.dtype = folder, encoder, device, dtype
+
+    def find(self, prompt: str) -> Path:
+        """Return where the embeddings of a prompt lie, or would."""
+        told = "\0".join((self.encoder, str(self.dtype), self.device.type, prompt))
+        return self.folder / f"{hashlib.sha256(told.encode()).hexdigest()[:32]}.safetensors"
+
+    def __contains__(self, prompt: str) -> bool:
+        """Whether the embeddings of a prompt are there."""
+        return self.find(prompt).is_file()
+
+    def read(self, prompt: str) -> Tensor:
+        """Return the embeddings of a prompt that is there, (1, tokens, width).
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        path = self.find(prompt)
+        try:
+            with safe_open(path, framework="pt", device=str(self.device)) as file:
+                embeds: Tensor = file.get_tensor("embeds")
+        except SafetensorError as error:
+            raise ValueError(f"embeddings: {path} is damaged and must be deleted: {error}") from error
+        return embeds
+
+    def write(self, prompt: str, embeds: Tensor) -> None:
+        """Keep the embeddings of a prompt; processes may write the same ones at the same time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        os.close(handle)
+        save_file({"embeds": embeds.contiguous()}, name, metadata={"prompt": prompt})
+        os.replace(name, self.find(prompt))
+
+
+def digest_text_encoder(folder: Path) -> str:
+    """Digest the files of a pipeline folder that embeddings depend on.
+
+    Small files are read whole. Of the weights the end and many pieces, evenly spread, are read beside the header, which
+    names every tensor: a text encoder that was trained further differs in nearly all of them, and reading all of 19 GB
+    would take longer than encoding.
+    """
+    digest = hashlib.sha256()
+    for path in list_text_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE:
+                digest.update(file.read())
+                continue
+            digest.update(file.read(_PIECE + int.from_bytes(file.read(8), "little")))
+            for k in range(1, _PIECES + 1):
+                file.seek(k * (size - _PIECE) // _PIECES)
+                digest.update(file.read(_PIECE))
+    return digest.hexdigest()
