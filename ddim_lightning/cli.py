@@ -151,6 +151,8 @@ def _add_edit(verbs: Any) -> None:
         "--precision", choices=("none", "int8", "fp8"), default="none", help="of the blocks' large products, in edits"
     )
     run.add_argument("--compile", nargs="?", const=True, default=False, metavar="MODE", help="torch.compile the blocks")
+    run.add_argument("--compile-vae", action="store_true", help="torch.compile the VAE")
+    run.add_argument("--compile-cache", metavar="DIR", help="folder that keeps compiled graphs for other machines")
     run.add_argument("--preset", choices=("exact", "fast"), default="exact", help="fast: edits evaluate fewer steps")
     run.add_argument("--runtime", metavar="DIR", help="artefacts that `export` wrote, instead of the network")
     run.add_argument(

@@ -57,6 +57,8 @@ def edit(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         precision=args.precision,
         compile=args.compile,
+        compile_vae=args.compile_vae,
+        compile_cache=args.compile_cache,
         preset=args.preset,
         runtime=args.runtime,
         memory=args.memory,

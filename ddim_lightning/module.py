@@ -15,27 +15,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from ddim_lightning.artifacts import ArtifactNetwork
 from ddim_lightning.diffusion.editors import Editor, InversionFree
 from ddim_lightning.diffusion.editors.fast import make_fast
 from ddim_lightning.diffusion.inverters import Inverter, UniInv
 from ddim_lightning.engine import InversionEngine
+from ddim_lightning.engine_loading import load_engine
 from ddim_lightning.job import ClipJob, make_clip_seed
-from ddim_lightning.memory_presets import apply_memory, list_parts_on_host
-from ddim_lightning.models.conditioning import PromptEncoder
-from ddim_lightning.models.kernels import resolve_attention
-from ddim_lightning.models.loading import (
-    Components,
-    load_components,
-    load_text_encoder,
-    make_embedding_store,
-    read_limits,
-)
-from ddim_lightning.models.quantized import check_precision
-from ddim_lightning.models.schedulers import make_step_table
+from ddim_lightning.models.loading import Components, load_text_encoder, read_limits
 from ddim_lightning.models.vae import encode_video
-from ddim_lightning.options import DTYPES, check_options
-from ddim_lightning.runtime.compile import apply_compile
+from ddim_lightning.options import check_options
+from ddim_lightning.runtime.compile_cache import save_compiled
 from ddim_lightning.specs import PartSpec, describe_part, make_part
 from ddim_lightning.training import Training, compute_loss, make_optimizer
 from ddim_lightning.types import BadClip, Clip, ClipResult, Progress, VideoLimits
@@ -76,12 +65,16 @@ class DDIMInversionModule(LightningModule):
             capability 8.9 or more. The exact weights stay in memory beside those in 8 bits.
         quantize_inversion: Make inversions and reconstructions in that precision, too.
         compile: Compile the transformer's blocks: ``True``, or a mode of `torch.compile`.
+        compile_vae: Compile the VAE, too; worth it for many clips of one size.
+        compile_cache: Folder that keeps compiled graphs: another machine of the same kind starts warm with it (but for
+            C++, which a CPU compiles again). Its files hold code that will run: take only your own.
+        channels_last: Store the VAE's convolution weights with their channels last; ``None``: on a GPU.
         runtime: Folder that ``ddim-lightning export`` wrote: its artefacts stand in for the network. They must be of
             the same model, dtype and size, and hold the row layouts of this editor and guidance.
         memory: What stays on the device: ``exact``, everything but the text encoder; ``staged``, the VAE or the
             transformer, whichever works; ``low_memory``, of the transformer two blocks at a time. The rest waits in
             host memory; results are the same bytes.
-        embeddings: Folder that keeps prompt embeddings from run to run: a run under known prompts loads no text encoder.
+        embeddings: Folder that keeps prompt embeddings from run to run; under known prompts no text encoder is loaded.
             They are found by the content of the text encoder's files, so that any number of models share a folder.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
         on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
@@ -113,6 +106,9 @@ class DDIMInversionModule(LightningModule):
         precision: Literal["none", "int8", "fp8"] = "none",
         quantize_inversion: bool = False,
         compile: bool | str = False,  # noqa: A002
+        compile_vae: bool = False,
+        compile_cache: str | None = None,
+        channels_last: bool | None = None,
         runtime: str | None = None,
         memory: Literal["exact", "staged", "low_memory"] = "exact",
         embeddings: str | None = None,
@@ -131,20 +127,13 @@ class DDIMInversionModule(LightningModule):
         self.num_inference_steps = num_inference_steps
         self.guidance_scale = guidance_scale
         self.inversion_prompt = inversion_prompt
-        self.timestep_spacing = timestep_spacing
-        self.zero_snr = zero_snr
         self.reconstruct = reconstruct
         self.save_trajectory = save_trajectory
         self.trajectories = trajectories
         self.share_pass = share_pass
-        self.attention = attention
         self.dtype_name = dtype
-        self.precision: Literal["none", "int8", "fp8"] = precision
-        self.quantize_inversion = quantize_inversion
-        self.compile_mode = compile
-        self.runtime = runtime
+        self.compile_cache = compile_cache
         self.memory = memory
-        self.embeddings = embeddings
         self.require_rotary = require_rotary
         self.on_error = on_error
         self.seed = seed
@@ -169,6 +158,9 @@ class DDIMInversionModule(LightningModule):
             "precision": precision,
             "quantize_inversion": quantize_inversion,
             "compile": compile,
+            "compile_vae": compile_vae,
+            "compile_cache": compile_cache,
+            "channels_last": channels_last,
             "runtime": runtime,
             "memory": memory,
             "embeddings": embeddings,
@@ -214,45 +206,11 @@ class DDIMInversionModule(LightningModule):
     @torch.inference_mode(False)  # weights that were made under inference mode could never train
     def load(self, device: torch.device) -> None:
         """Load the model onto a device; the Trainer does it by itself, through `configure_model`."""
-        default = "float32" if device.type == "cpu" else "bfloat16"
-        dtype = DTYPES[default if self.dtype_name == "auto" else self.dtype_name]
-        attention = resolve_attention(self.attention, device)
-        check_precision(self.precision, device)
-        parts = load_components(
-            self.model,
-            device=device,
-            dtype=dtype,
-            require_rotary=self.require_rotary,
-            on_host=list_parts_on_host(self.memory),
-            text_encoder=self.embeddings is None,
-        )
-        self.editor.check(len(parts.transformer.transformer_blocks), self.num_inference_steps - (not self.zero_snr))
-        assert parts.tokenizer is not None
-        store = None
-        if self.embeddings is not None:
-            store = make_embedding_store(self.model, Path(self.embeddings).expanduser(), device=device, dtype=dtype)
-        max_length = parts.transformer.config.max_text_seq_length
-        prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, max_length, store)
-        table = make_step_table(
-            parts.scheduler, self.num_inference_steps, spacing=self.timestep_spacing, zero_snr=self.zero_snr
-        )
-        self._engine = InversionEngine(
-            parts, prompts, table, self.inverter, self.editor, self.inversion_prompt, attention,
-            precision=self.precision, quantize_inversion=self.quantize_inversion,
-        )  # fmt: skip
-        apply_memory(self._engine, self.memory, device)
-        if self.compile_mode:
-            apply_compile(self._engine.network, self.compile_mode)
-            if self._engine.quantized is not None:
-                apply_compile(self._engine.quantized, self.compile_mode)
-        if self.runtime is not None:
-            artifacts = ArtifactNetwork(Path(self.runtime), device)
-            artifacts.check(self._engine)
-            self._engine.denoiser.network = artifacts
+        self._engine = load_engine(self.settings, self.inverter, self.editor, device)
         if self.training_options is not None:
             # Only what trains becomes a submodule, and with it a part of checkpoints and of what Lightning moves.
             for name in self.training_options.parts:
-                part = getattr(parts, name).requires_grad_(True)
+                part = getattr(self._engine.components, name).requires_grad_(True)
                 # In bfloat16 most updates of an optimiser would round away; precision="bf16-mixed" computes in it.
                 self.register_module(name, part.float() if self.dtype_name == "auto" else part)
 
@@ -278,6 +236,11 @@ class DDIMInversionModule(LightningModule):
         if "text_encoder" not in self._get_trained_parts():
             self.components.text_encoder = None
             self.engine.prompts.release()
+
+    def on_predict_end(self) -> None:
+        """Keep what was compiled."""
+        if self.compile_cache is not None:
+            save_compiled(Path(self.compile_cache).expanduser())
 
     def on_fit_end(self) -> None:
         """Forget the embeddings of a text encoder that has changed."""

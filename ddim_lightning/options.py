@@ -26,7 +26,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Raise a ValueError for an option out of its range, or beside one that it does not go with.
 
     Args:
-        options: By name, those of `DDIMInversionModule`; what trains is a dict of the fields of `Training`, or ``None``.
+        options: Those of `DDIMInversionModule` by name, what trains as a dict of its fields.
     """
     num_steps, guidance_scale = options["num_inference_steps"], options["guidance_scale"]
     if not isinstance(num_steps, int) or num_steps < 1:
@@ -45,10 +45,13 @@ def _check_together(options: Mapping[str, Any]) -> None:
     compile_mode, runtime, training, precision = (options[n] for n in ("compile", "runtime", "training", "precision"))
     if runtime is not None and (compile_mode or training is not None):
         other = "compile" if compile_mode else "training"
-        raise ValueError(f"runtime: artefacts cannot be compiled or trained; must be unset with {other}, got {runtime!r}")
-    check_memory(
-        options["memory"], compile_mode=compile_mode, runtime=runtime, training=training, precision=precision
-    )
+        raise ValueError(
+            f"runtime: artefacts cannot be compiled or trained; must be unset with {other}, got {runtime!r}"
+        )
+    check_memory(options["memory"], compile_mode=compile_mode, runtime=runtime, training=training, precision=precision)
+    if options["compile_cache"] is not None and not (compile_mode or options["compile_vae"]):
+        rule = "there is nothing to keep; must be unset without compile or compile_vae"
+        raise ValueError(f"compile_cache: {rule}, got {options['compile_cache']!r}")
     if precision != "none" and (runtime is not None or training is not None):
         other = "training" if runtime is None else "runtime"
         rule = f"artefacts keep their own, and 8 bits cannot train; must be none with {other}"

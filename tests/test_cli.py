@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import ddim_lightning.cli
-import ddim_lightning.module
+import ddim_lightning.engine_loading
 from ddim_lightning import DDIMInversionModule, VideoDataModule
 from ddim_lightning.cli import main, make_parser
 
@@ -225,7 +225,7 @@ def test_a_file_that_will_not_do_is_found_out_before_the_weights_are_loaded(
     def load(*_: Any, **__: Any) -> None:
         raise RuntimeError("the weights are loaded")
 
-    monkeypatch.setattr(ddim_lightning.module, "load_components", load)
+    monkeypatch.setattr(ddim_lightning.engine_loading, "load_components", load)
     words = [*words, "--model", str(tiny_model), "--prompt", "a red circle", "--output", "out", "--quiet"]
     assert main(["edit", *words]) == 1
     assert capsys.readouterr().err.startswith(f"error: {said}")

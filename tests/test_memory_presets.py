@@ -91,7 +91,9 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("memory", PARKING)
-@pytest.mark.parametrize("options", [{}, {"editor": KVInjection()}, {"share_pass": True, "dtype": "bfloat16"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"editor": KVInjection()}, {"share_pass": True, "dtype": "bfloat16"}, {"channels_last": True}]
+)
 def test_results_are_the_same_bytes(memory: str, options: dict[str, Any], tiny_model: Path) -> None:
     clips = [make_clip("a"), make_clip("bb", "a red square", "a blue circle")]
     options = {"save_trajectory": True, **options}

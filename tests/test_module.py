@@ -193,6 +193,7 @@ def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model: Path, t
         ({"guidance_scale": float("nan")}, "guidance_scale: must be finite and not negative, got nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale: must be finite and not negative, got inf"),
         ({"compile": "fastest"}, "compile: must be true, false or one of default, .*, got 'fastest'"),
+        ({"compile_cache": "graphs"}, "compile_cache: .* must be unset without compile or compile_vae, got 'graphs'"),
         ({"inverter": ""}, "inverter: '' could not be found"),
         ({"editor": "Editor"}, "editor: must name a concrete subclass of Editor, got 'Editor'"),
         ({"dtype": "int8"}, "dtype: must be one of auto, bfloat16, float16, float32, got 'int8'"),
@@ -210,7 +211,7 @@ def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> Non
         DDIMInversionModule("tiny", **options)
 
 
-def test_compiled_blocks_agree_and_are_compiled_once_per_layout(tiny_model: Path) -> None:
+def test_compiled_blocks_agree_and_are_compiled_once_per_layout(tiny_model: Path, tmp_path: Path) -> None:
     # Five layouts: one row; a guided pair; and a pair with the source row where nothing is read, where it is, and in
     # the last layer, in which the source row has no queries.
     editor = KVInjection(steps=(1, 3), layers=(1, None), strength=0.5)
@@ -219,8 +220,9 @@ def test_compiled_blocks_agree_and_are_compiled_once_per_layout(tiny_model: Path
     eager = predict(make_module(tiny_model, **settings), data)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    module = make_module(tiny_model, compile=True, **settings)
+    module = make_module(tiny_model, compile=True, compile_cache=str(tmp_path / "graphs"), **settings)
     compiled = predict(module, data)
+    assert [path.suffix for path in (tmp_path / "graphs").iterdir()] == [".bin"]
     assert not any("_orig_mod" in key for key in module.components.transformer.state_dict())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 5
     for one, other in zip(compiled, eager, strict=True):

@@ -80,7 +80,7 @@ def run_block(
 
 
 def activate(x: Tensor) -> Tensor:
-    """Apply the GELU of the tanh; on a CPU, where tanh is slow, by the logistic function: (1 + tanh u) / 2 = sigma(2 u).
+    """Apply the GELU of the tanh; on a CPU, where tanh is slow, as the logistic function: (1 + tanh u) / 2 = s(2 u).
 
     Source: Hendrycks, Gimpel 2016, "Gaussian error linear units", arXiv:1606.08415, section 2.
     """

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
 from ddim_lightning.models.loading import Components, load_components
-from ddim_lightning.models.vae import decode_latents, encode_video
+from ddim_lightning.models.vae import decode_latents, encode_video, order_channels_last
 
 VIDEO = torch.rand(2, 9, 3, 24, 40, generator=torch.Generator().manual_seed(0))
 
@@ -78,3 +78,18 @@ def test_half_precision_autoencoder_gives_float32(tiny_model: Path) -> None:
     vae = load_components(str(tiny_model), device=torch.device("cpu"), dtype=torch.bfloat16).vae
     latents = encode_video(vae, VIDEO[:1])
     assert latents.dtype == decode_latents(vae, latents).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_channels_last_is_the_same_up_to_rounding(tiny_model: Path) -> None:
+    plain, ordered = (
+        load_components(str(tiny_model), device=torch.device("cpu"), dtype=torch.float32).vae for _ in "ab"
+    )
+    order_channels_last(ordered)
+    weights = [module.weight for module in ordered.modules() if isinstance(module, torch.nn.Conv2d | torch.nn.Conv3d)]
+    assert {weight.ndim for weight in weights} == {4, 5}
+    for weight in weights:
+        assert weight.is_contiguous(memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d)
+    latents = encode_video(plain, VIDEO)
+    torch.testing.assert_close(encode_video(ordered, VIDEO), latents, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(decode_latents(ordered, latents), decode_latents(plain, latents), rtol=1e-5, atol=1e-5)
