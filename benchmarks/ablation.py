@@ -214,10 +214,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def make_markdown(result: Mapping[str, Any]) -> str:
     """Write the report that a person reads."""
     settings, steps = result["settings"], result["settings"]["steps"]
+    edits = settings["edits"]
+    truth = f"; PSNR against the truth of {edits} edits of the dev set" if edits else ""
     measured = (
         f"{settings['model']} on {tell_place(result)}, {steps} steps, guidance {settings['guidance_scale']:g}; clock: "
-        f"{settings['clock']}; median of {settings['rounds']} rounds in turns; PSNR against the truth of "
-        f"{settings['edits']} edits of the dev set."
+        f"{settings['clock']}; median of {settings['rounds']} rounds in turns{truth}."
     )
     explained = (
         "*Times as fast* is inversion and edit together, against the first row. *Distance* is the relative L2 distance "

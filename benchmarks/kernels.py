@@ -285,15 +285,8 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
         for row in result["rows"]
     ]
     best = max(result["roof"]["attention_tflops"], result["roof"]["product_tflops"])
-    plot_roofline(
-        folder / "roofline.png",
-        points,
-        best,
-        result["copy"]["gb_per_s"] / 1e3,
-        title="Kernels under the measured roof",
-        x_label="FLOP a byte of inputs and outputs",
-        y_label="TFLOP/s",
-    )
+    path, bandwidth = folder / "roofline.png", result["copy"]["gb_per_s"] / 1e3
+    plot_roofline(path, points, best, bandwidth, title="Kernels under the measured roof")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

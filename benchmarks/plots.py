@@ -235,32 +235,21 @@ def plot_bars(path: Path, groups: Sequence[str], series: Sequence[Bars], *, titl
     _write(figure, path)
 
 
-def plot_roofline(
-    path: Path,
-    points: Sequence[Point],
-    best_rate: float,
-    bandwidth: float,
-    *,
-    title: str,
-    x_label: str,
-    y_label: str,
-) -> None:
+def plot_roofline(path: Path, points: Sequence[Point], best_tflops: float, tb_per_s: float, *, title: str) -> None:
     """Draw rates over intensities on log scales, under the lower of two measured bounds.
 
     Args:
         path: PNG to write.
-        points: Intensity and rate of each kernel.
-        best_rate: The highest rate, in the unit of the points.
-        bandwidth: What rate one unit of intensity allows.
+        points: FLOP a byte and TFLOP/s of each kernel.
+        best_tflops: The highest rate, TFLOP/s.
+        tb_per_s: How fast memory is read and written, TB/s.
         title: The plot's statement.
-        x_label: The intensity, with its unit.
-        y_label: The rate, with its unit.
     """
-    figure, axes = _make_axes(title, x_label, y_label)
-    ridge = best_rate / bandwidth
+    figure, axes = _make_axes(title, "FLOP a byte of inputs and outputs", "TFLOP/s")
+    ridge = best_tflops / tb_per_s
     ends = [ridge, *(point.x for point in points)]
     roof = [min(ends) / 2, ridge, max(ends) * 2]
-    axes.plot(roof, [min(best_rate, x * bandwidth) for x in roof], color=_GREY, linewidth=1.8)
+    axes.plot(roof, [min(best_tflops, x * tb_per_s) for x in roof], color=_GREY, linewidth=1.8)
     for point in points:
         axes.scatter(point.x, point.y, s=40, color=get_colour(point.label), edgecolors="white", zorder=3)
     axes.set_xscale("log")
