@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,17 +34,26 @@ def read_result(folder: Path) -> Any:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def list_faults(folder: Path) -> Iterator[str]:
-    """Yield what is wrong with the result in a folder, one sentence each."""
+def list_faults(folder: Path, write: bool = False) -> list[str]:
+    """Return what is wrong with the result in a folder, one sentence each.
+
+    Args:
+        folder: Holds ``result.json`` and ``README.md``.
+        write: Whether report and plots are made anew first, where the result is right.
+    """
     from jsonschema import Draft202012Validator
 
     result = read_result(folder)
-    faults = list(Draft202012Validator(json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))).iter_errors(result))
-    yield from (f"{fault.json_path}: {fault.message}" for fault in faults)
-    if not faults:
-        report = (folder / "README.md").read_text(encoding="utf-8")
-        if report != MODULES[result["schema"]].make_markdown(result):
-            yield "README.md: is not what this result makes: run again with --write"
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    faults = [f"{fault.json_path}: {fault.message}" for fault in Draft202012Validator(schema).iter_errors(result)]
+    if faults:
+        return faults
+    module = MODULES[result["schema"]]
+    report = module.make_markdown(result)
+    if write:
+        write_report(folder, result, report, getattr(module, "write_plots", None))
+    same = (folder / "README.md").read_text(encoding="utf-8") == report
+    return [] if same else ["README.md: is not what this result makes; --write makes it"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,11 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     wrong = 0
     for folder in args.folders:
-        if args.write:
-            result = read_result(folder)
-            module = MODULES[result["schema"]]
-            write_report(folder, result, module.make_markdown(result), getattr(module, "write_plots", None))
-        faults = list(list_faults(folder))
+        faults = list_faults(folder, args.write)
         wrong += bool(faults)
         print("\n".join([f"{folder}: {'wrong' if faults else 'fine'}", *(f"  {fault}" for fault in faults)]))
     return 1 if wrong else 0

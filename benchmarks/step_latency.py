@@ -210,6 +210,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "latents": list(latents.shape),
             "tokens": sizes.tokens,
             "inverter": repr(eager.inverter),
+            "clock": "CUDA events" if args.device.startswith("cuda") else "wall, one thread",
             "warm_up_runs": 1,
             "roof": roof,
             **{name: getattr(args, name) for name in ("steps", "rounds", "compile", "dtype", "device", "attention")},
@@ -224,7 +225,8 @@ def make_markdown(result: Mapping[str, Any]) -> str:
     settings = result["settings"]
     measured = (
         f"{settings['model']} on {tell_place(result)}, latents {' x '.join(map(str, settings['latents']))}, "
-        f"{settings['steps']} steps, kernel {settings['attention']}; {settings['rounds']} timed runs in turns."
+        f"{settings['steps']} steps, kernel {settings['attention']}; clock: {settings['clock']}; "
+        f"{settings['rounds']} timed runs in turns."
     )
     steps = [
         (

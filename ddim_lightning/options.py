@@ -45,10 +45,10 @@ def _check_together(options: Mapping[str, Any]) -> None:
     compile_mode, runtime, training, precision = (options[n] for n in ("compile", "runtime", "training", "precision"))
     if runtime is not None and (compile_mode or training is not None):
         other = "compile" if compile_mode else "training"
-        raise ValueError(f"runtime: artefacts cannot be compiled or trained; must be unset with {other}, got {runtime!r}")
-    check_memory(
-        options["memory"], compile_mode=compile_mode, runtime=runtime, training=training, precision=precision
-    )
+        raise ValueError(
+            f"runtime: artefacts cannot be compiled or trained; must be unset with {other}, got {runtime!r}"
+        )
+    check_memory(options["memory"], compile_mode=compile_mode, runtime=runtime, training=training, precision=precision)
     if precision != "none" and (runtime is not None or training is not None):
         other = "training" if runtime is None else "runtime"
         rule = f"artefacts keep their own, and 8 bits cannot train; must be none with {other}"

@@ -33,7 +33,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], st
         str(folder),
     ]
     assert main(words) == 0
-    assert list(list_faults(folder)) == []
+    assert list_faults(folder) == []
     return json.loads((folder / "result.json").read_text()), (folder / "README.md").read_text()
 
 
@@ -76,7 +76,7 @@ def test_at_full_size_only_the_distance_is_told(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(ablation, "load_parts", lambda args: small)
     words = ["--full-size", "--device", "cpu", "--dtype", "float32", "--steps", "2", "--rounds", "1"]
     assert main([*words, "--commit", "abc", "--output", str(tmp_path)]) == 0
-    assert list(list_faults(tmp_path)) == []
+    assert list_faults(tmp_path) == []
     assert is_drawn(tmp_path / "ladder.png")
     exact, other = json.loads((tmp_path / "result.json").read_text())["ladder"]
     assert exact["psnr_db"] is other["psnr_db"] is None

@@ -32,7 +32,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def test_the_file_fits_the_schema(folder: Path):
-    assert list(list_faults(folder)) == []
+    assert list_faults(folder) == []
 
 
 def test_loading_is_counted_once_and_every_video_by_stage(result: dict[str, Any]):

@@ -77,7 +77,7 @@ def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.Captu
     check_numbers(result)
     summary = (tmp_path / "new" / "folder" / "README.md").read_text("utf-8")
     assert summary == capsys.readouterr().out == make_markdown(result)
-    assert list(list_faults(tmp_path / "new" / "folder")) == []
+    assert list_faults(tmp_path / "new" / "folder") == []
     assert is_drawn(tmp_path / "new" / "folder" / "roofline.png")
 
 

@@ -34,7 +34,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def test_the_file_fits_the_schema_and_the_plot_is_drawn(folder: Path, is_drawn):  # type: ignore[no-untyped-def]
-    assert list(list_faults(folder)) == []
+    assert list_faults(folder) == []
     assert is_drawn(folder / "memory.png")
 
 
@@ -70,4 +70,5 @@ def test_tiny_on_a_gpu(tmp_path: Path):
     assert main(["--device", "cuda", "--dtype", "bfloat16", "--steps", "2", "--output", str(tmp_path)]) == 0
     for row in json.loads((tmp_path / "result.json").read_text("utf-8"))["presets"]:
         for taken in row["memory"].values():
-            assert 0 < taken["allocated_gib"] <= taken["peak_gib"] <= taken["reserved_gib"] < taken["device_gib"]
+            assert 0 < taken["allocated_gib"] <= min(taken["peak_gib"], taken["reserved_gib"])
+            assert taken["reserved_gib"] < taken["device_gib"]

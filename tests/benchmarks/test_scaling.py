@@ -13,7 +13,7 @@ from benchmarks.scaling import STEPS, TINY, main, make_markdown, predict
 
 def test_it_measures_every_point_and_reports(tmp_path: Path, is_drawn) -> None:  # type: ignore[no-untyped-def]
     assert main(["--rounds", "1", "--commit", "abc", "--output", str(tmp_path)]) == 0
-    assert list(list_faults(tmp_path)) == []
+    assert list_faults(tmp_path) == []
     result = json.loads((tmp_path / "result.json").read_text())
     for name, sizes in TINY.items():
         assert [row["size"] for row in result[name]] == [list(size) for size in sizes]

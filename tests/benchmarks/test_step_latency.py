@@ -51,7 +51,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def test_the_file_fits_the_schema_and_the_plot_is_drawn(folder: Path, is_drawn):  # type: ignore[no-untyped-def]
-    assert list(list_faults(folder)) == []
+    assert list_faults(folder) == []
     assert is_drawn(folder / "latency.png")
 
 

@@ -20,7 +20,7 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     left_out = ["--no-compile"] if request.param == "eager" else []
     words = ["--script", str(STUB), "--steps", "2", "--rounds", "2", "--commit", "abc", "--output", str(folder)]
     assert main([*words, *left_out]) == 0
-    assert list(list_faults(folder)) == []
+    assert list_faults(folder) == []
     return json.loads((folder / "result.json").read_text()), (folder / "README.md").read_text()
 
 
