@@ -1,8 +1,8 @@
 """One switch at a time, and one on top of the other: what each is worth, and what it costs.
 
-Every variant is a `DDIMInversionModule` with other settings. They take turns at the same clip on the same weights; the
-time of a step is that of a whole inversion or edit over its steps, so that windows and strides count. On the tiny model
-edits with a known truth say what each switch loses.
+The variants take turns at the same clip on the same weights; the time of a step is that of a whole inversion or edit
+over its steps, so that windows and strides count. On the tiny model edits with a known truth say what each switch
+loses; at full size weights are random, and only the distance to the exact edit can be told.
 """
 
 from __future__ import annotations
@@ -20,17 +20,21 @@ from torch import Tensor
 
 from ddim_lightning.data.shapes import render
 from ddim_lightning.diffusion.editors import Editor, InversionFree
+from ddim_lightning.diffusion.editors.fast import make_fast
 from ddim_lightning.diffusion.trajectory import Inversion
 from ddim_lightning.engine import InversionEngine
-from ddim_lightning.module import DDIMInversionModule
+from ddim_lightning.models.quantized import Precision
 from ddim_lightning.types import EditRequest
 
+from .arguments import add_attention, make_parser
 from .edit_quality import measure_video
 from .edit_report import make_table
 from .edit_set import ShapesEdit, make_edit_set
 from .environment import read_block
-from .output import write_files
-from .versus_reference import read_clock, relative_l2
+from .loading import PROMPTS, load_parts, make_engine, make_video, name_model
+from .measuring import name_clock, read_clock, relative_l2
+from .output import tell_origin, tell_place, write_files
+from .plots import Bars, plot_bars
 
 SCHEMA = "ddim-lightning/ablation/1"
 EXACT = "exact"
@@ -44,13 +48,15 @@ class Variant:
     Args:
         name: What differs from the variant before, or from `EXACT`.
         editor: The editor.
-        settings: Arguments of `DDIMInversionModule`.
+        compiled: Whether blocks are compiled.
+        precision: Of the large products while edits are made.
         exact: Whether it is the same mathematics, up to rounding.
     """
 
     name: str
     editor: Editor = field(default_factory=InversionFree)
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    compiled: bool = False
+    precision: Precision = "none"
     exact: bool = True
 
 
@@ -59,10 +65,10 @@ def make_switches() -> list[Variant]:
     plain = InversionFree()
     return [
         Variant(EXACT),
-        Variant("compile", settings={"compile": True}),
+        Variant("compile", compiled=True),
         Variant("one noise", replace(plain, draws=1), exact=False),
         Variant("nothing read", replace(plain, strength=0.0), exact=False),
-        Variant("int8 products", settings={"precision": "int8"}, exact=False),
+        Variant("int8 products", precision="int8", exact=False),
         Variant("no guidance", replace(plain, guidance_steps=(0, 0)), exact=False),
         Variant("guidance to the end", replace(plain, guidance_steps=(0.42, None)), exact=False),
         Variant("every step", replace(plain, stride=1), exact=False),
@@ -72,54 +78,45 @@ def make_switches() -> list[Variant]:
 
 def make_ladder() -> list[Variant]:
     """List the switches one on top of the other."""
-    compiled = {"compile": True}
+    fast = make_fast(InversionFree())
     return [
         Variant(EXACT),
-        Variant("+ compile", settings=compiled),
-        Variant("+ preset fast", settings=compiled | {"preset": "fast"}, exact=False),
-        Variant("+ no guidance", InversionFree(guidance_steps=(0, 0)), compiled | {"preset": "fast"}, exact=False),
+        Variant("+ compile", compiled=True),
+        Variant("+ preset fast", fast, compiled=True, exact=False),
+        Variant("+ no guidance", replace(fast, guidance_steps=(0, 0)), compiled=True, exact=False),
     ]
 
 
-def make_engine(variant: Variant, args: argparse.Namespace) -> InversionEngine:
-    """Load the model as a variant runs it."""
-    module = DDIMInversionModule(
-        "tiny",
-        num_inference_steps=args.steps,
-        editor=variant.editor,
-        dtype=args.dtype,
-        **variant.settings,
-    )
-    module.load(torch.device(args.device))
-    return module.engine
-
-
 class Runner:
-    """A variant on one edit.
+    """A variant at work.
 
     Args:
         variant: The variant.
         engine: Its engine.
-        guidance_scale: Of the edits.
     """
 
-    def __init__(self, variant: Variant, engine: InversionEngine, guidance_scale: float) -> None:
-        self.variant, self.engine, self.guidance_scale = variant, engine, guidance_scale
+    def __init__(self, variant: Variant, engine: InversionEngine) -> None:
+        self.variant, self.engine = variant, engine
+        self.edited: Tensor
+        """What the last edit came to."""
 
     def invert(self, latents: Tensor) -> Inversion:
         """Invert clean latents."""
         return self.engine.invert(latents)
 
-    def edit(self, inversion: Inversion, edit: ShapesEdit) -> Tensor:
+    def edit(self, inversion: Inversion, request: EditRequest) -> Tensor:
         """Edit as the benchmark of edits does."""
-        request = EditRequest(
-            edit.target.caption, source_prompt=edit.source.caption, guidance_scale=self.guidance_scale
-        )
-        return self.engine.edit(inversion, request)
+        self.edited = self.engine.edit(inversion, request)
+        return self.edited
+
+
+def make_request(edit: ShapesEdit, guidance_scale: float) -> EditRequest:
+    """Ask for what an edit of the set shows."""
+    return EditRequest(edit.target.caption, source_prompt=edit.source.caption, guidance_scale=guidance_scale)
 
 
 def time_variants(
-    runners: Sequence[Runner], latents: Tensor, edit: ShapesEdit, rounds: int, device: torch.device
+    runners: Sequence[Runner], latents: Tensor, request: EditRequest, rounds: int, device: torch.device
 ) -> list[dict[str, Any]]:
     """Time all variants in turns, after a round that warms up; seconds of every round, and rows."""
     rows: list[dict[str, Any]] = [{"invert_s": [], "edit_s": []} for _ in runners]
@@ -130,7 +127,7 @@ def time_variants(
             start = read_clock(device)
             inversion = runner.invert(latents)
             middle, between = read_clock(device), runner.engine.denoiser.rows
-            runner.edit(inversion, edit)
+            runner.edit(inversion, request)
             end = read_clock(device)
             row["invert_rows"] = between - counted
             row["edit_rows"] = runner.engine.denoiser.rows - between
@@ -140,17 +137,23 @@ def time_variants(
     return rows
 
 
-def measure_losses(runners: Sequence[Runner], edits: Sequence[ShapesEdit]) -> list[dict[str, float]]:
+def measure_distances(runners: Sequence[Runner]) -> list[dict[str, float | None]]:
+    """Return how far the last edit of each is from that of `EXACT`; there is no truth to lose decibels against."""
+    exact = runners[0].edited
+    return [{"psnr_db": None, "relative_l2": relative_l2(runner.edited, exact)} for runner in runners]
+
+
+def measure_losses(
+    runners: Sequence[Runner], edits: Sequence[ShapesEdit], guidance_scale: float
+) -> list[dict[str, float | None]]:
     """Edit clips with a known truth: PSNR of the whole frame from one pooled error, and the distance to `EXACT`."""
     squares = [[0.0, 0] for _ in runners]
     apart: list[list[float]] = [[] for _ in runners]
     for edit in edits:
-        first: Tensor | None = None
         for k, runner in enumerate(runners):
             latents = runner.engine.encode(render(edit.source))
-            edited = runner.edit(runner.invert(latents), edit)
-            first = edited if first is None else first
-            apart[k].append(relative_l2(edited, first))
+            edited = runner.edit(runner.invert(latents), make_request(edit, guidance_scale))
+            apart[k].append(relative_l2(edited, runners[0].edited))
             measured = measure_video(runner.engine.decode(edited), edit)
             squares[k][0] += sum(measured["squared_error"].values())
             squares[k][1] += sum(measured["values"].values())
@@ -163,17 +166,33 @@ def measure_losses(runners: Sequence[Runner], edits: Sequence[ShapesEdit]) -> li
 @torch.inference_mode()
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run both lists and return the result, JSON-ready."""
-    device = torch.device(args.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    edits = make_edit_set("dev", args.edits)
+    device, parts = torch.device(args.device), load_parts(args)
+    edits = [] if args.full_size else make_edit_set("dev", args.edits)
+    video = render(edits[0].source) if edits else make_video(parts.limits, args.seed)
+    request = (
+        make_request(edits[0], args.guidance_scale)
+        if edits
+        else EditRequest(PROMPTS[0], guidance_scale=args.guidance_scale)
+    )
     result: dict[str, Any] = {}
     for name, listed in (("switches", make_switches()), ("ladder", make_ladder())):
-        variants = [variant for variant in listed if not (args.no_compile and variant.settings.get("compile"))]
-        runners = [Runner(variant, make_engine(variant, args), args.guidance_scale) for variant in variants]
-        latents = runners[0].engine.encode(render(edits[0].source))
-        times = time_variants(runners, latents, edits[0], args.rounds, device)
-        losses = measure_losses(runners, edits)
+        variants = [variant for variant in listed if not (args.no_compile and variant.compiled)]
+        runners = [
+            Runner(
+                variant,
+                make_engine(
+                    parts,
+                    args.steps,
+                    editor=variant.editor,
+                    attention=args.attention,
+                    precision=variant.precision,
+                    compiled=variant.compiled,
+                ),
+            )
+            for variant in variants
+        ]
+        times = time_variants(runners, runners[0].engine.encode(video), request, args.rounds, device)
+        losses = measure_losses(runners, edits, args.guidance_scale) if edits else measure_distances(runners)
         result[name] = [
             {"name": variant.name, "exact": variant.exact, **time, **loss}
             for variant, time, loss in zip(variants, times, losses, strict=True)
@@ -182,9 +201,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "schema": SCHEMA,
         "environment": read_block(args.commit),
         "settings": {
-            "model": "tiny",
-            "clock": "wall" if device.type == "cuda" else "CPU time of the process, one thread",
-            **{name: getattr(args, name) for name in ("steps", "rounds", "edits", "guidance_scale", "dtype", "device")},
+            "model": name_model(args),
+            "clock": name_clock(device),
+            "edits": len(edits),
+            **{name: getattr(args, name) for name in ("steps", "rounds", "guidance_scale", "dtype", "device")},
+            **{name: getattr(args, name) for name in ("attention", "seed")},
         },
         **result,
     }
@@ -193,17 +214,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def make_markdown(result: Mapping[str, Any]) -> str:
     """Write the report that a person reads."""
     settings, steps = result["settings"], result["settings"]["steps"]
+    edits = settings["edits"]
+    truth = f"; PSNR against the truth of {edits} edits of the dev set" if edits else ""
     measured = (
-        f"{settings['model']}, {steps} steps, {settings['dtype']}, guidance {settings['guidance_scale']:g}; clock: "
-        f"{settings['clock']}; median of {settings['rounds']} rounds in turns; PSNR against the truth of "
-        f"{settings['edits']} edits of the dev set."
+        f"{settings['model']} on {tell_place(result)}, {steps} steps, guidance {settings['guidance_scale']:g}; clock: "
+        f"{settings['clock']}; median of {settings['rounds']} rounds in turns{truth}."
     )
     explained = (
         "*Times as fast* is inversion and edit together, against the first row. *Distance* is the relative L2 distance "
         "of the edited latents to those of the first row, *dB* the change of the PSNR against the truth."
     )
-    command = f"`{result['environment']['command']}` at commit {result['environment']['commit']}"
-    lines = ["# What each switch is worth, and what it costs", "", command, "", measured]
+    lines = ["# What each switch is worth, and what it costs", "", tell_origin(result), "", measured]
     for name, title in (("switches", "One switch at a time"), ("ladder", "One on top of the other")):
         base = result[name][0]
         rows = [
@@ -214,13 +235,13 @@ def make_markdown(result: Mapping[str, Any]) -> str:
                 f"{compare(base, row):.2f}",
                 str(row["invert_rows"] + row["edit_rows"]),
                 f"{row['relative_l2']:.1e}",
-                f"{row['psnr_db'] - base['psnr_db']:+.2f}",
+                "not measured" if row["psnr_db"] is None else f"{row['psnr_db'] - base['psnr_db']:+.2f}",
             )
             for row in result[name]
         ]
         head = ("variant", "exact", "inversion ms a step", "edit ms a step", "times as fast", "rows", "distance", "dB")
         lines += ["", f"## {title}", "", *make_table(head, rows)]
-    lines += ["", explained, ""]
+    lines += ["", explained, "", "![The ladder](ladder.png)", ""]
     return "\n".join(lines)
 
 
@@ -230,29 +251,29 @@ def compare(base: Mapping[str, Any], row: Mapping[str, Any]) -> float:
     return float(statistics.median(theirs / ours for theirs, ours in zip(*ends, strict=True)))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.splitlines()[0])
+def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
+    """Draw the ladder: how many times as fast, and how far from the exact edit."""
+    rows = result["ladder"]
+    ratios = [compare(rows[0], row) for row in rows]
+    notes = [f"{ratio:.2f} x\ndistance {row['relative_l2']:.1e}" for ratio, row in zip(ratios, rows, strict=True)]
+    names = [row["name"] for row in rows]
+    title = "One switch on top of the other"
+    plot_bars(folder / "ladder.png", names, [Bars(EXACT, ratios, notes)], title=title, y_label="times as fast")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the report and write it."""
+    parser = make_parser("ablation", __doc__)
     parser.add_argument("--steps", type=int, default=50, help="steps of each direction (50)")
     parser.add_argument("--rounds", type=int, default=8, help="timed rounds, after one that warms up (8)")
     parser.add_argument("--edits", type=int, default=20, help="edits that say what is lost, a multiple of 5 (20)")
     parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--no-compile", action="store_true", help="leave out what is compiled")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float32"))
-    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
-    parser.add_argument("--output", type=Path, help="folder for result.json and README.md")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the report and write it."""
-    args = make_parser().parse_args(argv)
-    result = measure(args)
+    add_attention(parser)
+    result = measure(args := parser.parse_args(argv))
     report = make_markdown(result)
     print(report)
-    write_files(args.output, result, report)
+    write_files(args.output, result, report, write_plots)
     return 0
 
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, on a bare machine without a network, in parts that are meant to fit ten minutes each on an
-# H200. It has not run on one yet; STEPS makes it shorter.
+# H200. It has not run on one yet.
 #
 # The machine has Python 3.12, PyTorch, torchvision, transformers, lightning and pytest; what it lacks comes as wheels,
 # which benchmarks/wheels.sh collects where there is a network.
@@ -8,17 +8,19 @@
 # Usage: benchmarks/gpu.sh [WHEELS] [OUTPUT] [PART ...]
 #   WHEELS  folder of wheels, .whl by default; an empty or missing folder installs nothing
 #   OUTPUT  folder for the log and the JSON files, benchmarks/results/gpu by default: commit it as it is
-#   PART    tests, full-size, kernels, versus, switches, scaling; all of them when none is named
-# Environment: STEPS (50), PYTHON (python3), COMMIT (git's), SCRIPT (path of the reference's ddim_inversion.py; without
-# it the part versus is left out, and said to be).
+#   PART    tests, kernels, latency, memory, end-to-end, versus, switches, scaling; all of them when none is named
+# Environment: PYTHON (python3), COMMIT (git's), SCRIPT (path of the reference's ddim_inversion.py; without it the part
+# versus is left out, and said to be).
+#
+# Plots need matplotlib, which is not among the wheels: `python -m benchmarks.check --write OUTPUT/*/` draws them where
+# there is one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheels=${1:-.whl}
 output=${2:-benchmarks/results/gpu}
 parts=("${@:3}")
-((${#parts[@]})) || parts=(tests full-size kernels versus switches scaling)
+((${#parts[@]})) || parts=(tests kernels latency memory end-to-end versus switches scaling)
 python=${PYTHON:-python3}
-steps=${STEPS:-50}
 commit=${COMMIT:-$(git rev-parse HEAD 2>/dev/null || true)}
 
 site=$(mktemp -d)
@@ -32,15 +34,16 @@ run_tests() {
     "$python" -m pytest -m gpu -p no:cacheprovider "${files[@]}"
 }
 
-run_full_size() {
-    "$python" -m benchmarks.full_size --tiny --dtype bfloat16 --commit "$commit" --output "$output/tiny-bfloat16.json" &&
-        "$python" -m benchmarks.full_size --steps "$steps" --commit "$commit" --output "$output/full-size.json" &&
-        "$python" -m benchmarks.full_size --steps "$steps" --compile --commit "$commit" \
-            --output "$output/full-size-compiled.json"
+measure() {
+    local name=$1
+    "$python" -m "benchmarks.$name" --commit "$commit" --output "$output/${name//_/-}" "${@:2}"
 }
 
-run_kernels() {
-    "$python" -m benchmarks.kernels --commit "$commit" --output "$output/kernels"
+run_latency() {
+    # The roof is that of the same machine, where the part kernels came before.
+    local roof=()
+    [[ -f $output/kernels/result.json ]] && roof=(--roof "$output/kernels")
+    measure step_latency --full-size --compile --steps 6 --rounds 1 "${roof[@]}"
 }
 
 run_versus() {
@@ -48,16 +51,7 @@ run_versus() {
         echo "SCRIPT names no reference script: not measured"
         return 0
     fi
-    "$python" -m benchmarks.versus_reference --script "$SCRIPT" --full-size --steps 4 --rounds 3 --commit "$commit" \
-        --output "$output/versus-reference"
-}
-
-run_switches() {
-    "$python" -m benchmarks.ablation --commit "$commit" --output "$output/ablation"
-}
-
-run_scaling() {
-    "$python" -m benchmarks.scaling --full-size --commit "$commit" --output "$output/scaling"
+    measure versus_reference --script "$SCRIPT" --full-size --steps 4 --rounds 3
 }
 
 run() {
@@ -72,11 +66,13 @@ run() {
         start=$SECONDS
         case $part in
             tests) run_tests ;;
-            full-size) run_full_size ;;
-            kernels) run_kernels ;;
+            kernels) measure kernels --full-size ;;
+            latency) run_latency ;;
+            memory) measure memory --full-size --steps 4 ;;
+            end-to-end) measure end_to_end --full-size --compile --steps 4 --rounds 1 ;;
             versus) run_versus ;;
-            switches) run_switches ;;
-            scaling) run_scaling ;;
+            switches) measure ablation --full-size --steps 4 --rounds 2 ;;
+            scaling) measure scaling --full-size ;;
             *) echo "no such part: $part" >&2; false ;;
         esac || failed=1
         echo "took $((SECONDS - start)) s"

@@ -1,7 +1,8 @@
 """Attention and matrix products alone, at the sizes of the model: the rates that a whole pass can reach at best.
 
 Every attention kernel that runs on the device attends to a row's own keys and to twice as many, as rows that read
-another row do; the products are the four of a block. Inputs are random. The best rates are the measured roof.
+another row do; the products are the four of a block. Inputs are random. The best rates are the measured roof; what
+touches more memory than it computes is bound by the rate of a copy instead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
-from torch.profiler import ProfilerActivity, profile
 
 from ddim_lightning.models.attention import Attention, sdpa_attention
 from ddim_lightning.models.kernels import CPU_KERNELS, CUDA_KERNELS
@@ -25,8 +25,12 @@ from ddim_lightning.models.tiny import BUNDLED
 from ddim_lightning.runtime.flops import TransformerSizes, count_attention, count_linear, count_pass, make_sizes
 from ddim_lightning.runtime.timing import StepClock, summarise_ms
 
+from .arguments import make_parser
 from .environment import read_block
-from .output import write_files
+from .loading import name_model
+from .measuring import list_kernels, tell_kernel
+from .output import tell_origin, tell_place, write_files
+from .plots import Point, plot_roofline
 
 SCHEMA = "ddim-lightning/kernels/1"
 WARM_UP = 3
@@ -35,13 +39,15 @@ KEYS = {"own": 1, "double": 2}
 """What a row attends to, and how many times its own tokens that is."""
 PRODUCTS = {"qkv": (1, 3), "out": (1, 1), "up": (1, 4), "down": (4, 1)}
 """The products of a block, from and to how many widths."""
+COPIED = 2**26
+"""Bytes of what is copied to measure the memory: more than a cache holds."""
 
 Act = Callable[[], Tensor]
 
 
-def read_config(tiny: bool) -> Mapping[str, Any]:
+def read_config(full_size: bool) -> Mapping[str, Any]:
     """Return the config of the bundled transformer, or of CogVideoX-5B's."""
-    if not tiny:
+    if full_size:
         return COGVIDEOX_5B_TRANSFORMER
     config: dict[str, Any] = json.loads((BUNDLED / "transformer" / "config.json").read_text(encoding="utf-8"))
     return config
@@ -66,23 +72,31 @@ def time_calls(act: Act, device: torch.device, rounds: int) -> dict[str, Any]:
     return {name.removeprefix("step_"): value for name, value in summarise_ms(clock.read_ms(), WARM_UP).items()}
 
 
-def name_kernel(act: Act, device: torch.device) -> str | None:
-    """Return what a call spends most of its device time in, by the profiler; ``None`` where it saw nothing."""
-    cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
-        act()
-        if cuda:
-            torch.cuda.synchronize(device)
-    spent = [(e.self_device_time_total if cuda else e.self_cpu_time_total, e.key) for e in profiler.key_averages()]
-    return max(spent)[1] if spent else None
+def measure_call(act: Act, inputs: Sequence[Tensor], flops: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what is known of one call: its times, its rate, the kernel that ran and whether its output is finite.
 
-
-def measure_call(act: Act, flops: int, device: torch.device, rounds: int) -> dict[str, Any]:
-    """Return what is known of one call: its times, its rate, the kernel that ran and whether its output is finite."""
-    finite = bool(act().isfinite().all())
-    times = time_calls(act, device, rounds)
+    Args:
+        act: The call.
+        inputs: What it reads; it and the output once make the bytes it must move at least.
+        flops: What it computes.
+        args: The device and the rounds.
+    """
+    device, output = torch.device(args.device), act()
+    finite, touched = bool(output.isfinite().all()), sum(tensor.nbytes for tensor in (*inputs, output))
+    times = time_calls(act, device, args.rounds)
     rate = flops / (times["ms_median"] * 1e-3) / 1e12
-    return {"flops": flops, "tflops": rate, "finite": finite, "seen": name_kernel(act, device), **times}
+    seen = [kernel["name"] for kernel in list_kernels(act, device, 1)]
+    work = {"flops": flops, "bytes": touched, "tflops": rate}
+    return {**work, "finite": finite, "seen": seen[0] if seen else None, **times}
+
+
+def measure_copy(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure how fast memory is read and written: a copy of random bytes."""
+    device = torch.device(args.device)
+    source = draw((COPIED // 4,), {"device": device, "dtype": torch.float32}, args.seed)
+    target = torch.empty_like(source)
+    times = time_calls(lambda: target.copy_(source), device, args.rounds)
+    return {"bytes": 2 * COPIED, "gb_per_s": 2 * COPIED / (times["ms_median"] * 1e-3) / 1e9, **times}
 
 
 def list_forms(kernel: Attention) -> Iterator[tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]]:
@@ -118,7 +132,7 @@ def measure_attention(
                 named = {"kernel": kernel.name, "form": form, "keys": keys}
                 try:
                     error = attend(query, key, value).float() - exact
-                    row = measure_call(lambda: attend(query, key, value), flops, device, args.rounds)  # noqa: B023
+                    row = measure_call(lambda: attend(query, key, value), (query, key, value), flops, args)  # noqa: B023
                 except (ImportError, NotImplementedError, RuntimeError) as failure:
                     not_run.append({**named, "reason": str(failure).partition("\n")[0]})
                     continue
@@ -141,7 +155,7 @@ def measure_products(
             draw((outputs,), like, args.seed + 2),
         )
         flops = count_linear(args.rows * sizes.tokens, inputs, outputs)
-        row = measure_call(lambda: linear(tokens, weight, bias), flops, like["device"], args.rounds)  # noqa: B023
+        row = measure_call(lambda: linear(tokens, weight, bias), (tokens, weight, bias), flops, args)  # noqa: B023
         shape = {"tokens": args.rows * sizes.tokens, "inputs": inputs, "outputs": outputs}
         rows.append({"kind": "product", "product": name, **shape, **row})
     return rows
@@ -176,7 +190,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("rounds", "rows"):
         if getattr(args, name) < 1:
             raise ValueError(f"{name}: must be at least 1, got {getattr(args, name)}")
-    config = read_config(args.tiny)
+    config = read_config(args.full_size)
     sizes, like = make_sizes(config), {"device": torch.device(args.device), "dtype": getattr(torch, args.dtype)}
     attention, not_run = measure_attention(config, sizes, like, args)
     if not attention:
@@ -186,7 +200,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "schema": SCHEMA,
         "environment": read_block(args.commit),
         "settings": {
-            "model": "tiny" if args.tiny else "CogVideoX-5B's sizes",
+            "model": name_model(args),
             "tokens": sizes.tokens,
             "heads": config["num_attention_heads"],
             "head_channels": config["attention_head_dim"],
@@ -195,18 +209,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         },
         "rows": rows,
         "not_run": not_run,
+        "copy": measure_copy(args),
         "roof": find_roof(rows, sizes),
     }
 
 
 def make_markdown(result: Mapping[str, Any]) -> str:
     """Write the summary a person reads, from the result alone."""
-    settings, roof, environment = (result[name] for name in ("settings", "roof", "environment"))
-    where = ", ".join(gpu["name"] for gpu in environment["gpus"]) if settings["device"].startswith("cuda") else "a CPU"
+    settings, roof = result["settings"], result["roof"]
     about = (
-        f"On {where}, torch {environment['versions']['torch']}, {settings['dtype']}, {settings['rows']} row(s) of "
-        f"{settings['tokens']} tokens, {settings['heads']} heads of {settings['head_channels']}; {settings['rounds']} "
-        f"calls each behind {settings['warm_up']} of warm-up. The error is relative to attention in float32."
+        f"On {tell_place(result)}, {settings['rows']} row(s) of {settings['tokens']} tokens, {settings['heads']} heads "
+        f"of {settings['head_channels']}; {settings['rounds']} calls each behind {settings['warm_up']} of warm-up. The "
+        "error is relative to attention in float32."
     )
     best = (
         f"attention {roof['attention_tflops']:.4g} TFLOP/s ({roof['attention_kernel']}), "
@@ -215,7 +229,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# Kernels, measured",
         "",
-        f"`{environment['command']}` at commit {environment['commit']}",
+        tell_origin(result),
         "",
         about,
         "",
@@ -228,11 +242,14 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         *(_tell_product(row) for row in result["rows"] if row["kind"] == "product"),
         "",
         f"- roof: {best}",
+        f"- memory, by a copy: {result['copy']['gb_per_s']:.4g} GB/s read and written",
         f"- one row of the transformer at these rates: {roof['row_ms']:.4g} ms",
         *(
             f"- not run: {' '.join(row[name] for name in ('kernel', 'form', 'keys') if name in row)}: {row['reason']}"
             for row in result["not_run"]
         ),
+        "",
+        "![Rates of the kernels under the measured roof](roofline.png)",
     ]
     return "\n".join(lines) + "\n"
 
@@ -254,35 +271,33 @@ def _tell_times(row: Mapping[str, Any]) -> str:
 
 
 def _tell_seen(row: Mapping[str, Any]) -> str:
-    """Return the name of a kernel short enough for a table; that of a template may fill pages."""
-    seen = (row["seen"] or "none").replace("|", "/")
-    return f"`{seen[:60]}…`" if len(seen) > 60 else f"`{seen}`"
+    return tell_kernel(row["seen"] or "none")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tiny", action="store_true", help="the bundled model's sizes instead of the 5B model's")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument(
-        "--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float16", "float32")
-    )
-    parser.add_argument("--rows", type=int, default=1, help="rows of a pass (1)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed calls of each kernel (30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
-    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder for result.json and README.md")
-    return parser
+def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
+    """Draw the rate of every kernel over what it computes for each byte it must move, under the measured roof."""
+    points = [
+        Point(
+            " ".join(row[name] for name in ("kernel", "form", "keys", "product") if name in row),
+            row["flops"] / row["bytes"],
+            row["tflops"],
+        )
+        for row in result["rows"]
+    ]
+    best = max(result["roof"]["attention_tflops"], result["roof"]["product_tflops"])
+    path, bandwidth = folder / "roofline.png", result["copy"]["gb_per_s"] / 1e3
+    plot_roofline(path, points, best, bandwidth, title="Kernels under the measured roof")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the summary and write the files; the exit status is 1 when an output is not finite."""
-    args = make_parser().parse_args(argv)
-    result = measure(args)
+    parser = make_parser("kernels", __doc__ or "")
+    parser.add_argument("--rows", type=int, default=1, help="rows of a pass (1)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed calls of each kernel (30)")
+    result = measure(args := parser.parse_args(argv))
     summary = make_markdown(result)
     print(summary, end="")
-    write_files(args.output, result, summary)
+    write_files(args.output, result, summary, write_plots)
     return 0 if all(row["finite"] for row in result["rows"]) else 1
 
 

@@ -31,6 +31,13 @@ _COLOURS = {
     "InversionFree": _ORANGE,
     "do nothing": _GREY,
     "no inversion": _INK,
+    "inversion": _BLUE,
+    "default edit": _ORANGE,
+    "four rows": _VERMILLION,
+    "shared row": _GREEN,
+    "exact": _BLUE,
+    "staged": _ORANGE,
+    "low_memory": _GREEN,
 }
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -96,6 +103,21 @@ class Point:
     x: float
     y: float
     highlighted: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One series of bars.
+
+    Args:
+        label: Its name in the legend; its colour is that of the method it begins with.
+        heights: A bar a group.
+        notes: What stands above each bar.
+    """
+
+    label: str
+    heights: Sequence[float]
+    notes: Sequence[str]
 
 
 def plot_levels(path: Path, lines: Sequence[Line], *, title: str, x_label: str, y_label: str) -> None:
@@ -168,6 +190,72 @@ def plot_limits(
         )  # fmt: skip
     axes.margins(0.08)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.12), frameon=False)
+    _write(figure, path)
+
+
+def plot_steps(path: Path, lines: Sequence[Line], *, title: str, x_label: str, y_label: str) -> None:
+    """Draw curves of many points from zero up, without their numbers.
+
+    Args:
+        path: PNG to write.
+        lines: The curves.
+        title: The plot's statement.
+        x_label: What runs to the right, with its unit.
+        y_label: What runs up, with its unit.
+    """
+    figure, axes = _make_axes(title, x_label, y_label)
+    for line in lines:
+        axes.plot(line.x, line.y, line.dash, marker=".", color=get_colour(line.label), label=line.label)
+    axes.set_ylim(bottom=0.0)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _write(figure, path)
+
+
+def plot_bars(path: Path, groups: Sequence[str], series: Sequence[Bars], *, title: str, y_label: str) -> None:
+    """Draw bars side by side, with a note above each.
+
+    Args:
+        path: PNG to write.
+        groups: What stands below each group of bars.
+        series: The bars, one of each series in every group.
+        title: The plot's statement.
+        y_label: What runs up, with its unit.
+    """
+    figure, axes = _make_axes(title, "", y_label)
+    axes.grid(False, axis="x")
+    width = 0.8 / len(series)
+    for k, bars in enumerate(series):
+        centres = [group + (k - (len(series) - 1) / 2) * width for group in range(len(groups))]
+        drawn = axes.bar(centres, bars.heights, width * 0.92, color=get_colour(bars.label), label=bars.label)
+        axes.bar_label(drawn, bars.notes, padding=3, fontsize=9 if len(series) == 1 else 6, color=_INK)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.margins(y=0.15)
+    if len(series) > 1:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _write(figure, path)
+
+
+def plot_roofline(path: Path, points: Sequence[Point], best_tflops: float, tb_per_s: float, *, title: str) -> None:
+    """Draw rates over intensities on log scales, under the lower of two measured bounds.
+
+    Args:
+        path: PNG to write.
+        points: FLOP a byte and TFLOP/s of each kernel.
+        best_tflops: The highest rate, TFLOP/s.
+        tb_per_s: How fast memory is read and written, TB/s.
+        title: The plot's statement.
+    """
+    figure, axes = _make_axes(title, "FLOP a byte of inputs and outputs", "TFLOP/s")
+    ridge = best_tflops / tb_per_s
+    ends = [ridge, *(point.x for point in points)]
+    roof = [min(ends) / 2, ridge, max(ends) * 2]
+    axes.plot(roof, [min(best_tflops, x * tb_per_s) for x in roof], color=_GREY, linewidth=1.8)
+    for point in points:
+        axes.scatter(point.x, point.y, s=40, color=get_colour(point.label), edgecolors="white", zorder=3)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(0.15)
+    _place_labels(figure, axes, points)
     _write(figure, path)
 
 

@@ -18,18 +18,19 @@ from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.loop import invert
 from ddim_lightning.models.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.kernels import resolve_attention
-from ddim_lightning.models.loading import Components, load_components
+from ddim_lightning.models.loading import Components
 from ddim_lightning.models.network import Network
-from ddim_lightning.models.published import make_random_5b
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.runtime.flops import count_pass, make_sizes
 from ddim_lightning.runtime.timing import read_memory_gib
 
+from .arguments import add_attention, make_parser
 from .edit_report import make_table
 from .environment import read_block
-from .output import write_files
+from .loading import load_parts, name_model
+from .measuring import name_clock, read_clock
+from .output import tell_origin, write_files
 from .plots import Line, plot_limits
-from .versus_reference import read_clock
 
 SCHEMA = "ddim-lightning/scaling/1"
 TINY = {
@@ -42,14 +43,6 @@ FULL = {
 }
 """Latent frames, height and width of the points of each list."""
 STEPS = (5, 10, 25)
-
-
-def load(args: argparse.Namespace) -> Components:
-    """Load the tiny model, or make the 5B architecture with random weights."""
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    if args.full_size:
-        return make_random_5b(device=device, dtype=dtype, seed=args.seed)
-    return load_components("tiny", device=device, dtype=dtype)
 
 
 def measure_size(network: Network, size: Sequence[int], args: argparse.Namespace) -> dict[str, Any]:
@@ -119,9 +112,7 @@ def predict(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every point and return the result, JSON-ready."""
     device = torch.device(args.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    parts = load(args)
+    parts = load_parts(args)
     network = Network(parts.transformer, resolve_attention(args.attention, device))
     lists = FULL if args.full_size else TINY
     result: dict[str, Any] = {
@@ -132,8 +123,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "schema": SCHEMA,
         "environment": read_block(args.commit),
         "settings": {
-            "model": "CogVideoX-5B's architecture, random weights" if args.full_size else "tiny",
-            "clock": "wall" if device.type == "cuda" else "CPU time of the process, one thread",
+            "model": name_model(args),
+            "clock": name_clock(device),
             **{name: getattr(args, name) for name in ("rounds", "dtype", "device", "attention", "seed")},
         },
         **result,
@@ -146,7 +137,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# Frames, resolution and steps",
         "",
-        f"`{result['environment']['command']}` at commit {result['environment']['commit']}",
+        tell_origin(result),
         "",
         f"{settings['model']}, one row, {settings['dtype']}; clock: {settings['clock']}; {settings['rounds']} rounds.",
     ]
@@ -184,30 +175,15 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
         plot_limits(folder / f"{name}.png", lines, {}, title=title, x_label="tokens", y_label="ms a row")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
-    parser.add_argument("--full-size", action="store_true", help="CogVideoX-5B's architecture with random weights")
-    parser.add_argument("--rounds", type=int, default=10, help="timed passes of each point (10)")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float32"))
-    parser.add_argument("--attention", default="auto", help="the kernel")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
-    parser.add_argument("--output", type=Path, help="folder for result.json, README.md and the plots")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the report and write it; the exit status is 1 when a velocity is not finite."""
-    args = make_parser().parse_args(argv)
-    result = measure(args)
+    parser = make_parser("scaling", __doc__)
+    parser.add_argument("--rounds", type=int, default=10, help="timed passes of each point (10)")
+    add_attention(parser)
+    result = measure(args := parser.parse_args(argv))
     report = make_markdown(result)
     print(report)
-    write_files(args.output, result, report)
-    if args.output is not None:
-        write_plots(args.output, result)
+    write_files(args.output, result, report, write_plots)
     return 0 if all(row["finite"] for name in ("frames", "resolution") for row in result[name]) else 1
 
 

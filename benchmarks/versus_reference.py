@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,27 +21,19 @@ from torch import Tensor
 from ddim_lightning.diffusion.editors import KVInjection
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.engine import InversionEngine
-from ddim_lightning.models.conditioning import PromptEncoder
-from ddim_lightning.models.kernels import resolve_attention
-from ddim_lightning.models.loading import Components, load_components
-from ddim_lightning.models.published import make_random_5b
-from ddim_lightning.models.schedulers import make_step_table
-from ddim_lightning.runtime.compile import apply_compile
+from ddim_lightning.models.loading import Components
 from ddim_lightning.types import Branch, EditRequest
 
+from .arguments import add_attention, make_parser
 from .edit_report import make_table
 from .environment import read_block
-from .output import write_files
+from .loading import PROMPTS, TINY, load_parts, make_engine, name_model
+from .measuring import name_clock, read_clock, relative_l2
+from .output import tell_origin, write_files
 from .reference_script import Reference, apply_block_compile, load_script
 
 SCHEMA = "ddim-lightning/versus-reference/1"
 GUIDANCE_SCALE = 6.0
-PROMPTS = (
-    "a blue square moving left on a yellow background",
-    "a green cross moving up on a black background",
-    "a red circle moving right on a gray background",
-    "a pink triangle moving down on a teal background",
-)
 SCRIPT, COMPILED_SCRIPT = "script", "script, blocks compiled"
 """Names of the two ways to run the script."""
 
@@ -71,18 +62,11 @@ class Case:
     run: Callable[[], Any]
 
 
-def make_engine(parts: Components, args: argparse.Namespace, *, compiled: bool, shared: bool) -> InversionEngine:
-    """Make an engine that does what the script does: plain DDIM up, four rows or three from noise down."""
-    assert parts.tokenizer is not None
-    assert parts.text_encoder is not None
-    prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
-    editor = KVInjection(source_rows="shared" if shared else "paired", initial="random")
-    table = make_step_table(parts.scheduler, args.steps)
-    attention = resolve_attention(args.attention, torch.device(args.device))
-    engine = InversionEngine(parts, prompts, table, DDIM(), editor, "", attention)
-    if compiled:
-        apply_compile(engine.network, True)
-    return engine
+EDITORS = {
+    "four rows": KVInjection(source_rows="paired", initial="random"),
+    "shared row": KVInjection(source_rows="shared", initial="random"),
+}
+"""What the script does on its way down, from noise: with its four rows, and with three."""
 
 
 def make_cases(reference: Reference, engines: dict[str, InversionEngine], inputs: dict[str, Tensor]) -> list[Case]:
@@ -140,14 +124,6 @@ def time_cases(cases: Sequence[Case], rounds: int, device: torch.device) -> dict
     return samples
 
 
-def read_clock(device: torch.device) -> float:
-    """Return seconds of CPU time, or of wall time once a GPU has done its work."""
-    if device.type != "cuda":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def combine(samples: dict[str, list[float]]) -> dict[str, dict[str, list[float]]]:
     """Return, for each variant and case, the seconds of every round."""
     both: dict[str, dict[str, list[float]]] = {}
@@ -161,7 +137,7 @@ def combine(samples: dict[str, list[float]]) -> dict[str, dict[str, list[float]]
             # One run of the script makes one edit.
             both[variant]["four prompts"] = [len(PROMPTS) * value for value in end]
             continue
-        for rows in ("four rows", "shared row"):
+        for rows in EDITORS:
             down = samples[f"{variant}: edit, {rows}"]
             both[variant] |= {f"edit, {rows}": down, rows: [a + b for a, b in zip(up, down, strict=True)]}
         down = samples[f"{variant}: four edits, one pass"]
@@ -197,26 +173,11 @@ def measure_deviation(reference: Reference, engine: InversionEngine, inputs: dic
     return found
 
 
-def relative_l2(ours: Tensor, theirs: Tensor) -> float:
-    """Return the norm of the difference over the norm of the second."""
-    return float((ours - theirs).norm() / theirs.norm())
-
-
-def load(args: argparse.Namespace) -> Components:
-    """Load the tiny model or make the 5B architecture with random weights."""
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    if args.full_size:
-        return make_random_5b(device=device, dtype=dtype, seed=args.seed)
-    return load_components("tiny", device=device, dtype=dtype)
-
-
 @torch.no_grad()
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run everything and return the result, JSON-ready."""
     device = torch.device(args.device)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    parts, script = load(args), load_script(args.script)
+    parts, script = load_parts(args), load_script(args.script)
     tokens = args.text_tokens or parts.transformer.config.max_text_seq_length
     size = (1, args.frames, parts.transformer.config.in_channels, *args.size)
     generator = torch.Generator().manual_seed(args.seed)
@@ -225,9 +186,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     inputs["trajectory"] = reference.invert(inputs["latents"])
     variants = ("eager",) if args.no_compile else ("eager", "compiled")
     engines = {
-        f"{variant}, {rows}": make_engine(parts, args, compiled=variant == "compiled", shared=rows == "shared row")
+        f"{variant}, {rows}": make_engine(
+            parts,
+            args.steps,
+            inverter=DDIM(),
+            editor=editor,
+            attention=args.attention,
+            compiled=variant == "compiled",
+        )
         for variant in variants
-        for rows in ("four rows", "shared row")
+        for rows, editor in EDITORS.items()
     }
     deviations = {
         variant: measure_deviation(reference, engines[f"{variant}, four rows"], inputs) for variant in variants
@@ -250,11 +218,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "schema": SCHEMA,
         "environment": read_block(args.commit),
         "settings": {
-            "model": "CogVideoX-5B's architecture, random weights" if args.full_size else "tiny",
+            "model": name_model(args),
             "script": args.script.name,
             "latents": size,
             "text_tokens": tokens,
-            "clock": "wall" if device.type == "cuda" else "CPU time of the process, one thread",
+            "clock": name_clock(device),
             **{name: getattr(args, name) for name in ("steps", "rounds", "dtype", "device", "attention", "seed")},
         },
         "deviations": deviations,
@@ -284,7 +252,7 @@ def _make_compiled_case(reference: Reference, direction: str, inputs: dict[str, 
 def make_markdown(result: dict[str, Any]) -> str:
     """Write the report that a person reads."""
     settings, goals = result["settings"], {goal[:4]: goal[4] for goal in GOALS}
-    on_goal = settings["model"] == "tiny" and settings["device"] == "cpu"
+    on_goal = settings["model"] == TINY and settings["device"] == "cpu"
     rows = []
     for ratio in result["ratios"]:
         goal = goals[ratio["what"], ratio["case"], ratio["variant"], ratio["against"]]
@@ -316,7 +284,7 @@ def make_markdown(result: dict[str, Any]) -> str:
         [
             "# The reference script and this package, side by side",
             "",
-            f"`{result['environment']['command']}` at commit {result['environment']['commit']}",
+            tell_origin(result),
             "",
             measured,
             "",
@@ -332,33 +300,26 @@ def make_markdown(result: dict[str, Any]) -> str:
     )
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the parser of the command line."""
-    cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.versus_reference", description=__doc__.splitlines()[0])
+def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser("versus_reference", __doc__)
     parser.add_argument("--script", type=Path, required=True, help="path of the reference's ddim_inversion.py")
-    parser.add_argument("--full-size", action="store_true", help="CogVideoX-5B's architecture with random weights")
     parser.add_argument("--no-compile", action="store_true", help="leave out what is compiled, ours and the script's")
     parser.add_argument("--steps", type=int, default=50, help="steps of each direction (50)")
     parser.add_argument("--rounds", type=int, default=8, help="timed rounds, after one that warms up (8)")
     parser.add_argument("--text-tokens", type=int, help="tokens of the script's prompts (the model's own length)")
     parser.add_argument("--frames", type=int, help="latent frames (the model's own)")
     parser.add_argument("--size", type=int, nargs=2, help="latent height and width (the model's own)")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float32"))
-    parser.add_argument("--attention", default="auto", help="our kernel")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
-    parser.add_argument("--output", type=Path, help="folder for result.json and README.md")
-    return parser
+    add_attention(parser)
+    args = parser.parse_args(argv)
+    args.frames = args.frames or (13 if args.full_size else 3)
+    args.size = args.size or ((60, 90) if args.full_size else (16, 16))
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the report and write it."""
-    args = make_parser().parse_args(argv)
-    args.frames = args.frames or (13 if args.full_size else 3)
-    args.size = args.size or ((60, 90) if args.full_size else (16, 16))
-    result = measure(args)
+    result = measure(args := read_arguments(argv))
     report = make_markdown(result)
     print(report)
     write_files(args.output, result, report)

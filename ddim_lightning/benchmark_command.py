@@ -10,10 +10,12 @@ from pathlib import Path
 BENCHMARKS = {
     "ablation": "one switch at a time, and one on top of the other",
     "edit_quality": "every way to edit against the rendered truth",
-    "full_size": "one inversion and one edit, step by step; with --tiny on a CPU",
+    "end_to_end": "seconds of the whole job by stage, cold and warm",
     "inversion_error": "every inverter, there and back",
     "kernels": "attention and matrix products alone: the roof",
+    "memory": "memory by stage, preset by preset",
     "scaling": "frames, resolution and steps against time and memory",
+    "step_latency": "milliseconds of every step, eager and compiled",
     "tiny_model": "what the bundled model can do",
     "versus_reference": "the reference script beside this package",
 }

@@ -42,7 +42,8 @@ def test_the_wheel_carries_every_module(wheel: zipfile.ZipFile):
 
 def test_the_wheel_carries_the_data(wheel: zipfile.ZipFile):
     assets = {path.relative_to(ROOT).as_posix() for path in (PACKAGE / "assets").rglob("*") if path.is_file()}
-    data = {"ddim_lightning/py.typed", *assets, *(f"ddim_lightning/configs/{name}" for name in CONFIGS)}
+    schema = "ddim_lightning/benchmarks/result.schema.json"
+    data = {"ddim_lightning/py.typed", schema, *assets, *(f"ddim_lightning/configs/{name}" for name in CONFIGS)}
     assert CONFIGS
     assert data <= set(wheel.namelist()), data - set(wheel.namelist())
 

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.ablation import EXACT, compare, main, make_ladder, make_markdown, make_switches
+from benchmarks import ablation
+from benchmarks.ablation import EXACT, Variant, compare, main, make_ladder, make_markdown, make_switches
+from benchmarks.check import list_faults
+from ddim_lightning.diffusion.editors import InversionFree
+from ddim_lightning.models.loading import load_components
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("ablation")
-    words = ["--steps", "6", "--rounds", "2", "--edits", "1", "--no-compile", "--output", str(folder)]
+    words = [
+        "--steps",
+        "6",
+        "--rounds",
+        "2",
+        "--edits",
+        "1",
+        "--no-compile",
+        "--commit",
+        "abc",
+        "--output",
+        str(folder),
+    ]
     assert main(words) == 0
+    assert list_faults(folder) == []
     return json.loads((folder / "result.json").read_text()), (folder / "README.md").read_text()
 
 
@@ -23,7 +42,7 @@ def test_each_list_begins_with_what_is_exact(result) -> None:  # type: ignore[no
         assert variants[0].name == EXACT and len({variant.name for variant in variants}) == len(variants)
         measured = result[0][name]
         assert measured[0]["name"] == EXACT and measured[0]["relative_l2"] == 0.0
-        left_out = [variant.name for variant in variants if "compile" in variant.settings]
+        left_out = [variant.name for variant in variants if variant.compiled]
         assert [row["name"] for row in measured] == [v.name for v in variants if v.name not in left_out]
 
 
@@ -47,6 +66,22 @@ def test_report_is_made_of_the_result(result) -> None:  # type: ignore[no-untype
     loss = rows["stride 4"]["psnr_db"] - rows[EXACT]["psnr_db"]
     (line,) = [line for line in report.splitlines() if line.startswith("| stride 4 |")]
     assert f"| {ratio:.2f} |" in line and line.endswith(f"| {loss:+.2f} |")
+
+
+def test_at_full_size_only_the_distance_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_drawn) -> None:  # type: ignore[no-untyped-def]
+    rungs = [Variant(EXACT), Variant("nothing read", InversionFree(strength=0.0), exact=False)]
+    monkeypatch.setattr(ablation, "make_switches", lambda: rungs)
+    monkeypatch.setattr(ablation, "make_ladder", lambda: rungs)
+    small = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)
+    monkeypatch.setattr(ablation, "load_parts", lambda args: small)
+    words = ["--full-size", "--device", "cpu", "--dtype", "float32", "--steps", "2", "--rounds", "1"]
+    assert main([*words, "--commit", "abc", "--output", str(tmp_path)]) == 0
+    assert list_faults(tmp_path) == []
+    assert is_drawn(tmp_path / "ladder.png")
+    exact, other = json.loads((tmp_path / "result.json").read_text())["ladder"]
+    assert exact["psnr_db"] is other["psnr_db"] is None
+    assert exact["relative_l2"] == 0.0 < other["relative_l2"]
+    assert " | not measured |" in (tmp_path / "README.md").read_text()
 
 
 def test_times_are_compared_round_by_round() -> None:

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import kernels
+from benchmarks.check import list_faults
 from benchmarks.kernels import WARM_UP, draw, main, make_markdown
 from ddim_lightning.models.attention import Attention, sdpa_attention
 from ddim_lightning.models.kernels import CPU_KERNELS
 
 TOKENS, WIDTH = 208, 128  # 16 of text, 3 x 8 x 8 of video; 4 heads of 32
-CPU = ("--tiny", "--device", "cpu", "--dtype", "float32")
+CPU = ("--device", "cpu", "--dtype", "float32")
 
 
 def run(folder: Path, *flags: str, status: int = 0, basic: Sequence[str] = CPU) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def run(folder: Path, *flags: str, status: int = 0, basic: Sequence[str] = CPU) 
     return result
 
 
-def check_numbers(result: dict[str, Any], rows: int = 1) -> None:
+def check_numbers(result: dict[str, Any], rows: int = 1, size: int = 4) -> None:
     for row in result["rows"]:
         kept = row["ms"][WARM_UP:]
         assert len(kept) == 3 and min(kept) > 0
@@ -37,10 +38,17 @@ def check_numbers(result: dict[str, Any], rows: int = 1) -> None:
         assert row["tflops"] == pytest.approx(row["flops"] / row["ms_median"] / 1e9, rel=1e-12)
         assert row["finite"] is True and row["seen"]
         if row["kind"] == "attention":
-            assert row["flops"] == rows * 4 * TOKENS * TOKENS * WIDTH * {"own": 1, "double": 2}[row["keys"]]
+            keys = {"own": 1, "double": 2}[row["keys"]]
+            assert row["flops"] == rows * 4 * TOKENS * TOKENS * WIDTH * keys
+            # Queries and output, keys and values.
+            assert row["bytes"] == rows * size * TOKENS * WIDTH * (2 + 2 * keys)
         else:
-            assert row["tokens"] == rows * TOKENS
-            assert row["flops"] == 2 * row["tokens"] * row["inputs"] * row["outputs"]
+            tokens, inputs, outputs = row["tokens"], row["inputs"], row["outputs"]
+            assert tokens == rows * TOKENS
+            assert row["flops"] == 2 * tokens * inputs * outputs
+            assert row["bytes"] == size * (tokens * inputs + (inputs + 1) * outputs + tokens * outputs)
+    copy = result["copy"]
+    assert copy["gb_per_s"] == pytest.approx(copy["bytes"] / statistics.median(copy["ms"][WARM_UP:]) / 1e6)
     roof = result["roof"]
     for kind in ("attention", "product"):
         assert roof[f"{kind}_tflops"] == max(row["tflops"] for row in result["rows"] if row["kind"] == kind)
@@ -49,7 +57,7 @@ def check_numbers(result: dict[str, Any], rows: int = 1) -> None:
     assert roof["row_ms"] == pytest.approx(seconds * 1e3)
 
 
-def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], is_drawn):  # type: ignore[no-untyped-def]
     result = run(tmp_path / "new" / "folder", "--seed", "5")
     assert result["schema"] == "ddim-lightning/kernels/1"
     assert result["environment"]["commit"] == "abc"
@@ -69,6 +77,8 @@ def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.Captu
     check_numbers(result)
     summary = (tmp_path / "new" / "folder" / "README.md").read_text("utf-8")
     assert summary == capsys.readouterr().out == make_markdown(result)
+    assert list_faults(tmp_path / "new" / "folder") == []
+    assert is_drawn(tmp_path / "new" / "folder" / "roofline.png")
 
 
 def test_what_a_cpu_cannot_run_is_listed(tmp_path: Path):
@@ -143,8 +153,8 @@ def test_at_least_one_of_each(flag: str):
 
 @pytest.mark.gpu
 def test_tiny_on_a_gpu(tmp_path: Path):
-    result = run(tmp_path, basic=("--tiny", "--device", "cuda", "--dtype", "bfloat16"))
-    check_numbers(result)
+    result = run(tmp_path, basic=("--device", "cuda", "--dtype", "bfloat16"))
+    check_numbers(result, size=2)
     ran = {row["kernel"] for row in result["rows"] if row["kind"] == "attention"}
     assert {"sdpa", "flash", "efficient"} <= ran
     assert all(row["relative_l2"] < 2e-2 for row in result["rows"] if row["kind"] == "attention")

@@ -6,21 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from benchmarks.check import list_faults
 from benchmarks.scaling import STEPS, TINY, main, make_markdown, predict
 
 
-def test_it_measures_every_point_and_reports(tmp_path: Path) -> None:
-    assert main(["--rounds", "1", "--output", str(tmp_path)]) == 0
+def test_it_measures_every_point_and_reports(tmp_path: Path, is_drawn) -> None:  # type: ignore[no-untyped-def]
+    assert main(["--rounds", "1", "--commit", "abc", "--output", str(tmp_path)]) == 0
+    assert list_faults(tmp_path) == []
     result = json.loads((tmp_path / "result.json").read_text())
     for name, sizes in TINY.items():
         assert [row["size"] for row in result[name]] == [list(size) for size in sizes]
         assert all(len(row["row_ms"]) == 2 and row["finite"] for row in result[name])
         tokens = [row["tokens"] for row in result[name]]
         assert tokens == [16 + f * (h // 2) * (w // 2) for f, h, w in sizes]
-        with Image.open(tmp_path / f"{name}.png") as image:
-            assert image.width > 500
+        assert is_drawn(tmp_path / f"{name}.png")
     assert [row["steps"] for row in result["steps"]] == list(STEPS)
     assert (tmp_path / "README.md").read_text() == make_markdown(result)
     assert "not measured" in make_markdown(result)  # a CPU's memory

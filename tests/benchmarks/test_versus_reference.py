@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.check import list_faults
 from benchmarks.versus_reference import GOALS, compare, main, make_markdown
 
 STUB = Path(__file__).parent / "reference_stub.py"
@@ -17,7 +18,9 @@ STUB = Path(__file__).parent / "reference_stub.py"
 def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("versus")
     left_out = ["--no-compile"] if request.param == "eager" else []
-    assert main(["--script", str(STUB), "--steps", "2", "--rounds", "2", "--output", str(folder), *left_out]) == 0
+    words = ["--script", str(STUB), "--steps", "2", "--rounds", "2", "--commit", "abc", "--output", str(folder)]
+    assert main([*words, *left_out]) == 0
+    assert list_faults(folder) == []
     return json.loads((folder / "result.json").read_text()), (folder / "README.md").read_text()
 
 

@@ -1,0 +1,42 @@
+"""The command line that benchmarks of speed and memory share, so that a flag means the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+QUICK_STEPS = 10
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+    """Make a parser with what all of them take: which model, where and in what, and what to leave behind.
+
+    Args:
+        name: Of the benchmark.
+        description: Its docstring, of which the first line is shown.
+    """
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[0])
+    parser.add_argument("--full-size", action="store_true", help="CogVideoX-5B's sizes at random weights, not tiny's")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument(
+        "--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float16", "float32")
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
+    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for result.json, README.md and the plots")
+    return parser
+
+
+def add_attention(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of a kernel."""
+    parser.add_argument("--attention", default="auto", help="a kernel's name, or the path of a function (auto)")
+
+
+def add_steps(parser: argparse.ArgumentParser) -> None:
+    """Add the number of steps, and a short cut to few."""
+    parser.add_argument("--steps", type=int, default=50, help="steps of each direction (50)")
+    told = f"{QUICK_STEPS} steps: minutes at full size"
+    parser.add_argument("--quick", dest="steps", action="store_const", const=QUICK_STEPS, help=told)

@@ -1,0 +1,74 @@
+"""Whether results can be submitted: they fit the schema, all numbers are finite, and the report is made of them.
+
+With ``--write`` reports and plots are made anew from results, for those of a machine without matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import ablation, end_to_end, kernels, memory, scaling, step_latency, versus_reference
+from .output import write_report
+
+SCHEMA_FILE = Path(__file__).with_name("result.schema.json")
+MODULES: dict[str, Any] = {
+    module.SCHEMA: module for module in (ablation, end_to_end, kernels, memory, scaling, step_latency, versus_reference)
+}
+"""The benchmarks whose results are checked, by the name that these bear."""
+
+
+def read_result(folder: Path) -> Any:
+    """Read a result.
+
+    Raises:
+        ValueError: No JSON, or a number in it that is not finite.
+    """
+
+    def refuse(word: str) -> NoReturn:
+        raise ValueError(f"{folder / 'result.json'}: every number must be finite, got {word}")
+
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def list_faults(folder: Path, write: bool = False) -> list[str]:
+    """Return what is wrong with the result in a folder, one sentence each.
+
+    Args:
+        folder: Holds ``result.json`` and ``README.md``.
+        write: Whether report and plots are made anew first, where the result is right.
+    """
+    from jsonschema import Draft202012Validator
+
+    result = read_result(folder)
+    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    faults = [f"{fault.json_path}: {fault.message}" for fault in Draft202012Validator(schema).iter_errors(result)]
+    if faults:
+        return faults
+    module = MODULES[result["schema"]]
+    report = module.make_markdown(result)
+    if write:
+        write_report(folder, result, report, getattr(module, "write_plots", None))
+    same = (folder / "README.md").read_text(encoding="utf-8") == report
+    return [] if same else ["README.md: is not what this result makes; --write makes it"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check results; the exit status is 1 when something is wrong with any."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="holds result.json and README.md")
+    parser.add_argument("--write", action="store_true", help="make reports and plots anew first")
+    args = parser.parse_args(argv)
+    wrong = 0
+    for folder in args.folders:
+        faults = list_faults(folder, args.write)
+        wrong += bool(faults)
+        print("\n".join([f"{folder}: {'wrong' if faults else 'fine'}", *(f"  {fault}" for fault in faults)]))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,72 @@
+"""A network that remembers what it was asked for, so that the work of a step can be told in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim_lightning.models.network import Network
+from ddim_lightning.runtime.flops import Flops, count_pass, make_sizes
+from ddim_lightning.types import Strength
+
+
+class CountedNetwork:
+    """A network whose passes are counted.
+
+    Args:
+        network: Evaluates the rows.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.rows: list[int] = []
+        """Rows of every pass so far."""
+        self._counts: list[Callable[[], Flops]] = []
+        self._largest: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which latents and embeddings enter."""
+        return self.network.dtype
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers have keys and values to read."""
+        return self.network.num_layers
+
+    def __call__(
+        self,
+        latents: Tensor,
+        prompt_embeds: Tensor,
+        timestep: int,
+        *,
+        wanted: int | None = None,
+        reads: tuple[int, ...] = (),
+        strength: Strength | None = None,
+    ) -> Tensor:
+        """Evaluate the rows; see `Network`. Nothing is worked out here, which would count as time of the step."""
+        layout: dict[str, Any] = {"wanted": wanted, "reads": reads, "strength": strength}
+        shape, rows, tokens = latents.shape, latents.shape[0], prompt_embeds.shape[1]
+        if rows > max(self.rows, default=0):
+            self._largest = (latents, prompt_embeds, timestep), layout
+        self.rows.append(rows)
+        config = self.network.transformer.config
+        self._counts.append(lambda: count_pass(make_sizes(config, shape, tokens), rows, **layout))
+        return self.network(latents, prompt_embeds, timestep, **layout)
+
+    def count_work(self) -> list[Flops]:
+        """Return the work of every pass so far, without what a timestep decides once for all passes."""
+        return [count() for count in self._counts]
+
+    def repeat(self, network: Network | None = None) -> Tensor:
+        """Evaluate the first of the passes with the most rows again, with another network if one is given."""
+        inputs, layout = self._largest
+        output: Tensor = (network or self.network)(*inputs, **layout)
+        return output
+
+    def forget(self) -> None:
+        """Forget all passes."""
+        self.rows, self._counts, self._largest = [], [], ((), {})

@@ -1,0 +1,119 @@
+"""Wall seconds of the whole job by stage, from loading to the written file: cold, and for every video after the first.
+
+Each variant has a process of its own, so that its first video finds no kernel chosen and nothing compiled. What Python
+takes to import the package is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._inductor.utils import fresh_cache
+
+from ddim_lightning.diffusion.editors import InversionFree
+from ddim_lightning.diffusion.editors.fast import make_fast
+from ddim_lightning.runtime.timing import StageTimer
+
+from .arguments import add_attention, add_steps, make_parser
+from .edit_report import make_table
+from .environment import read_block
+from .loading import name_model
+from .output import tell_origin, tell_place, write_files
+from .stages import GUIDANCE_SCALE, STAGES, WORKING, Job, run_fresh
+
+SCHEMA = "ddim-lightning/end-to-end/1"
+EDITORS = {"exact": InversionFree(), "fast": make_fast(InversionFree())}
+"""Presets, and the default editor under them."""
+
+
+def measure_variant(args: argparse.Namespace, preset: str, compiled: bool) -> dict[str, Any]:
+    """Load, then do the whole job several times."""
+    device = torch.device(args.device)
+    first = StageTimer(device)
+    with fresh_cache():  # or what another run compiled would hide what it costs
+        job = Job(args, first.stage, EDITORS[preset], compiled=compiled)
+        outputs, timers = job.run(first.stage), [StageTimer(device) for _ in range(args.rounds)]
+        rows = job.engine.denoiser.rows
+        for timer in timers:
+            outputs = job.run(timer.stage)
+    return {
+        "preset": preset,
+        "variant": "compiled" if compiled else "eager",
+        "cold_s": dict(first.seconds),
+        "warm_s": [dict(timer.seconds) for timer in timers],
+        "rows": rows,
+        "finite": all(bool(tensor.isfinite().all()) for tensor in outputs.values()),
+    }
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure every variant and return the result, JSON-ready.
+
+    Raises:
+        ValueError: ``rounds`` below 1.
+    """
+    if args.rounds < 1:
+        raise ValueError(f"rounds: must be at least 1, got {args.rounds}")
+    ways = (False, True) if args.compile else (False,)
+    variants = [run_fresh(measure_variant, args, preset, compiled) for compiled in ways for preset in EDITORS]
+    return {
+        "schema": SCHEMA,
+        "environment": read_block(args.commit),
+        "settings": {
+            "model": name_model(args),
+            "guidance_scale": GUIDANCE_SCALE,
+            **{name: getattr(args, name) for name in ("steps", "rounds", "compile", "dtype", "device", "attention")},
+            "seed": args.seed,
+        },
+        "variants": variants,
+    }
+
+
+def take_medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median of every stage of a video."""
+    return {stage: statistics.median(run[stage] for run in runs) for stage in WORKING}
+
+
+def make_markdown(result: Mapping[str, Any]) -> str:
+    """Write the report that a person reads."""
+    settings, rows = result["settings"], []
+    for row in result["variants"]:
+        name = (row["variant"], row["preset"])
+        totals = [sum(run.values()) for run in row["warm_s"]]
+        for word, seconds, total in (
+            ("cold", row["cold_s"], sum(row["cold_s"].values())),
+            ("warm", take_medians(row["warm_s"]), statistics.median(totals)),
+        ):
+            spent = (f"{seconds[stage]:.2f}" if stage in seconds else "" for stage in STAGES)
+            rows.append((*name, word, *spent, f"{total:.2f}", str(row["rows"])))
+    measured = (
+        f"{settings['model']} on {tell_place(result)}, {settings['steps']} steps, guidance "
+        f"{settings['guidance_scale']:g}, default inverter and editor; *warm* is the median of {settings['rounds']} "
+        "videos after the first. The reconstruction and the edit are decoded and written. Seconds:"
+    )
+    head = ("variant", "preset", "", *STAGES, "total", "rows")
+    return "\n".join(
+        ["# End to end", "", tell_origin(result), "", measured, "", *make_table(head, rows), ""],
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the report and write it; the exit status is 1 when an output is not finite."""
+    parser = make_parser("end_to_end", __doc__)
+    add_steps(parser)
+    parser.add_argument("--rounds", type=int, default=3, help="videos after the first (3)")
+    parser.add_argument("--compile", action="store_true", help="also compile the transformer's blocks")
+    add_attention(parser)
+    result = measure(args := parser.parse_args(argv))
+    report = make_markdown(result)
+    print(report)
+    write_files(args.output, result, report)
+    return 0 if all(row["finite"] for row in result["variants"]) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

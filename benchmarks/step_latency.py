@@ -1,0 +1,316 @@
+"""Milliseconds of every step: the inversion, the default edit, and edits that read the source's keys and values.
+
+Cases take turns. The first run of each picks kernels and, with ``--compile``, compiles: its samples are kept, and left
+out of the summaries. Steps are summarised by the rows that they evaluate, and stand beside the work of those rows in
+closed form and, with ``--roof``, beside the rates that kernels alone have reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._inductor.utils import fresh_cache
+
+from ddim_lightning.diffusion.editors import Editor, InversionFree
+from ddim_lightning.diffusion.loop import edit, invert
+from ddim_lightning.diffusion.trajectory import Inversion
+from ddim_lightning.engine import InversionEngine
+from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.network import Network
+from ddim_lightning.runtime.flops import Flops, make_sizes
+from ddim_lightning.runtime.timing import StepClock, summarise_ms
+from ddim_lightning.types import EditRequest, Latents, Step
+
+from .arguments import add_attention, add_steps, make_parser
+from .counted_network import CountedNetwork
+from .edit_report import make_table
+from .environment import read_block
+from .loading import PROMPTS, load_parts, make_engine, make_video, name_model
+from .measuring import list_kernels, relative_l2, tell_kernel
+from .output import tell_origin, tell_place, write_files
+from .plots import Line, plot_steps
+from .versus_reference import EDITORS, GUIDANCE_SCALE
+
+SCHEMA = "ddim-lightning/step-latency/1"
+EAGER, COMPILED = "eager", "compiled"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed.
+
+    Args:
+        name: Its name.
+        editor: The editor; ``None`` is the inversion.
+        guidance_scale: Of the edit.
+    """
+
+    name: str
+    editor: Editor | None = None
+    guidance_scale: float = 1.0
+
+
+CASES = (
+    Case("inversion"),
+    Case("default edit", InversionFree(), 2.0),
+    *(Case(name, editor, GUIDANCE_SCALE) for name, editor in EDITORS.items()),
+)
+
+
+class Runner:
+    """A case by one engine, run again and again.
+
+    Args:
+        case: The case.
+        variant: What the engine is called.
+        engine: The engine.
+    """
+
+    def __init__(self, case: Case, variant: str, engine: InversionEngine) -> None:
+        self.case, self.variant, self.engine = case, variant, engine
+        self.network = CountedNetwork(engine.network)
+        self.runs: list[list[float]] = []
+        """Milliseconds of every step of every run."""
+        self.rows: list[int] = []
+        """Rows of every step."""
+        self.work: list[Flops] = []
+        """What those rows compute."""
+        self.finite = True
+
+    def run(self, latents: Latents, inversion: Inversion) -> None:
+        """Run once: invert clean latents, or edit by a former inversion."""
+        self.network.forget()
+        denoiser, table = CogVideoXDenoiser(self.network, self.engine.prompts), self.engine.table
+        clock, ends = StepClock(self.engine.device), [0]
+
+        def tick(step: Step, latents: Latents) -> None:
+            clock.mark()
+            ends.append(len(self.network.rows))
+
+        if self.case.editor is None:
+            output = invert(denoiser, latents, table, self.engine.inverter, callback=tick).levels[0]
+        else:
+            request = EditRequest(PROMPTS[0], guidance_scale=self.case.guidance_scale)
+            generator = torch.Generator().manual_seed(0)
+            output = edit(denoiser, inversion, self.case.editor, request, generator=generator, callback=tick)
+        self.runs.append(clock.read_ms())
+        work, steps = self.network.count_work(), list(pairwise(ends))
+        self.rows = [sum(self.network.rows[start:end]) for start, end in steps]
+        self.work = [sum(work[start:end], Flops()) for start, end in steps]
+        self.finite = self.finite and bool(output.isfinite().all())
+
+
+def read_roof(folder: Path | None, tokens: int, args: argparse.Namespace) -> dict[str, float] | None:
+    """Read the best rates of a result of `kernels`.
+
+    Raises:
+        ValueError: They are of other sizes, another dtype or another device.
+    """
+    if folder is None:
+        return None
+    measured = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    wanted = {"tokens": tokens, "dtype": args.dtype, "device": args.device}
+    found = {name: measured["settings"][name] for name in wanted}
+    if found != wanted:
+        raise ValueError(f"roof: must be measured with {wanted}, got {found}")
+    return {name: measured["roof"][name] for name in ("product_tflops", "attention_tflops")}
+
+
+def summarise(runner: Runner, roof: Mapping[str, float] | None) -> list[dict[str, Any]]:
+    """Summarise the timed steps by the rows that they evaluate; a step without rows only carries on.
+
+    Returns:
+        For each number of rows how many ``steps`` of a run have it, their times, ``tflop`` of one, ``tflops``, the rate
+        at the median, and ``of_roof``, the time that its products and its attention take at their best rates over the
+        median.
+    """
+    summaries = []
+    for rows in sorted(set(runner.rows) - {0}):
+        places = [i for i, count in enumerate(runner.rows) if count == rows]
+        times = summarise_ms([run[i] for run in runner.runs[1:] for i in places], warm_up=0)
+        del times["step_ms"]
+        work, seconds = runner.work[places[0]], times["step_ms_median"] / 1e3
+        best = roof and work.linear / roof["product_tflops"] + work.attention / roof["attention_tflops"]
+        summaries.append(
+            {
+                "rows": rows,
+                "steps": len(places),
+                **times,
+                "tflop": work.total / 1e12,
+                "tflops": work.total / 1e12 / seconds,
+                "of_roof": best and best / 1e12 / seconds,
+            }
+        )
+    return summaries
+
+
+def describe(runner: Runner, eager: Network, roof: Mapping[str, float] | None) -> dict[str, Any]:
+    """Return what is known of a case after all its runs, JSON-ready.
+
+    Args:
+        runner: The case.
+        eager: What a compiled network is compared with, on the inputs of one pass.
+        roof: See `read_roof`.
+    """
+    network, (cold, *warm) = runner.network, [sum(run) for run in runner.runs]
+    same = network.network is eager
+    return {
+        "name": runner.case.name,
+        "variant": runner.variant,
+        "editor": None if runner.case.editor is None else repr(runner.case.editor),
+        "guidance_scale": runner.case.guidance_scale,
+        "rows": runner.rows,
+        "step_ms": runner.runs,
+        "cold_s": (cold - statistics.median(warm)) / 1e3,
+        "by_rows": summarise(runner, roof),
+        "relative_l2": None if same else relative_l2(network.repeat().float(), network.repeat(eager).float()),
+        "finite": runner.finite,
+        "kernels": list_kernels(network.repeat, runner.engine.device),
+    }
+
+
+@torch.inference_mode()
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run all cases in turns and return the result, JSON-ready.
+
+    Raises:
+        ValueError: ``rounds`` below 1, or a roof that does not fit.
+    """
+    if args.rounds < 1:
+        raise ValueError(f"rounds: must be at least 1, got {args.rounds}")
+    parts = load_parts(args)
+    variants = (EAGER, COMPILED) if args.compile else (EAGER,)
+    engines = {
+        name: make_engine(parts, args.steps, attention=args.attention, compiled=name == COMPILED) for name in variants
+    }
+    eager = engines[EAGER]
+    latents = eager.encode(make_video(parts.limits, args.seed))
+    sizes = make_sizes(parts.transformer.config, latents.shape)
+    roof = read_roof(args.roof, sizes.tokens, args)
+    inversion = eager.invert(latents)
+    runners = [Runner(case, name, engine) for case in CASES for name, engine in engines.items()]
+    for turn in range(1 + args.rounds):
+        for runner in runners[::-1] if turn % 2 else runners:
+            runner.run(latents, inversion)
+        print(f"round {turn} of {args.rounds}", flush=True)
+    return {
+        "schema": SCHEMA,
+        "environment": read_block(args.commit),
+        "settings": {
+            "model": name_model(args),
+            "parameters": sum(p.numel() for p in parts.transformer.parameters()),
+            "latents": list(latents.shape),
+            "tokens": sizes.tokens,
+            "inverter": repr(eager.inverter),
+            "clock": "CUDA events" if args.device.startswith("cuda") else "wall, one thread",
+            "warm_up_runs": 1,
+            "roof": roof,
+            **{name: getattr(args, name) for name in ("steps", "rounds", "compile", "dtype", "device", "attention")},
+            "seed": args.seed,
+        },
+        "cases": [describe(runner, eager.network, roof) for runner in runners],
+    }
+
+
+def make_markdown(result: Mapping[str, Any]) -> str:
+    """Write the report that a person reads."""
+    settings = result["settings"]
+    measured = (
+        f"{settings['model']} on {tell_place(result)}, latents {' x '.join(map(str, settings['latents']))}, "
+        f"{settings['steps']} steps, kernel {settings['attention']}; clock: {settings['clock']}; "
+        f"{settings['rounds']} timed runs in turns."
+    )
+    steps = [
+        (
+            case["name"],
+            case["variant"],
+            str(row["rows"]),
+            str(row["steps"]),
+            *(f"{row[name]:.1f}" for name in ("step_ms_median", "step_ms_p10", "step_ms_p90")),
+            f"{row['tflop']:.3g}",
+            f"{row['tflops']:.3g}",
+            "not measured" if row["of_roof"] is None else f"{row['of_roof']:.0%}",
+        )
+        for case in result["cases"]
+        for row in case["by_rows"]
+    ]
+    runs = [
+        (
+            case["name"],
+            case["variant"],
+            f"{statistics.median(map(sum, case['step_ms'][1:])) / settings['steps']:.1f}",
+            f"{round(case['cold_s'], 1) + 0.0:.1f}",  # no minus before a zero
+            "" if case["relative_l2"] is None else f"{case['relative_l2']:.1e}",
+            ", ".join(f"{tell_kernel(kernel['name'])} {kernel['ms']:.1f} ms" for kernel in case["kernels"][:3]),
+        )
+        for case in result["cases"]
+    ]
+    explained = (
+        "Steps of equal rows are summarised together; those without rows carry on what former steps found. *Of the "
+        "roof* is the time that the products and the attention of a step take at the best rates of kernels alone. "
+        "*Cold* is what the first run takes longer than a later one: choosing kernels, and compiling. *Distance* is "
+        "the relative L2 distance of a compiled pass to the eager one on the same inputs. The kernels are those that "
+        "the profiler saw in one pass."
+    )
+    head = ("case", "variant", "rows", "steps", "ms", "p10", "p90", "TFLOP", "TFLOP/s", "of the roof")
+    return "\n".join(
+        [
+            "# Latency by step",
+            "",
+            tell_origin(result),
+            "",
+            measured,
+            "",
+            *make_table(head, steps),
+            "",
+            *make_table(("case", "variant", "ms a step, all", "cold s", "distance", "kernels seen"), runs),
+            "",
+            explained,
+            "",
+            "![Milliseconds of every step](latency.png)",
+            "",
+        ]
+    )
+
+
+def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
+    """Draw the median of every step that evaluates rows, over the timed runs."""
+    lines = []
+    for case in result["cases"]:
+        # An edit may begin later than at the first step, and all end at the last.
+        first = result["settings"]["steps"] - len(case["rows"]) + 1
+        evaluated = [i for i, rows in enumerate(case["rows"]) if rows]
+        medians = [statistics.median(run[i] for run in case["step_ms"][1:]) for i in evaluated]
+        dash = "-" if case["variant"] == EAGER else "--"
+        lines.append(Line(f"{case['name']}, {case['variant']}", [first + i for i in evaluated], medians, dash))
+    title = "Latency of the steps that evaluate rows"
+    plot_steps(folder / "latency.png", lines, title=title, x_label="step", y_label="ms")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the report and write it; the exit status is 1 when a result is not finite."""
+    parser = make_parser("step_latency", __doc__)
+    add_steps(parser)
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each case, after one that warms up (3)")
+    parser.add_argument("--compile", action="store_true", help="also compile the transformer's blocks")
+    parser.add_argument("--roof", type=Path, metavar="FOLDER", help="result of `kernels` on this machine")
+    add_attention(parser)
+    args = parser.parse_args(argv)
+    with fresh_cache():  # or what another run compiled would hide what it costs
+        result = measure(args)
+    report = make_markdown(result)
+    print(report)
+    write_files(args.output, result, report, write_plots)
+    return 0 if all(case["finite"] for case in result["cases"]) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,60 @@
+"""The flags, the models and the files that benchmarks share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.arguments import QUICK_STEPS, add_steps, make_parser
+from benchmarks.loading import FULL_SIZE, load_parts, name_model
+from benchmarks.output import tell_place, write_files
+from benchmarks.plots import Line, plot_steps
+
+
+def draw(folder: Path, result: Mapping[str, Any]) -> None:
+    plot_steps(folder / "plot.png", [Line("inversion", (1, 2), (3, 4))], title="t", x_label="x", y_label="y")
+
+
+def test_quick_is_few_steps():
+    parser = make_parser("step_latency", "What it measures.\n\nMore.")
+    add_steps(parser)
+    assert parser.parse_args([]).steps == 50
+    assert parser.parse_args(["--quick"]).steps == QUICK_STEPS
+    assert "More." not in parser.format_help()
+
+
+def test_full_size_is_the_published_architecture():
+    args = argparse.Namespace(full_size=True, device="meta", dtype="bfloat16", seed=0)
+    assert name_model(args) == FULL_SIZE
+    transformer = load_parts(args).transformer
+    assert transformer.dtype == torch.bfloat16
+    assert sum(p.numel() for p in transformer.parameters()) == pytest.approx(5.57e9, rel=1e-3)
+
+
+def test_files_are_written_and_plots_drawn(tmp_path: Path, is_drawn):  # type: ignore[no-untyped-def]
+    write_files(None, {}, "report", draw)
+    write_files(tmp_path / "a" / "b", {"schema": "mine/1"}, "report", draw)
+    assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == ["README.md", "plot.png", "result.json"]
+    assert is_drawn(tmp_path / "a" / "b" / "plot.png")
+
+
+def test_without_matplotlib_the_result_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_files(tmp_path, {"schema": "mine/1"}, "report", draw)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "result.json"]
+    assert f"`python -m benchmarks.check --write {tmp_path}` draws them elsewhere" in capsys.readouterr().out
+
+
+def test_a_gpu_is_named_by_its_name():
+    environment = {"gpus": [{"name": "NVIDIA X"}], "versions": {"torch": "2.11"}}
+    for device, place in (("cuda", "NVIDIA X"), ("cpu", "a CPU")):
+        settings = {"device": device, "dtype": "bfloat16"}
+        assert tell_place({"environment": environment, "settings": settings}) == f"{place}, torch 2.11, bfloat16"
