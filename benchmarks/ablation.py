@@ -1,4 +1,4 @@
-"""One switch at a time, and one on top of the other: what each is worth, and what it costs.
+"""One switch at a time, and one on top of the other: what each is worth, and what it costs; those of the VAE apart.
 
 The variants take turns at the same clip on the same weights; the time of a step is that of a whole inversion or edit
 over its steps, so that windows and strides count. On the tiny model edits with a known truth say what each switch
@@ -35,6 +35,7 @@ from .loading import PROMPTS, load_parts, make_engine, make_video, name_model
 from .measuring import name_clock, read_clock, relative_l2
 from .output import tell_origin, tell_place, write_files
 from .plots import Bars, plot_bars
+from .vae_switches import measure_vae, tell_vae
 
 SCHEMA = "ddim-lightning/ablation/1"
 EXACT = "exact"
@@ -60,8 +61,13 @@ class Variant:
     exact: bool = True
 
 
-def make_switches() -> list[Variant]:
-    """List one switch at a time."""
+def has_fp8(device: torch.device) -> bool:
+    """Whether a device multiplies in fp8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def make_switches(device: torch.device) -> list[Variant]:
+    """List one switch at a time, those that a device has."""
     plain = InversionFree()
     return [
         Variant(EXACT),
@@ -69,6 +75,7 @@ def make_switches() -> list[Variant]:
         Variant("one noise", replace(plain, draws=1), exact=False),
         Variant("nothing read", replace(plain, strength=0.0), exact=False),
         Variant("int8 products", precision="int8", exact=False),
+        *([Variant("fp8 products", precision="fp8", exact=False)] if has_fp8(device) else []),
         Variant("no guidance", replace(plain, guidance_steps=(0, 0)), exact=False),
         Variant("guidance to the end", replace(plain, guidance_steps=(0.42, None)), exact=False),
         Variant("every step", replace(plain, stride=1), exact=False),
@@ -175,7 +182,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         else EditRequest(PROMPTS[0], guidance_scale=args.guidance_scale)
     )
     result: dict[str, Any] = {}
-    for name, listed in (("switches", make_switches()), ("ladder", make_ladder())):
+    for name, listed in (("switches", make_switches(device)), ("ladder", make_ladder())):
         variants = [variant for variant in listed if not (args.no_compile and variant.compiled)]
         runners = [
             Runner(
@@ -197,6 +204,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             {"name": variant.name, "exact": variant.exact, **time, **loss}
             for variant, time, loss in zip(variants, times, losses, strict=True)
         ]
+    result["vae"] = measure_vae(
+        parts.vae, video if video.ndim == 5 else video[None], args.rounds, device, compiled=not args.no_compile
+    )
     return {
         "schema": SCHEMA,
         "environment": read_block(args.commit),
@@ -241,7 +251,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         ]
         head = ("variant", "exact", "inversion ms a step", "edit ms a step", "times as fast", "rows", "distance", "dB")
         lines += ["", f"## {title}", "", *make_table(head, rows)]
-    lines += ["", explained, "", "![The ladder](ladder.png)", ""]
+    lines += ["", explained, "", "![The ladder](ladder.png)", "", "## The VAE", "", *tell_vae(result["vae"]), ""]
     return "\n".join(lines)
 
 

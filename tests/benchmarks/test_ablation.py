@@ -19,26 +19,14 @@ from ddim_lightning.models.loading import load_components
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("ablation")
-    words = [
-        "--steps",
-        "6",
-        "--rounds",
-        "2",
-        "--edits",
-        "1",
-        "--no-compile",
-        "--commit",
-        "abc",
-        "--output",
-        str(folder),
-    ]
-    assert main(words) == 0
+    words = ["--steps", "6", "--rounds", "2", "--edits", "1", "--no-compile", "--commit", "abc", "--output"]
+    assert main([*words, str(folder)]) == 0
     assert list_faults(folder) == []
     return json.loads((folder / "result.json").read_text()), (folder / "README.md").read_text()
 
 
 def test_each_list_begins_with_what_is_exact(result) -> None:  # type: ignore[no-untyped-def]
-    for variants, name in ((make_switches(), "switches"), (make_ladder(), "ladder")):
+    for variants, name in ((make_switches(torch.device("cpu")), "switches"), (make_ladder(), "ladder")):
         assert variants[0].name == EXACT and len({variant.name for variant in variants}) == len(variants)
         measured = result[0][name]
         assert measured[0]["name"] == EXACT and measured[0]["relative_l2"] == 0.0
@@ -58,6 +46,14 @@ def test_switches_spare_rows_and_say_what_they_cost(result) -> None:  # type: ig
     assert {row["invert_rows"] for row in rows.values()} == {exact["invert_rows"]}
 
 
+def test_the_vae_is_the_same_up_to_rounding(result) -> None:  # type: ignore[no-untyped-def]
+    plain, ordered = result[0]["vae"]
+    assert (plain["name"], ordered["name"]) == ("plain", "channels last")
+    assert plain["latents_l2"] == plain["video_l2"] == 0.0
+    assert 0.0 < ordered["latents_l2"] < 1e-5 and ordered["video_l2"] < 1e-5
+    assert len(ordered["encode_s"]) == len(ordered["decode_s"]) == 2
+
+
 def test_report_is_made_of_the_result(result) -> None:  # type: ignore[no-untyped-def]
     parsed, report = result
     assert make_markdown(parsed) == report
@@ -70,11 +66,11 @@ def test_report_is_made_of_the_result(result) -> None:  # type: ignore[no-untype
 
 def test_at_full_size_only_the_distance_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_drawn) -> None:  # type: ignore[no-untyped-def]
     rungs = [Variant(EXACT), Variant("nothing read", InversionFree(strength=0.0), exact=False)]
-    monkeypatch.setattr(ablation, "make_switches", lambda: rungs)
+    monkeypatch.setattr(ablation, "make_switches", lambda device: rungs)
     monkeypatch.setattr(ablation, "make_ladder", lambda: rungs)
     small = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)
     monkeypatch.setattr(ablation, "load_parts", lambda args: small)
-    words = ["--full-size", "--device", "cpu", "--dtype", "float32", "--steps", "2", "--rounds", "1"]
+    words = ["--full-size", "--device", "cpu", "--dtype", "float32", "--steps", "2", "--rounds", "1", "--no-compile"]
     assert main([*words, "--commit", "abc", "--output", str(tmp_path)]) == 0
     assert list_faults(tmp_path) == []
     assert is_drawn(tmp_path / "ladder.png")
