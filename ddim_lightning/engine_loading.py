@@ -22,6 +22,7 @@ from ddim_lightning.models.vae import order_channels_last
 from ddim_lightning.options import DTYPES
 from ddim_lightning.runtime.compile import apply_compile, apply_vae_compile
 from ddim_lightning.runtime.compile_cache import load_compiled
+from ddim_lightning.runtime.memory import Placement
 
 
 def load_engine(
@@ -48,7 +49,7 @@ def load_engine(
         device=device,
         dtype=dtype,
         require_rotary=options["require_rotary"],
-        on_host=list_parts_on_host(options["memory"]),
+        on_host=list_parts_on_host(options["memory"]) if options["runtime"] is None else ("transformer",),
         text_encoder=options["embeddings"] is None,
     )
     table = make_step_table(
@@ -73,10 +74,16 @@ def load_engine(
     apply_memory(engine, options["memory"], device)
     _compile(engine, options)
     if options["runtime"] is not None:
-        artifacts = ArtifactNetwork(Path(options["runtime"]), device)
-        artifacts.check(engine)
-        engine.denoiser.network = artifacts
+        _use_artifacts(engine, _find(options["runtime"]), device)
     return engine
+
+
+def _use_artifacts(engine: InversionEngine, folder: Path, device: torch.device) -> None:
+    """Let artefacts, which hold weights of their own, stand in for the transformer, which stays on the host."""
+    artifacts = ArtifactNetwork(folder, device)
+    engine.placement = Placement(torch.empty(0, device=device).device, {"transformer": (), "vae": ()})
+    artifacts.check(engine)
+    engine.denoiser.network = artifacts
 
 
 def _compile(engine: InversionEngine, options: Mapping[str, Any]) -> None:

@@ -199,6 +199,9 @@ class DDIMInversionModule(LightningModule):
         """The components as a pipeline of diffusers."""
         if self.memory != "exact":
             raise ValueError(f"memory: must be exact for a pipeline, whose weights stay in place, got {self.memory!r}")
+        if (runtime := self.settings["runtime"]) is not None:
+            rule = "must be unset for a pipeline, since its transformer stays on the host"
+            raise ValueError(f"runtime: {rule}, got {runtime!r}")
         parts = self.components
         self._keep_text_encoder()
         return CogVideoXPipeline(parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, parts.scheduler)

@@ -67,6 +67,11 @@ def test_a_whole_inversion_and_edit_agree_with_eager(exported: Path, tiny_model:
         assert float((ours - theirs).norm() / theirs.norm()) <= 1e-5
 
 
+def test_a_pipeline_wants_the_transformer_itself(traced: Path, tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match=r"^runtime: must be unset for a pipeline, .*, got "):
+        _ = make_module(tiny_model, runtime=str(traced)).pipeline
+
+
 def test_the_manifest_says_what_they_take(exported: Path) -> None:
     manifest = json.loads((exported / MANIFEST).read_text())
     assert (manifest["format"], manifest["device"], manifest["dtype"]) == (exported.name, "cpu", "float32")

@@ -11,7 +11,9 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from ddim_lightning import Clip, DDIMInversionModule, EditRequest, KVInjection
+from ddim_lightning import Clip, DDIMInversionModule, Editor, EditRequest, Inverter, KVInjection, UniInv
+from ddim_lightning.artifacts import export_network
+from ddim_lightning.diffusion.editors import InversionFree
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.loop import invert
 from ddim_lightning.models.attention import Attention
@@ -103,18 +105,34 @@ def test_the_automatic_choice_is_measured_and_remembered(tmp_path: Path, monkeyp
     assert kernel.name in CUDA_KERNELS and get_memory_file().is_file()
 
 
-def test_no_step_makes_the_host_wait(tiny_model: Path) -> None:
+def test_artefacts_leave_the_transformer_on_the_host(tiny_model: Path, tmp_path: Path) -> None:
+    settings = {"num_inference_steps": 2, "dtype": "float32"}
+    latents = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
+    eager = DDIMInversionModule(str(tiny_model), **settings)
+    eager.load(torch.device("cuda"))
+    export_network(eager.engine, tmp_path, "torchscript", size=(3, 8, 16, 16), guidance_scale=2.0)
+    module = DDIMInversionModule(str(tiny_model), runtime=str(tmp_path), **settings)
+    module.load(torch.device("cuda"))
+    assert module.components.transformer.device.type == "cpu" and module.engine.device.type == "cuda"
+    with torch.inference_mode():
+        ours, theirs = (one.engine.invert(latents).levels for one in (module, eager))
+    assert relative_error(ours, theirs) <= 1e-4
+
+
+@pytest.mark.parametrize("editor", [KVInjection(strength=0.5), InversionFree()])
+@pytest.mark.parametrize("inverter", [DDIM(), UniInv(spare=0.0)])
+def test_no_step_makes_the_host_wait(inverter: Inverter, editor: Editor, tiny_model: Path) -> None:
     """Once everything has been on the device, a whole edit asks nothing of it until its end."""
-    module = DDIMInversionModule(str(tiny_model), num_inference_steps=4, editor=KVInjection(strength=0.5))
+    module = DDIMInversionModule(str(tiny_model), num_inference_steps=4, editor=editor)
     module.load(torch.device("cuda"))
     engine = module.engine
     latents = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
     request = EditRequest("a red circle", guidance_scale=3.0)
     with torch.inference_mode():
-        inversion = invert(engine.denoiser, latents, engine.table, DDIM())
+        inversion = invert(engine.denoiser, latents, engine.table, inverter)
         engine.edit(inversion, request)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            engine.edit(invert(engine.denoiser, latents, engine.table, DDIM()), request)
+            engine.edit(invert(engine.denoiser, latents, engine.table, inverter), request)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from ddim_lightning.types import Latents, Step
@@ -61,6 +62,22 @@ def add_noise(denoised: Latents, noise: Latents, angle: Tensor | float) -> Laten
     """
     cos, sin = _cos_sin(angle)
     return cos * denoised + sin * noise
+
+
+def draw_noise(like: Latents, generator: torch.Generator | None) -> Latents:
+    """Draw standard normal noise.
+
+    It is drawn on the CPU, so that a seed means the same noise on every device; its way to a GPU is from page-locked
+    memory, for which the host need not wait.
+
+    Args:
+        like: Gives shape, dtype and device.
+        generator: On the CPU.
+    """
+    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    return (
+        noise.pin_memory().to(like.device, non_blocking=True) if like.device.type == "cuda" else noise.to(like.device)
+    )
 
 
 def make_velocity(denoised: Latents, noise: Latents, angle: Tensor | float) -> Latents:

@@ -20,7 +20,7 @@ from ddim_lightning.diffusion.editors.base import (
     tell_source,
 )
 from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.diffusion.steps import add_noise, get_denoised
+from ddim_lightning.diffusion.steps import add_noise, draw_noise, get_denoised
 from ddim_lightning.diffusion.trajectory import Inversion
 from ddim_lightning.types import Branch, EditRequest, Latents, Step, Strength
 
@@ -128,9 +128,7 @@ class InversionFree(Editor):
         clean, pairs = inversion.levels[-1], []
         for draw in range(self.draws):
             drawn = draw // 2 if self.noise == "fixed" else step.i * self.draws + draw // 2
-            # Drawn on the CPU, so that a seed means the same noise on every device.
-            generator = torch.Generator().manual_seed(state.seed + drawn)
-            noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+            noise = draw_noise(clean, torch.Generator().manual_seed(state.seed + drawn))
             noise = -noise if draw % 2 else noise
             pairs.append((add_noise(state.latents, noise, step.angle), add_noise(clean, noise, step.angle)))
         return pairs

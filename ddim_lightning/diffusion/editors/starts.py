@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ddim_lightning.diffusion.steps import add_noise
+from ddim_lightning.diffusion.steps import add_noise, draw_noise
 from ddim_lightning.diffusion.trajectory import Inversion
 from ddim_lightning.types import Latents
 
@@ -23,8 +23,7 @@ def make_random(inversion: Inversion, i: int, generator: torch.Generator | None,
     Source: Meng et al. 2021, "SDEdit", arXiv:2108.01073, for levels below noise.
     """
     clean = inversion.levels[-1]
-    # Drawn on the CPU, so that a seed means the same noise on every device.
-    noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+    noise = draw_noise(clean, generator)
     # At zero SNR cos(pi/2) is not quite 0 in floating point; the script's start is the noise itself.
     return noise if inversion.table.angles[i] >= math.pi / 2 else add_noise(clean, noise, inversion.table.angles[i])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
 from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.diffusion.steps import add_noise, get_denoised, get_noise
+from ddim_lightning.diffusion.steps import add_noise, draw_noise, get_denoised, get_noise
 from ddim_lightning.types import Latents, Step, VelocityFn
 
 
@@ -46,9 +46,7 @@ class EditFriendly(Inverter):
     def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
         cleaner, clean, seed, *maps = state
         step = table[i]
-        # Drawn on the CPU, so that a seed means the same noise on every device.
-        generator = torch.Generator().manual_seed(int(seed) + i)
-        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype).to(clean.device)
+        noise = draw_noise(clean, torch.Generator().manual_seed(int(seed) + i))
         latents = add_noise(clean, noise, step.angle)
         maps = [cleaner - ddpm_mean(latents, velocity_fn(latents, step), step), *maps]
         return (latents, clean, seed, *maps) if i > 0 else (latents, torch.stack(maps))

@@ -87,4 +87,4 @@ class UniInv(Inverter):
     def _is_poor(self, predicted: Latents, solved: Latents, spent: int, table: StepTable, i: int) -> bool:
         if i >= len(table) // 2 or spent >= self._count_spare(len(table)):
             return False
-        return float((solved - predicted).norm()) > self.tolerance * float(solved.norm())
+        return bool((solved - predicted).norm() > self.tolerance * solved.norm())
