@@ -17,6 +17,7 @@ from ddim_lightning.models.loading import Components, load_components
 from ddim_lightning.models.published import make_random_5b
 from ddim_lightning.models.quantized import Precision
 from ddim_lightning.models.schedulers import make_step_table
+from ddim_lightning.runtime.allocator import keep_freed_memory
 from ddim_lightning.runtime.compile import apply_compile
 from ddim_lightning.types import VideoLimits
 
@@ -50,7 +51,8 @@ def name_model(args: argparse.Namespace) -> str:
 def load_parts(args: argparse.Namespace, on_host: Sequence[str] = ()) -> Components:
     """Load the tiny model, or make the 5B architecture with random weights.
 
-    On a CPU the process works with one thread from here on, which other programs of the machine disturb least.
+    On a CPU the process works with one thread from here on, which other programs of the machine disturb least, and keeps
+    freed memory, as the command line does.
 
     Args:
         args: ``full_size``, ``device``, ``dtype`` and ``seed``.
@@ -59,6 +61,7 @@ def load_parts(args: argparse.Namespace, on_host: Sequence[str] = ()) -> Compone
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     if device.type == "cpu":
         torch.set_num_threads(1)
+        keep_freed_memory()
     if args.full_size:
         return make_random_5b(device=device, dtype=dtype, seed=args.seed)
     return load_components("tiny", device=device, dtype=dtype, on_host=on_host)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import ddim_lightning
 from ddim_lightning.resources import get_config_path
+from ddim_lightning.runtime.allocator import keep_freed_memory
 
 DONE, FAILED, WRONG_USAGE, SOME_SKIPPED, INTERRUPTED = 0, 1, 2, 3, 130
 """Exit statuses; `SOME_SKIPPED` when every clip was tried and some could not be done."""
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # For classes of one's own: the current folder is where `python -m` looks, and a console script does not.
         if not {"", os.getcwd()} & set(sys.path):
             sys.path.insert(0, os.getcwd())
+        if argv is None:  # the process is ours
+            keep_freed_memory()
         return _dispatch([word for word in words if word != "--debug"])
     except SystemExit as stop:  # how argparse ends after --help, --print_config and wrong usage
         if isinstance(stop.__context__, KeyboardInterrupt):  # and how Lightning ends after Ctrl-C
