@@ -51,8 +51,8 @@ def name_model(args: argparse.Namespace) -> str:
 def load_parts(args: argparse.Namespace, on_host: Sequence[str] = ()) -> Components:
     """Load the tiny model, or make the 5B architecture with random weights.
 
-    On a CPU the process works with one thread from here on, which other programs of the machine disturb least, and keeps
-    freed memory, as the command line does.
+    On a CPU the process works with one thread from here on, which other programs disturb least, and keeps freed memory,
+    as the command line does.
 
     Args:
         args: ``full_size``, ``device``, ``dtype`` and ``seed``.
