@@ -72,6 +72,7 @@ METHODS = {
     "ResidualReplay": Variant(DEEP, ResidualReplay()),
     "ResidualReplay + K/V": Variant(DEEP, ResidualReplay(strength=1.0)),
     INJECTION: Variant(DEEP, KVInjection()),
+    "KVInjection fast": Variant(DEEP, make_fast(KVInjection())),
     "EditFriendly": Variant(EditFriendly(), KVInjection(strength=0.0, first_step=18), seeds=SEEDS),
 }
 """Every editor, and what there is to compare with."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,10 +58,9 @@ class EmbeddingStore:
     def write(self, prompt: str, embeds: Tensor) -> None:
         """Keep the embeddings of a prompt; processes may write the same ones at the same time."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        os.close(handle)
-        save_file({"embeds": embeds.contiguous()}, name, metadata={"prompt": prompt})
-        os.replace(name, self.find(prompt))
+        part = self.folder / f"{uuid4().hex}.part"
+        save_file({"embeds": embeds.contiguous()}, part, metadata={"prompt": prompt})
+        part.replace(self.find(prompt))
 
 
 def digest_text_encoder(folder: Path) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 
@@ -32,7 +31,6 @@ def save_compiled(folder: Path) -> None:
     content, info = saved
     keys = sorted(f"{kind} {key}" for kind, found in info.artifacts.items() for key in found)
     folder.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=folder, suffix=".part")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(part, folder / f"{hashlib.sha256(repr(keys).encode()).hexdigest()[:16]}.bin")
+    part = folder / f"{uuid4().hex}.part"
+    part.write_bytes(content)
+    part.replace(folder / f"{hashlib.sha256(repr(keys).encode()).hexdigest()[:16]}.bin")

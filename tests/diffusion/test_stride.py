@@ -111,7 +111,8 @@ def test_a_mask_holds_between_too(toy, clean, inversion):
 
 def test_the_fast_preset_keeps_all_other_options():
     assert make_fast(InversionFree(draws=4)) == InversionFree(draws=4, stride=4)
-    assert make_fast(KVInjection(strength=0.5)) == KVInjection(strength=0.5, stride=2)
+    assert make_fast(KVInjection(strength=0.5)) == KVInjection(strength=0.5, stride=2, steps=(0, 0.5))
+    assert make_fast(KVInjection(steps=(3, 9))) == KVInjection(steps=(3, 9), stride=2)
     assert make_fast(InversionFree(stride=7)) == InversionFree(stride=7)
 
 
