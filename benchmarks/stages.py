@@ -18,6 +18,7 @@ from torch import Tensor
 from ddim_lightning.data.video import write_video
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.memory_presets import apply_memory, list_parts_on_host
+from ddim_lightning.models.vae import order_channels_last
 from ddim_lightning.types import EditRequest
 
 from .loading import PROMPTS, load_parts, make_engine, make_video
@@ -56,6 +57,8 @@ class Job:
     ) -> None:
         with enter("load"):
             parts = load_parts(args, list_parts_on_host(memory))
+            if args.device.startswith("cuda"):  # as the module has it by default
+                order_channels_last(parts.vae)
             self.engine = make_engine(parts, args.steps, editor=editor, attention=args.attention, compiled=compiled)
             apply_memory(self.engine, memory, torch.device(args.device))
         with enter("text"):
