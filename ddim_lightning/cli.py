@@ -164,6 +164,7 @@ def _add_edit(verbs: Any) -> None:
         default="exact",
         help="what stays on the device: all; what works; of the transformer two blocks",
     )
+    run.add_argument("--vae-tiling", action="store_true", help="decode in tiles: least memory, blended seams")
     run.add_argument("--embeddings", metavar="DIR", help="folder that keeps prompt embeddings from run to run")
     run.add_argument("--no-reconstruct", action="store_true", help="leave the reconstruction out")
     run.add_argument("--share-pass", action="store_true", help="make all edits in one network pass a step")

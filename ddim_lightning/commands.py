@@ -62,6 +62,7 @@ def edit(args: argparse.Namespace) -> int:
         preset=args.preset,
         runtime=args.runtime,
         memory=args.memory,
+        vae_tiling=args.vae_tiling,
         embeddings=args.embeddings,
         on_error="raise",
         seed=args.seed,

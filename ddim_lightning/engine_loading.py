@@ -18,7 +18,7 @@ from ddim_lightning.models.kernels import resolve_attention
 from ddim_lightning.models.loading import load_components, make_embedding_store
 from ddim_lightning.models.quantized import check_precision
 from ddim_lightning.models.schedulers import make_step_table
-from ddim_lightning.models.vae import order_channels_last
+from ddim_lightning.models.vae import order_channels_last, use_tiles
 from ddim_lightning.options import DTYPES
 from ddim_lightning.runtime.compile import apply_compile, apply_vae_compile
 from ddim_lightning.runtime.compile_cache import load_compiled
@@ -71,6 +71,8 @@ def load_engine(
     )  # fmt: skip
     if device.type == "cuda" if options["channels_last"] is None else options["channels_last"]:
         order_channels_last(parts.vae)
+    if options["vae_tiling"]:
+        use_tiles(parts.vae)
     apply_memory(engine, options["memory"], device)
     _compile(engine, options)
     if options["runtime"] is not None:

@@ -45,7 +45,7 @@ def check_fingerprint(found: Mapping[str, str], wanted: Mapping[str, str], path:
 
 
 def digest_model(engine: InversionEngine) -> str:
-    """Digest what of a model an inversion depends on: VAE, transformer and the dtypes and precision they run in.
+    """Digest what of a model an inversion depends on: VAE, transformer, and how they run.
 
     Of each weight a few values, evenly spread, are read: a fine-tuned model differs in nearly all of them, and reading
     all of 11 GB would take longer than some inversions.
@@ -56,6 +56,8 @@ def digest_model(engine: InversionEngine) -> str:
         # One copy from the device for all; parked weights are on the host.
         samples = torch.cat([_sample(weight).to(engine.device) for weight in _weights(module)])
         digest.update(f"{module.dtype}".encode() + samples.cpu().numpy().tobytes())
+    if parts.vae.use_tiling:
+        digest.update(b"tiling")
     if engine.quantize_inversion:
         digest.update(engine.precision.encode())
     return digest.hexdigest()[:16]

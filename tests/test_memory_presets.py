@@ -76,6 +76,17 @@ def check_same_bytes(ours: list[Any], theirs: list[Any]) -> None:
             assert torch.equal(edit.latents, wanted.latents) and torch.equal(edit.frames, wanted.frames)
 
 
+def test_tiling_is_near_and_only_where_it_is_asked_for() -> None:
+    video = torch.rand(1, 5, 3, 96, 64, generator=torch.Generator().manual_seed(0))
+    plain, tiled = (load(Path("tiny"), "staged", vae_tiling=tiling) for tiling in (False, True))
+    latents = plain.encode(video)
+    encoded, decoded = tiled.encode(video), tiled.decode(latents)
+    for ours, theirs in ((encoded, latents), (decoded, plain.decode(latents))):
+        assert ours.shape == theirs.shape
+        assert 0.0 < float((ours - theirs).norm() / theirs.norm()) < 0.2
+    assert digest_model(tiled) != digest_model(plain) == digest_model(load(Path("tiny"), "exact"))
+
+
 def list_storages(nbytes: int, *, collect: bool = True) -> set[int]:
     """The storages of a size that are alive."""
     if collect:

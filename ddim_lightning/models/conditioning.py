@@ -53,16 +53,6 @@ class PromptEncoder:
             self._warnings[prompt] = self._find_warnings(prompt)
         return self._embeds[prompt]
 
-    def _find_or_encode(self, prompt: str) -> Tensor:
-        if self.store is not None and prompt in self.store:
-            return self.store.read(prompt)
-        if self.text_encoder is None:
-            raise ValueError(f"prompt: the text encoder was released before it saw {prompt!r}")
-        embeds = self.encode_batch([prompt])
-        if self.store is not None:
-            self.store.write(prompt, embeds)
-        return embeds
-
     def encode_batch(self, prompts: Sequence[str]) -> Tensor:
         """Return fresh embeddings of a batch, (b, ``max_length``, width), with gradients where they are wanted."""
         assert self.text_encoder is not None
@@ -93,6 +83,17 @@ class PromptEncoder:
     def release(self) -> None:
         """Drop the text encoder; what was encoded stays."""
         self.text_encoder = None
+
+    def _find_or_encode(self, prompt: str) -> Tensor:
+        if self.store is not None and prompt in self.store:
+            return self.store.read(prompt)
+        if self.text_encoder is None:
+            rule = "the module's encode_prompts loads it"
+            raise ValueError(f"prompt: the text encoder was released before it saw {prompt!r}; {rule}")
+        embeds = self.encode_batch([prompt])
+        if self.store is not None:
+            self.store.write(prompt, embeds)
+        return embeds
 
     def _find_warnings(self, prompt: str) -> list[str]:
         found = []

@@ -21,6 +21,21 @@ def order_channels_last(vae: AutoencoderKLCogVideoX) -> None:
             module.weight.data = module.weight.data.to(memory_format=order)
 
 
+def use_tiles(vae: AutoencoderKLCogVideoX) -> None:
+    """Let a VAE encode and decode overlapping tiles of half a frame's height and width, and blend their seams.
+
+    The overlap is a fifth of a tile in whole latents: with another one, diffusers' tiles of pixels and those of latents
+    do not lie on each other.
+    """
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    tiles, overlaps = [], []
+    for size in (vae.config.sample_height, vae.config.sample_width):
+        latents = size // scale // 2
+        tiles.append(latents * scale)
+        overlaps.append(-(-latents // 5) / latents)
+    vae.enable_tiling(*tiles, *overlaps)
+
+
 def encode_video(vae: AutoencoderKLCogVideoX, video: Video, generator: torch.Generator | None = None) -> Latents:
     """Encode a video.
 
