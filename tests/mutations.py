@@ -228,8 +228,8 @@ MUTATIONS = (
     Mutation(
         "a good prediction is taken for a poor one",
         "diffusion/inverters/uni_inv.py",
-        ".norm()) > self.tolerance",
-        ".norm()) < self.tolerance",
+        ".norm() > self.tolerance",
+        ".norm() < self.tolerance",
         "diffusion/test_inverters.py::test_uni_inv_spends_no_more_than_it_needs",
     ),
     Mutation(
@@ -686,6 +686,13 @@ MUTATIONS = (
         "value=0.044715 * slope",
         "value=0.0447 * slope",
         "models/test_network.py",
+    ),
+    Mutation(
+        "a trajectory of a tiled VAE passes for one of a whole",
+        "fingerprint.py",
+        "if parts.vae.use_tiling:",
+        "if False:",
+        "test_memory_presets.py::test_tiling_is_near_and_only_where_it_is_asked_for",
     ),
     Mutation(
         "embeddings of another dtype are found",
