@@ -71,7 +71,7 @@ run() {
             memory) measure memory --full-size --steps 4 ;;
             end-to-end) measure end_to_end --full-size --compile --steps 4 --rounds 1 ;;
             versus) run_versus ;;
-            switches) measure ablation --full-size --steps 4 --rounds 2 ;;
+            switches) measure ablation --full-size --steps 4 --rounds 1 ;;
             scaling) measure scaling --full-size ;;
             *) echo "no such part: $part" >&2; false ;;
         esac || failed=1
