@@ -68,6 +68,7 @@ METHODS = {
     ),
     DEFAULT: Variant(UniInv(), InversionFree(), guidance=(1.0, DEFAULT_GUIDANCE, 3.0, 6.0), seeds=SEEDS),
     FAST: Variant(UniInv(), make_fast(InversionFree()), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS),
+    "four noises": Variant(UniInv(), InversionFree(draws=4), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS),
     "plain inversion": Variant(DEEP, KVInjection(strength=0.0)),
     "ResidualReplay": Variant(DEEP, ResidualReplay()),
     "ResidualReplay + K/V": Variant(DEEP, ResidualReplay(strength=1.0)),
