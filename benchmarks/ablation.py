@@ -26,7 +26,7 @@ from ddim_lightning.engine import InversionEngine
 from ddim_lightning.models.quantized import Precision
 from ddim_lightning.types import EditRequest
 
-from .arguments import add_attention, make_parser
+from .arguments import add_attention, make_parser, read_count
 from .edit_quality import measure_video
 from .edit_report import make_table
 from .edit_set import ShapesEdit, make_edit_set
@@ -274,8 +274,8 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the report and write it."""
     parser = make_parser("ablation", __doc__)
-    parser.add_argument("--steps", type=int, default=50, help="steps of each direction (50)")
-    parser.add_argument("--rounds", type=int, default=8, help="timed rounds, after one that warms up (8)")
+    parser.add_argument("--steps", type=read_count, default=50, help="steps of each direction (50)")
+    parser.add_argument("--rounds", type=read_count, default=8, help="timed rounds, after one that warms up (8)")
     parser.add_argument("--edits", type=int, default=20, help="edits that say what is lost, a multiple of 5 (20)")
     parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--no-compile", action="store_true", help="leave out what is compiled")

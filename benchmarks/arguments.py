@@ -18,7 +18,7 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
         description: Its docstring, of which the first line is shown.
     """
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"ddim-lightning benchmark {name}", description=description.splitlines()[0])
     parser.add_argument("--full-size", action="store_true", help="CogVideoX-5B's sizes at random weights, not tiny's")
     parser.add_argument("--device", default="cuda" if cuda else "cpu")
     parser.add_argument(
@@ -30,6 +30,13 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def read_count(text: str) -> int:
+    """Read a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
 def add_attention(parser: argparse.ArgumentParser) -> None:
     """Add the choice of a kernel."""
     parser.add_argument("--attention", default="auto", help="a kernel's name, or the path of a function (auto)")
@@ -37,6 +44,6 @@ def add_attention(parser: argparse.ArgumentParser) -> None:
 
 def add_steps(parser: argparse.ArgumentParser) -> None:
     """Add the number of steps, and a short cut to few."""
-    parser.add_argument("--steps", type=int, default=50, help="steps of each direction (50)")
+    parser.add_argument("--steps", type=read_count, default=50, help="steps of each direction (50)")
     told = f"{QUICK_STEPS} steps: minutes at full size"
     parser.add_argument("--quick", dest="steps", action="store_const", const=QUICK_STEPS, help=told)

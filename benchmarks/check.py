@@ -64,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     wrong = 0
     for folder in args.folders:
-        faults = list_faults(folder, args.write)
+        try:
+            faults = list_faults(folder, args.write)
+        except (OSError, ValueError) as error:
+            faults = [str(error)]
         wrong += bool(faults)
         print("\n".join([f"{folder}: {'wrong' if faults else 'fine'}", *(f"  {fault}" for fault in faults)]))
     return 1 if wrong else 0

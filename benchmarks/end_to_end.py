@@ -18,7 +18,7 @@ from ddim_lightning.diffusion.editors import InversionFree
 from ddim_lightning.diffusion.editors.fast import make_fast
 from ddim_lightning.runtime.timing import StageTimer
 
-from .arguments import add_attention, add_steps, make_parser
+from .arguments import add_attention, add_steps, make_parser, read_count
 from .edit_report import make_table
 from .environment import read_block
 from .loading import name_model
@@ -51,13 +51,7 @@ def measure_variant(args: argparse.Namespace, preset: str, compiled: bool) -> di
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every variant and return the result, JSON-ready.
-
-    Raises:
-        ValueError: ``rounds`` below 1.
-    """
-    if args.rounds < 1:
-        raise ValueError(f"rounds: must be at least 1, got {args.rounds}")
+    """Measure every variant and return the result, JSON-ready."""
     ways = (False, True) if args.compile else (False,)
     variants = [run_fresh(measure_variant, args, preset, compiled) for compiled in ways for preset in EDITORS]
     return {
@@ -105,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the report and write it; the exit status is 1 when an output is not finite."""
     parser = make_parser("end_to_end", __doc__)
     add_steps(parser)
-    parser.add_argument("--rounds", type=int, default=3, help="videos after the first (3)")
+    parser.add_argument("--rounds", type=read_count, default=3, help="videos after the first (3)")
     parser.add_argument("--compile", action="store_true", help="also compile the transformer's blocks")
     add_attention(parser)
     result = measure(args := parser.parse_args(argv))

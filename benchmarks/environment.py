@@ -22,7 +22,7 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
     """
     block = read_environment()
     return {
-        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "command": shlex.join(_tell_command()),
         "commit": commit or _ask(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]),
         "gpus": block["gpus"],
         "driver_and_power_limit": _ask(
@@ -35,6 +35,14 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
         "versions": block["versions"],
         "broken": block["broken"],
     }
+
+
+def _tell_command() -> list[str]:
+    """Return the command as it can be typed anywhere: programs by their names, without the folders they lie in."""
+    script = Path(sys.argv[0])
+    if script.suffix != ".py" and script.name in {Path(word).name for word in sys.orig_argv[1:2]}:
+        return [script.name, *sys.argv[1:]]  # an installed command
+    return [Path(sys.executable).name, *sys.orig_argv[1:]]
 
 
 def _ask(command: list[str]) -> str | None:

@@ -25,7 +25,7 @@ from ddim_lightning.models.tiny import BUNDLED
 from ddim_lightning.runtime.flops import TransformerSizes, count_attention, count_linear, count_pass, make_sizes
 from ddim_lightning.runtime.timing import StepClock, summarise_ms
 
-from .arguments import make_parser
+from .arguments import make_parser, read_count
 from .environment import read_block
 from .loading import name_model
 from .measuring import list_kernels, tell_kernel
@@ -184,12 +184,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every kernel and return the result, JSON-ready.
 
     Raises:
-        ValueError: ``rounds`` or ``rows`` below 1.
         RuntimeError: No attention kernel runs.
     """
-    for name in ("rounds", "rows"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name}: must be at least 1, got {getattr(args, name)}")
     config = read_config(args.full_size)
     sizes, like = make_sizes(config), {"device": torch.device(args.device), "dtype": getattr(torch, args.dtype)}
     attention, not_run = measure_attention(config, sizes, like, args)
@@ -292,8 +288,8 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the summary and write the files; the exit status is 1 when an output is not finite."""
     parser = make_parser("kernels", __doc__ or "")
-    parser.add_argument("--rows", type=int, default=1, help="rows of a pass (1)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed calls of each kernel (30)")
+    parser.add_argument("--rows", type=read_count, default=1, help="rows of a pass (1)")
+    parser.add_argument("--rounds", type=read_count, default=30, help="timed calls of each kernel (30)")
     result = measure(args := parser.parse_args(argv))
     summary = make_markdown(result)
     print(summary, end="")

@@ -133,7 +133,7 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
     series = []
     for row in result["presets"]:
         heights = [row["memory"][stage][kind] for stage in STAGES]
-        series.append(Bars(row["preset"], heights, [f"{height:.1f}" for height in heights]))
+        series.append(Bars(row["preset"], heights, [f"{height:.2g}" for height in heights]))
     plot_bars(folder / "memory.png", STAGES, series, title="Memory by stage", y_label=f"GiB, {KINDS[kind]}")
 
 

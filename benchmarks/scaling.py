@@ -24,7 +24,7 @@ from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.runtime.flops import count_pass, make_sizes
 from ddim_lightning.runtime.timing import read_memory_gib
 
-from .arguments import add_attention, make_parser
+from .arguments import add_attention, make_parser, read_count
 from .edit_report import make_table
 from .environment import read_block
 from .loading import load_parts, name_model
@@ -178,7 +178,7 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the report and write it; the exit status is 1 when a velocity is not finite."""
     parser = make_parser("scaling", __doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="timed passes of each point (10)")
+    parser.add_argument("--rounds", type=read_count, default=10, help="timed passes of each point (10)")
     add_attention(parser)
     result = measure(args := parser.parse_args(argv))
     report = make_markdown(result)

@@ -29,7 +29,7 @@ from ddim_lightning.runtime.flops import Flops, make_sizes
 from ddim_lightning.runtime.timing import StepClock, summarise_ms
 from ddim_lightning.types import EditRequest, Latents, Step
 
-from .arguments import add_attention, add_steps, make_parser
+from .arguments import add_attention, add_steps, make_parser, read_count
 from .counted_network import CountedNetwork
 from .edit_report import make_table
 from .environment import read_block
@@ -182,10 +182,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run all cases in turns and return the result, JSON-ready.
 
     Raises:
-        ValueError: ``rounds`` below 1, or a roof that does not fit.
+        ValueError: A roof that does not fit.
     """
-    if args.rounds < 1:
-        raise ValueError(f"rounds: must be at least 1, got {args.rounds}")
     parts = load_parts(args)
     variants = (EAGER, COMPILED) if args.compile else (EAGER,)
     engines = {
@@ -299,7 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the report and write it; the exit status is 1 when a result is not finite."""
     parser = make_parser("step_latency", __doc__)
     add_steps(parser)
-    parser.add_argument("--rounds", type=int, default=3, help="timed runs of each case, after one that warms up (3)")
+    parser.add_argument(
+        "--rounds", type=read_count, default=3, help="timed runs of each case, after one that warms up (3)"
+    )
     parser.add_argument("--compile", action="store_true", help="also compile the transformer's blocks")
     parser.add_argument("--roof", type=Path, metavar="FOLDER", help="result of `kernels` on this machine")
     add_attention(parser)

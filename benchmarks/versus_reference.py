@@ -24,7 +24,7 @@ from ddim_lightning.engine import InversionEngine
 from ddim_lightning.models.loading import Components
 from ddim_lightning.types import Branch, EditRequest
 
-from .arguments import add_attention, make_parser
+from .arguments import add_attention, make_parser, read_count
 from .edit_report import make_table
 from .environment import read_block
 from .loading import PROMPTS, TINY, load_parts, make_engine, name_model
@@ -305,8 +305,8 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("versus_reference", __doc__)
     parser.add_argument("--script", type=Path, required=True, help="path of the reference's ddim_inversion.py")
     parser.add_argument("--no-compile", action="store_true", help="leave out what is compiled, ours and the script's")
-    parser.add_argument("--steps", type=int, default=50, help="steps of each direction (50)")
-    parser.add_argument("--rounds", type=int, default=8, help="timed rounds, after one that warms up (8)")
+    parser.add_argument("--steps", type=read_count, default=50, help="steps of each direction (50)")
+    parser.add_argument("--rounds", type=read_count, default=8, help="timed rounds, after one that warms up (8)")
     parser.add_argument("--text-tokens", type=int, help="tokens of the script's prompts (the model's own length)")
     parser.add_argument("--frames", type=int, help="latent frames (the model's own)")
     parser.add_argument("--size", type=int, nargs=2, help="latent height and width (the model's own)")

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; those of the process when ``None``.
 
     Returns:
-        The exit status: 0 when all is done, 3 when some clips were skipped, 2 for wrong usage, 1 for any other failure.
+        The exit status: 0 when all is done, 3 when some clips were skipped, 2 for arguments that cannot be
+        read, 130 when interrupted, 1 for any other failure.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or os.environ.get(_DEBUG, "0") not in {"", "0"}
@@ -100,7 +101,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ddim-lightning",
         description="DDIM inversion and prompted editing of videos with CogVideoX.",
-        epilog="exit status: 0 done, 3 some clips were skipped, 2 wrong usage, 1 any other failure. "
+        epilog="exit status: 0 done, 3 some clips were skipped, 2 arguments that cannot be read, 130 interrupted, "
+        "1 any other failure. "
         f"{_DEBUG}=1 or --debug shows the traceback of an error.",
         allow_abbrev=False,
     )
@@ -164,7 +166,7 @@ def _add_edit(verbs: Any) -> None:
         default="exact",
         help="what stays on the device: all; what works; of the transformer two blocks",
     )
-    run.add_argument("--vae-tiling", action="store_true", help="decode in tiles: least memory, blended seams")
+    run.add_argument("--vae-tiling", action="store_true", help="encode and decode in tiles: least memory, seams")
     run.add_argument("--embeddings", metavar="DIR", help="folder that keeps prompt embeddings from run to run")
     run.add_argument("--no-reconstruct", action="store_true", help="leave the reconstruction out")
     run.add_argument("--share-pass", action="store_true", help="make all edits in one network pass a step")

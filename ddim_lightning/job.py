@@ -95,7 +95,7 @@ class ClipJob:
             EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
             for prompt in clip.prompts
         ]
-        self._warnings = [*clip.warnings, *self._list_ignored()]
+        self._warnings = [*clip.warnings, *self._list_ignored(), *self._list_doubts()]
         self._stored = self._find_trajectory()
         self._plan = self._plan_rows()
         self.rows_left = sum(self._plan.values())
@@ -261,6 +261,13 @@ class ClipJob:
         if not self.requests and self.engine.precision != "none" and not self.engine.quantize_inversion:
             ignored.append("precision: has no effect on a clip without prompts, unless with quantize_inversion")
         return ignored
+
+    def _list_doubts(self) -> list[str]:
+        """Tell what will do the edits no good."""
+        engine = self.engine
+        prompt = engine.inversion_prompt or ""  # without one the source prompt, whose lack stops the clip
+        doubts = [doubt for one in self.requests for doubt in engine.editor.list_doubts(one, engine.table, prompt)]
+        return list(dict.fromkeys(doubts))
 
     def _list_prompts(self) -> list[str]:
         prompts = [self.engine.inversion_prompt or "", *self.clip.prompts, self.clip.negative_prompt]

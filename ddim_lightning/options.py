@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name, allowed in _CHOICES.items():
         if options[name] not in allowed:
             raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {options[name]!r}")
+    for name in ("embeddings", "compile_cache"):
+        if options[name] is not None and Path(options[name]).expanduser().is_file():
+            raise ValueError(f"{name}: must be a folder, got the file {options[name]!r}")
     check_compile_mode(options["compile"])
     check_precision(options["precision"])
     _check_together(options)

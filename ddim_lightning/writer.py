@@ -292,6 +292,10 @@ def _write_sheet(result: ClipResult, clip: Clip, path: Path) -> None:
     facts += [] if clip.mask is None else [f"mask {Path(clip.mask_source).name if clip.mask_source else 'given'}"]
     shown = ("model", "num_inference_steps", "guidance_scale", "inverter", "editor")
     facts += [f"{name} {_short(result.settings[name])}" for name in shown if name in result.settings]
+    approximate = {"preset": "exact", "precision": "none", "vae_tiling": False}
+    facts += [
+        f"{name} {result.settings[name]}" for name, off in approximate.items() if result.settings.get(name, off) != off
+    ]
     write_sheet(path, rows, title=clip.id, subtitle="  ·  ".join(facts), fps=clip.fps)
 
 

@@ -182,14 +182,15 @@ def test_json_is_all_of_stdout(clip: Path, tiny_model: Path, tmp_path: Path, cap
 
 
 def test_quiet_prints_nothing(clip: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    assert edit(clip, tmp_path / "out", tiny_model, *PROMPT, *SMALL, "--quiet") == 0
+    words = [*PROMPT, *SMALL, "--editor", "KVInjection", "--quiet"]
+    assert edit(clip, tmp_path / "out", tiny_model, *words) == 0
     assert capfd.readouterr() == ("", "")
 
 
 def test_warnings_about_prompts_reach_stderr_and_the_record(
     clip: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    words = ["--prompt", "a zebra", "--prompt", "a red circle " * 9, *SMALL, "--quiet"]
+    words = ["--prompt", "a zebra", "--prompt", "a red circle " * 9, *SMALL, "--editor", "KVInjection", "--quiet"]
     assert edit(clip, tmp_path / "out", tiny_model, *words) == 0
     (record,) = read_results(tmp_path / "out")
     unknown, truncated = record["warnings"]
@@ -284,7 +285,7 @@ def test_ones_own_methods_beside_the_clip_with_the_console_script(clip: Path, ti
     (tmp_path / "my_methods.py").write_text(textwrap.dedent(MINE))
     script = Path(sys.executable).with_name("ddim-lightning")
     words = ["edit", clip.name, "--output", "out", "--model", str(tiny_model), "--steps", "2", *PROMPT, *SMALL]
-    words += ["--inverter", "my_methods.Inverter", "--accelerator", "cpu", "--quiet"]
+    words += ["--inverter", "my_methods.Inverter", "--editor", "KVInjection", "--accelerator", "cpu", "--quiet"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ended = subprocess.run(
         [str(script), *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -194,6 +194,7 @@ def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model: Path, t
         ({"guidance_scale": float("inf")}, "guidance_scale: must be finite and not negative, got inf"),
         ({"compile": "fastest"}, "compile: must be true, false or one of default, .*, got 'fastest'"),
         ({"compile_cache": "graphs"}, "compile_cache: .* must be unset without compile or compile_vae, got 'graphs'"),
+        ({"embeddings": __file__}, "embeddings: must be a folder, got the file '.*test_module.py'"),
         ({"inverter": ""}, "inverter: '' could not be found"),
         ({"editor": "Editor"}, "editor: must name a concrete subclass of Editor, got 'Editor'"),
         ({"dtype": "int8"}, "dtype: must be one of auto, bfloat16, float16, float32, got 'int8'"),

@@ -66,10 +66,13 @@ def test_a_wrong_result_is_told(name: str, tmp_path: Path, capsys: pytest.Captur
     assert re.search(told, lines), lines
 
 
-def test_a_number_that_is_not_finite_is_refused(tmp_path: Path):
+def test_what_cannot_be_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = spoil(tmp_path, lambda result: result["frames"][0]["row_ms"].append(math.nan))
-    with pytest.raises(ValueError, match=r"result\.json: every number must be finite, got NaN$"):
-        main([str(folder)])
+    assert main([str(folder), str(tmp_path / "missing")]) == 1
+    first, why, second, missing = capsys.readouterr().out.splitlines()
+    assert (first, second) == (f"{folder}: wrong", f"{tmp_path / 'missing'}: wrong")
+    assert why == f"  {folder / 'result.json'}: every number must be finite, got NaN"
+    assert "No such file" in missing
 
 
 def test_reports_and_plots_are_made_anew(tmp_path: Path, is_drawn):  # type: ignore[no-untyped-def]

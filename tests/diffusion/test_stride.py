@@ -109,6 +109,18 @@ def test_a_mask_holds_between_too(toy, clean, inversion):
     assert torch.equal(edited[..., 2:], clean[..., 2:])
 
 
+def test_what_will_do_an_edit_no_good_is_told(make_table):
+    few, many = (make_table(steps) for steps in (4, 50))
+    told, untold = EditRequest("edit", source_prompt="source"), EditRequest("edit")
+    editor = InversionFree()
+    assert editor.list_doubts(told, many, "") == []
+    assert editor.list_doubts(untold, many, "source") == []  # what the inversion was told is the source's prompt
+    (missing,) = editor.list_doubts(untold, many, "")
+    assert missing.startswith("source_prompt: not given")
+    assert editor.list_doubts(told, few, "") == ["stride: 2 of 4 steps ask the network, which is few; take more steps"]
+    assert KVInjection().list_doubts(untold, few, "") == []
+
+
 def test_the_fast_preset_keeps_all_other_options():
     assert make_fast(InversionFree(draws=4)) == InversionFree(draws=4, stride=4)
     assert make_fast(KVInjection(strength=0.5)) == KVInjection(strength=0.5, stride=2, steps=(0, 0.5))

@@ -21,6 +21,10 @@ Range = tuple[Place, Place | None]
 """Half-open range of layers or steps; ``None`` as the end is the last."""
 
 
+_FEW = 4
+"""Steps that ask the network, below which an edit by strides is a poor one."""
+
+
 @dataclass(frozen=True)
 class EditState:
     """An edit under way.
@@ -147,6 +151,20 @@ class Editor(ABC):
         Source: extrapolation as in the two-step Adams-Bashforth method.
         """
         return _land(state, extrapolate(state.carried, step.angle), step, inversion)
+
+    def list_doubts(self, request: EditRequest, table: StepTable, inversion_prompt: str) -> list[str]:
+        """Return a sentence for each thing that will do the edit no good.
+
+        Args:
+            request: What is asked for.
+            table: The step table.
+            inversion_prompt: What the inversion is told.
+        """
+        steps = range(self.get_first_step(len(table)), len(table))
+        evaluated = sum(self.evaluates(table[i], table) for i in steps)
+        if self.stride == 1 or evaluated >= _FEW:
+            return []
+        return [f"stride: {evaluated} of {len(steps)} steps ask the network, which is few; take more steps"]
 
     def evaluates(self, step: Step, table: StepTable) -> bool:
         """Whether the network is evaluated at a step that is not before the first."""

@@ -82,6 +82,12 @@ class InversionFree(Editor):
         seed = int(torch.randint(2**62, (), generator=generator))
         return EditState(inversion.levels[-1], request, num_layers, seed=seed)
 
+    def list_doubts(self, request: EditRequest, table: StepTable, inversion_prompt: str) -> list[str]:  # noqa: D102
+        doubts = super().list_doubts(request, table, inversion_prompt)
+        if request.source_prompt is None and not inversion_prompt:
+            doubts.append("source_prompt: not given; this editor compares with it, and edits are poorer without")
+        return doubts
+
     def branches(self, state: EditState, step: Step, inversion: Inversion) -> tuple[list[Branch], Strength | None]:  # noqa: D102
         branches: list[Branch] = []
         for draw, (target, source) in enumerate(self._make_pairs(state, step, inversion)):
