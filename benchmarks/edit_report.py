@@ -17,7 +17,18 @@ from ddim_lightning.types import Frames
 
 from .edit_set import KINDS, ShapesEdit
 from .edit_statistics import gather, judge, summarise
-from .edit_variants import CEILING, DEFAULT, DEFAULT_GUIDANCE, LIMITS, NOTHING, REFERENCE, TRUTH_FROM, VARIANTS, Job
+from .edit_variants import (
+    BEGUN_AT,
+    CEILING,
+    DEFAULT,
+    DEFAULT_GUIDANCE,
+    LIMITS,
+    NOTHING,
+    REFERENCE,
+    TRUTH_FROM,
+    VARIANTS,
+    Job,
+)
 from .environment import read_block
 from .plots import Line, Point, plot_frontier, plot_limits
 from .records import dump_json, merge_records
@@ -169,23 +180,30 @@ def write_frontier(path: Path, result: Mapping[str, Any]) -> None:
 
 def write_limits(path: Path, result: Mapping[str, Any]) -> bool:
     """Plot how much of the truth is left after the noise of a step, if that was measured; tell whether it was."""
-    whole = {(row["method"], row["guidance"]): row["all"]["psnr_db"]["whole"][0] for row in result["rows"]}
-    if any((method, 1.0) not in whole for method in TRUTH_FROM):
+    rows, scale = {(row["method"], row["guidance"]): row["all"] for row in result["rows"]}, result["default_guidance"]
+    whole = {method: row["psnr_db"]["whole"][0] for method, row in rows.items()}
+    truths = {(method, 1.0): step for method, step in TRUTH_FROM.items()}
+    first = min(TRUTH_FROM.values())
+    edits = {(DEFAULT, scale): first, **{(method, scale): step for method, step in BEGUN_AT.items()}}
+    if any(method not in whole for method in (*truths, *edits)):
         return False
-    line = Line(
-        "the truth itself, noised at this step and sampled down again under its own caption",
-        list(TRUTH_FROM.values()),
-        [whole[method, 1.0] for method in TRUTH_FROM],
-    )
+    words = ", ".join(f"{rows[method]['edited'][0]:.0%}" for method in edits)
+    lines = [
+        Line(label, list(steps.values()), [whole[method] for method in steps])
+        for label, steps in (
+            ("the truth itself, noised at this step and sampled down again under its own caption", truths),
+            (f"the default, begun at this step; words to change that are right: {words}", edits),
+        )
+    ]
     heights = {
         "ceiling": (CEILING, None),
-        "default": (DEFAULT, result["default_guidance"]),
+        "default": (DEFAULT, scale),
         "reference": (REFERENCE, 6.0),
         "do nothing": (NOTHING, None),
     }
     plot_limits(
         path,
-        [line],
+        lines,
         {name: whole[method] for name, method in heights.items() if method in whole},
         title="How much of a clip is left after noise",
         x_label=f"step whose noise is added, of {result['settings']['steps']} (0 is pure noise)",

@@ -118,8 +118,13 @@ LIMITS = {
     name: Variant(None, KVInjection(strength=0.0, initial="random", first_step=step), from_truth=True, guidance=(1.0,))
     for name, step in TRUTH_FROM.items()
 }
+BEGUN_AT = {f"default from step {step}": step for step in (12, 20)}
+LIMITS |= {
+    name: Variant(UniInv(), InversionFree(first_step=step), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS)
+    for name, step in BEGUN_AT.items()
+}
 """What limits the edits, for 50 steps: what the noise of a step leaves of the truth itself, sampled down again under
-its own caption. The first of them is the default's first step."""
+its own caption, the first of the steps being the default's; and what the default does that begins at a later step."""
 
 VARIANTS = METHODS | OPTIONS | LIMITS
 GROUPS = {

@@ -207,7 +207,7 @@ def plot_steps(path: Path, lines: Sequence[Line], *, title: str, x_label: str, y
     for line in lines:
         axes.plot(line.x, line.y, line.dash, marker=".", color=get_colour(line.label), label=line.label)
     axes.set_ylim(bottom=0.0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     _write(figure, path)
 

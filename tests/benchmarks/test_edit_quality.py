@@ -15,6 +15,7 @@ from benchmarks.edit_quality import Clip, main
 from benchmarks.edit_report import read_strip, write_limits
 from benchmarks.edit_set import make_edit_set
 from benchmarks.edit_variants import (
+    BEGUN_AT,
     CEILING,
     DEFAULT,
     DEFAULT_GUIDANCE,
@@ -87,6 +88,7 @@ class TestVariants:
         assert names == {
             NO_INVERSION,
             REFERENCE,
+            BEGUN_AT,
             DEFAULT,
             FAST,
             "EditFriendly",
@@ -117,7 +119,7 @@ class TestClip:
 
     @torch.inference_mode()
     def test_limits_begin_with_the_truth(self, clip: Clip):
-        for variant in LIMITS.values():
+        for variant in (LIMITS[name] for name in TRUTH_FROM):
             inversion, seconds = clip._find_inversion(variant, 0)
             assert all(torch.equal(level, clip.truth) for level in inversion.levels)
             assert (inversion.calls, seconds) == (0, 0.0)
@@ -159,11 +161,12 @@ class TestClip:
 
 def test_limits_are_drawn_where_all_of_them_were_measured(tmp_path: Path):
     def make_row(method: str, guidance: float | None, whole: float) -> dict[str, Any]:
-        return {"method": method, "guidance": guidance, "all": {"psnr_db": {"whole": [whole, whole, whole]}}}
+        told = {"psnr_db": {"whole": [whole, whole, whole]}, "edited": [0.5, 0.4, 0.6]}
+        return {"method": method, "guidance": guidance, "all": told}
 
     methods = {(CEILING, None): 31.0, (DEFAULT, 1.0): 24.0, (NOTHING, None): 16.0}
     rows = [make_row(*method, whole) for method, whole in methods.items()]
-    rows += [make_row(name, 1.0, 15.0 + step / 2) for name, step in TRUTH_FROM.items()]
+    rows += [make_row(name, 1.0, 15.0 + step / 2) for name, step in (TRUTH_FROM | BEGUN_AT).items()]
     result = {"rows": rows, "default_guidance": 1.0, "settings": {"steps": 50}}
     assert not write_limits(tmp_path / "few.png", {**result, "rows": rows[:-1]})
     assert write_limits(tmp_path / "all.png", result)
