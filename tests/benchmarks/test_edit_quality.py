@@ -88,11 +88,12 @@ class TestVariants:
         assert names == {
             NO_INVERSION,
             REFERENCE,
-            BEGUN_AT,
             DEFAULT,
             FAST,
+            "four noises",
             "EditFriendly",
             "random start",
+            *BEGUN_AT,
         }
 
     def test_jobs(self):
