@@ -64,7 +64,7 @@ def test_inside_a_lightning_module(workplace: Path) -> None:
     training = run(PYTHON[1])["MyTraining"]()  # type: ignore[operator]
     frames = torch.randint(0, 256, (9, 3, 32, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     assert 0 < float(training.round_trip_error(frames)) < 0.5
-    assert training.edit(frames, "a red circle").shape == (1, 9, 3, 32, 40)
+    assert training.edit(frames, "a red square", "a red circle").shape == (1, 9, 3, 32, 40)
     assert list(training.parameters()) == []
 
 
