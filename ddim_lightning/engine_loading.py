@@ -14,8 +14,9 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine import InversionEngine
 from ddim_lightning.memory_presets import apply_memory, list_parts_on_host
 from ddim_lightning.models.conditioning import PromptEncoder
+from ddim_lightning.models.embeddings import EmbeddingStore, digest_text_encoder
 from ddim_lightning.models.kernels import resolve_attention
-from ddim_lightning.models.loading import load_components, make_embedding_store
+from ddim_lightning.models.loading import load_components
 from ddim_lightning.models.quantized import check_precision
 from ddim_lightning.models.schedulers import make_step_table
 from ddim_lightning.models.vae import order_channels_last, use_tiles
@@ -59,10 +60,11 @@ def load_engine(
         zero_snr=options["zero_snr"],
     )
     editor.check(len(parts.transformer.transformer_blocks), len(table))
+    assert parts.tokenizer is not None
+    assert parts.folder is not None
     store = None
     if options["embeddings"] is not None:
-        store = make_embedding_store(options["model"], _find(options["embeddings"]), device=device, dtype=dtype)
-    assert parts.tokenizer is not None
+        store = EmbeddingStore(_find(options["embeddings"]), digest_text_encoder(parts.folder), device, dtype)
     max_length = parts.transformer.config.max_text_seq_length
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, max_length, store)
     engine = InversionEngine(

@@ -29,18 +29,10 @@ from ddim_lightning.models.checkpoint import (
     read_weight_shapes,
     resolve_model,
 )
-from ddim_lightning.models.embeddings import EmbeddingStore, digest_text_encoder
 from ddim_lightning.models.schedulers import make_schedulers
 from ddim_lightning.types import VideoLimits
 
-__all__ = [
-    "Components",
-    "load_components",
-    "load_text_encoder",
-    "make_embedding_store",
-    "read_limits",
-    "resolve_model",
-]
+__all__ = ["Components", "load_components", "load_text_encoder", "read_limits", "resolve_model"]
 
 
 @dataclass
@@ -55,6 +47,7 @@ class Components:
         scheduler: The sampling schedule.
         inverse_scheduler: Its inverse, on the same schedule.
         limits: Which videos the model accepts.
+        folder: Where it was read from; ``None`` for weights that were made.
     """
 
     transformer: CogVideoXTransformer3DModel
@@ -64,6 +57,7 @@ class Components:
     scheduler: CogVideoXDDIMScheduler
     inverse_scheduler: DDIMInverseScheduler
     limits: VideoLimits
+    folder: Path | None = None
 
 
 def load_components(
@@ -115,6 +109,7 @@ def load_components(
             scheduler=scheduler,
             inverse_scheduler=inverse_scheduler,
             limits=make_limits(configs["transformer"], configs["vae"]),
+            folder=checkpoint.folder,
         )
 
 
@@ -124,12 +119,6 @@ def load_text_encoder(model: str, *, device: torch.device, dtype: torch.dtype) -
     with _hidden_progress_bars():
         encoder: T5EncoderModel = _load_module(T5EncoderModel, checkpoint, "text_encoder", device, dtype)
     return encoder
-
-
-def make_embedding_store(model: str, folder: Path, *, device: torch.device, dtype: torch.dtype) -> EmbeddingStore:
-    """Make the store of a model's prompt embeddings; see `load_components` for ``Args`` and ``Raises``."""
-    checkpoint = read_checkpoint(model, weights=True, require_rotary=False)
-    return EmbeddingStore(folder, digest_text_encoder(checkpoint.folder), device, dtype)
 
 
 def _load_module(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:

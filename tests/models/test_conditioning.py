@@ -12,8 +12,8 @@ from diffusers import CogVideoXPipeline
 from safetensors.torch import load_file, save_file
 
 from ddim_lightning.models.conditioning import PromptEncoder
-from ddim_lightning.models.embeddings import digest_text_encoder
-from ddim_lightning.models.loading import Components, load_components, make_embedding_store
+from ddim_lightning.models.embeddings import EmbeddingStore, digest_text_encoder
+from ddim_lightning.models.loading import Components, load_components
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ class TestStore:
 
     def make(self, parts: Components, folder: Path, model: Path, text_encoder: bool = True, **other: object):
         settings = {"device": torch.device("cpu"), "dtype": torch.float32} | other
-        store = make_embedding_store(str(model), folder, **settings)
+        store = EmbeddingStore(folder, digest_text_encoder(model), **settings)
         return PromptEncoder(parts.tokenizer, parts.text_encoder if text_encoder else None, 16, store)
 
     def test_a_later_run_needs_no_text_encoder(self, parts: Components, tiny_model: Path, tmp_path: Path) -> None:
