@@ -48,7 +48,8 @@ def measure_vae(
         for switch in switches:
             switch(variants[-1])
         rows.append({"name": name, "encode_s": [], "decode_s": []})
-    latents, decoded = encode_video(vae, video), decode_latents(vae, encode_video(vae, video))
+    latents = encode_video(vae, video)
+    decoded = decode_latents(vae, latents)
     for turn in range(rounds + 1):
         order = list(zip(variants, rows, strict=True))
         for variant, row in order if turn % 2 else order[::-1]:

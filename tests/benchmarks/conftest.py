@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> dict[str, Any]:
+    """What a benchmark left in the folder of its test file."""
+    parsed: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+    return parsed
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(end_to_end, "run_fresh", lambda function, *arguments: function(*arguments))
         assert main([*flags, "--output", str(folder)]) == 0
     return folder
-
-
-@pytest.fixture(scope="module")
-def result(folder: Path) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
-    return parsed
 
 
 def test_the_file_fits_the_schema(folder: Path):

@@ -27,12 +27,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def result(folder: Path) -> dict[str, Any]:
-    parsed: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
-    return parsed
-
-
 def test_the_file_fits_the_schema_and_the_plot_is_drawn(folder: Path, is_drawn):  # type: ignore[no-untyped-def]
     assert list_faults(folder) == []
     assert is_drawn(folder / "memory.png")

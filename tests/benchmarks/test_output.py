@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.arguments import QUICK_STEPS, add_steps, make_parser
+from benchmarks.environment import read_block
 from benchmarks.loading import FULL_SIZE, load_parts, name_model
 from benchmarks.output import tell_place, write_files
 from benchmarks.plots import Line, plot_steps
@@ -51,6 +52,20 @@ def test_without_matplotlib_the_result_is_kept(
     write_files(tmp_path, {"schema": "mine/1"}, "report", draw)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "result.json"]
     assert f"`python -m benchmarks.check --write {tmp_path}` draws them elsewhere" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("original", "argv", "told"),
+    [
+        (["/a/python3", "-m", "benchmarks.memory", "-x"], ["/b/memory.py", "-x"], "python3 -m benchmarks.memory"),
+        (["/a/python3", "/c/ddim-lightning", "env"], ["/c/ddim-lightning", "env"], "ddim-lightning"),
+    ],
+)
+def test_a_command_is_told_without_the_folders_of_a_machine(original, argv, told, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(sys, "orig_argv", original)
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "executable", original[0])
+    assert read_block("abc")["command"] == " ".join([told, *argv[1:]])
 
 
 def test_a_gpu_is_named_by_its_name():
