@@ -695,6 +695,20 @@ MUTATIONS = (
         "test_memory_presets.py::test_tiling_is_near_and_only_where_it_is_asked_for",
     ),
     Mutation(
+        "an edit that compares with nothing is not warned of",
+        "job.py",
+        ", *self._list_doubts()]",
+        "]",
+        "test_commands.py::test_an_edit_that_compares_with_nothing_is_warned_of",
+    ),
+    Mutation(
+        "freed memory is given back",
+        "runtime/allocator.py",
+        "_KEPT = 2**30",
+        "_KEPT = 2**17",
+        "runtime/test_allocator.py::test_freed_memory_stays",
+    ),
+    Mutation(
         "embeddings of another dtype are found",
         "models/embeddings.py",
         "(self.encoder, str(self.dtype), self.device.type, prompt)",

@@ -199,6 +199,13 @@ def test_warnings_about_prompts_reach_stderr_and_the_record(
     assert capsys.readouterr().err == "".join(f"warning: clip: {sentence}\n" for sentence in record["warnings"])
 
 
+def test_an_edit_that_compares_with_nothing_is_warned_of(clip: Path, tiny_model: Path, tmp_path: Path):
+    for words, told in ((["--source-prompt", "a square"], []), ([], ["source_prompt: not given; this editor"])):
+        assert edit(clip, tmp_path / "out", tiny_model, *PROMPT, *SMALL, *words, "--steps", "8", "--quiet") == 0
+        (record,) = read_results(tmp_path / "out")
+        assert [warning[: len(told[0])] for warning in record["warnings"]] == told
+
+
 def test_skipped_clips_make_status_3_and_are_told_last(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
