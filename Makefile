@@ -1,65 +1,74 @@
 # Two commands do everything on a fresh machine:
-#   make demo    makes .venv, installs, and inverts, reconstructs and edits clips into demo/
-#   make test    makes .venv, installs, and runs the tests with coverage
+#   make demo    makes .venv, installs what runs, and inverts, reconstructs and edits clips into demo/
+#   make test    makes .venv, installs the development extras too, and runs the tests with coverage
 # uv does the installation where it is present, pip where it is not.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+DEVELOPS := $(VENV)/.develops
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
+PIP := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install)
 
 # Two test processes of one thread each: a tiny model gains nothing from threads, and two processes with two threads
 # each would fight over two cores.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 WORKERS ?= 2
 
-.PHONY: install demo test lint types layers mutations clean help
+.PHONY: install develop demo test lint types layers mutations docs clean help
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
-	@echo "and: make install | lint | types | layers | mutations | clean"
+	@echo "and: make install | develop | lint | types | layers | mutations | docs | clean"
 
 install: $(INSTALLED)
+
+develop: $(DEVELOPS)
 
 $(BIN)/python:
 ifdef UV
 	uv venv --python '>=3.11' $(VENV)
 else
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
 endif
 
-# The stamp is older than setup.cfg when the dependencies may have changed: then, and only then, install again.
+# A stamp is older than setup.cfg when the dependencies may have changed: then, and only then, install again.
 $(INSTALLED): setup.cfg pyproject.toml | $(BIN)/python
-ifdef UV
-	uv pip install --python $(BIN)/python --editable '.[dev]'
-else
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
-	$(BIN)/python -m pip install --editable '.[dev]'
-endif
+	$(PIP) --editable .
 	@touch $@
+
+$(DEVELOPS): setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[dev,docs]'
+	@touch $(INSTALLED) $@
 
 demo: install
 	$(BIN)/ddim-lightning demo --output demo
 
-test: install
+test: develop
 	@echo "left out of the coverage, CUDA branches only: $$(grep -rn 'pragma: no cover - cuda' --include='*.py' ddim_lightning | wc -l) places"
 	$(TEST) -n $(WORKERS) --cov --cov-report=term
 
-lint: install
+lint: develop
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 
-types: install
+types: develop
 	$(BIN)/mypy
 
-layers: install
+layers: develop
 	$(BIN)/lint-imports
 
-mutations: install
+# Changes to the mathematics that a test has to notice, one by one.
+mutations: develop
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
 
+docs: develop
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist demo *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist demo site *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

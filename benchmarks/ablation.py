@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim_lightning.data.shapes import render
-from ddim_lightning.diffusion.editors import Editor, InversionFree
+from ddim_lightning.tiny.shapes import render
+from ddim_lightning.diffusion.editors import Editor, FlowEdit
 from ddim_lightning.diffusion.editors.fast import make_fast
-from ddim_lightning.diffusion.trajectory import Inversion
-from ddim_lightning.engine import InversionEngine
-from ddim_lightning.models.quantized import Precision
+from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.network.quantized import Precision
 from ddim_lightning.types import EditRequest
 
 from .arguments import add_attention, make_parser, read_count
@@ -55,7 +55,7 @@ class Variant:
     """
 
     name: str
-    editor: Editor = field(default_factory=InversionFree)
+    editor: Editor = field(default_factory=FlowEdit)
     compiled: bool = False
     precision: Precision = "none"
     exact: bool = True
@@ -68,12 +68,12 @@ def has_fp8(device: torch.device) -> bool:
 
 def make_switches(device: torch.device) -> list[Variant]:
     """List one switch at a time, those that a device has."""
-    plain = InversionFree()
+    plain = FlowEdit()
     return [
         Variant(EXACT),
         Variant("compile", compiled=True),
-        Variant("one noise", replace(plain, draws=1), exact=False),
-        Variant("nothing read", replace(plain, strength=0.0), exact=False),
+        Variant("one noise", replace(plain, num_noise_samples=1), exact=False),
+        Variant("nothing read", replace(plain, kv_scale=0.0), exact=False),
         Variant("int8 products", precision="int8", exact=False),
         *([Variant("fp8 products", precision="fp8", exact=False)] if has_fp8(device) else []),
         Variant("no guidance", replace(plain, guidance_steps=(0, 0)), exact=False),
@@ -85,7 +85,7 @@ def make_switches(device: torch.device) -> list[Variant]:
 
 def make_ladder() -> list[Variant]:
     """List the switches one on top of the other."""
-    fast = make_fast(InversionFree())
+    fast = make_fast(FlowEdit())
     return [
         Variant(EXACT),
         Variant("+ compile", compiled=True),

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim_lightning.models.network import Network
-from ddim_lightning.runtime.flops import Flops, count_pass, make_sizes
-from ddim_lightning.types import Strength
+from ddim_lightning.network.network import Network
+from benchmarks.flops import Flops, count_pass, make_sizes
+from ddim_lightning.types import KVScale
 
 
 class CountedNetwork:
@@ -45,10 +45,10 @@ class CountedNetwork:
         *,
         wanted: int | None = None,
         reads: tuple[int, ...] = (),
-        strength: Strength | None = None,
+        kv_scale: KVScale | None = None,
     ) -> Tensor:
         """Evaluate the rows; see `Network`. Nothing is worked out here, which would count as time of the step."""
-        layout: dict[str, Any] = {"wanted": wanted, "reads": reads, "strength": strength}
+        layout: dict[str, Any] = {"wanted": wanted, "reads": reads, "kv_scale": kv_scale}
         shape, rows, tokens = latents.shape, latents.shape[0], prompt_embeds.shape[1]
         if rows > max(self.rows, default=0):
             self._largest = (latents, prompt_embeds, timestep), layout
@@ -67,6 +67,6 @@ class CountedNetwork:
         output: Tensor = (network or self.network)(*inputs, **layout)
         return output
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Forget all passes."""
         self.rows, self._counts, self._largest = [], [], ((), {})

@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ddim_lightning.data.shapes import render
-from ddim_lightning.data.shapes_classifier import classify
+from ddim_lightning.tiny.shapes import render
+from ddim_lightning.tiny.shapes_classifier import classify
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.diffusion.inverters import DDIM
-from ddim_lightning.diffusion.masks import count_probe_rows, pool_mask
-from ddim_lightning.diffusion.trajectory import Inversion
-from ddim_lightning.engine import InversionEngine
-from ddim_lightning.fingerprint import digest_model
-from ddim_lightning.sampling import quantise
+from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
+from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.trajectory import digest_model
+from ddim_lightning.diffusion.sampling import quantize
 from ddim_lightning.types import Branch, EditRequest, Frames, Video
 
 from .edit_report import SHEET_EDITS, SHEET_JOBS, write_report
 from .edit_set import SPLITS, ShapesEdit, make_edit_set
 from .edit_variants import CEILING, DEFAULT, REFERENCE, VARIANTS, Job, Variant, make_jobs
-from .loading import load_engine
+from .loading import build_engine
 from .records import merge_records, open_records, parse_shard
 
 QUICK: dict[str, Any] = {"edits": 5, "steps": 4, "variants": [REFERENCE, DEFAULT, "plain inversion"], "guidance": [6.0]}
@@ -77,7 +77,7 @@ class Clip:
         if variant.tell_mask:
             spatial = self.edit.inside.shape[-1] // self.latents.shape[-1]
             mask = pool_mask(self.edit.inside, limits.temporal, spatial)
-        told = self.edit.source.caption if variant.tell_source else None
+        told = self.edit.source.caption if variant.get_source_prompt else None
         return EditRequest(self.edit.target.caption, source_prompt=told, guidance_scale=guidance, mask=mask)
 
     def _find_inversion(self, variant: Variant, seed: int) -> tuple[Inversion, float]:
@@ -85,8 +85,8 @@ class Clip:
         prompt = self.edit.source.caption if variant.invert_under_source else ""
         if variant.inverter is None:  # its editor reads the clean latents and nothing else
             clean = self.truth if variant.from_truth else self.latents
-            levels = clean.expand(len(self.engine.table) + 1, *clean.shape)
-            return Inversion(DDIM(), self.engine.table, prompt, levels, (clean,), None, 0), 0.0
+            levels = clean.expand(len(self.engine.schedule) + 1, *clean.shape)
+            return Inversion(DDIM(), self.engine.schedule, prompt, levels, (clean,), None, 0), 0.0
         key = variant.make_inversion_key(seed)
         if key not in self._inversions:
             engine, start = replace(self.engine, inverter=variant.inverter), time.process_time()
@@ -110,7 +110,7 @@ def measure_video(video: Video, edit: ShapesEdit) -> dict[str, Any]:
     return {
         "squared_error": {name: float(error[mask].sum()) for name, mask in where.items()},
         "values": {name: video.shape[2] * int(mask.sum()) for name, mask in where.items()},
-        "seen": vars(classify(quantise(video))),
+        "seen": vars(classify(quantize(video))),
     }
 
 
@@ -133,7 +133,7 @@ def measure(
         for job in missing:
             video, cost = clip.make_video(job)
             if edit.id.endswith(SHEET_EDITS) and job in SHEET_JOBS:
-                write_strip(args.output / "clips" / f"{edit.id}-{job.method}.png", quantise(video))
+                write_strip(args.output / "clips" / f"{edit.id}-{job.method}.png", quantize(video))
             records.add(job.make_key(edit.id), {**measure_video(video, edit), **cost})
         print(f"{edit.id}: {len(missing)} videos, {time.process_time() - start:.0f} s", flush=True)
 
@@ -147,7 +147,7 @@ def write_strip(path: Path, frames: Frames) -> None:
 
 def make_plan(engine: InversionEngine, jobs: Sequence[Job], count: int) -> str:
     """Count the calls that an edit takes, and estimate the processor time of all edits."""
-    table, caption = engine.table, make_edit_set("dev", 1)[0].source.caption
+    schedule, caption = engine.schedule, make_edit_set("dev", 1)[0].source.caption
     inversions: dict[tuple[Any, ...], int] = {}
     rows: dict[str, int] = {}
     for job in jobs:
@@ -156,9 +156,9 @@ def make_plan(engine: InversionEngine, jobs: Sequence[Job], count: int) -> str:
         variant = VARIANTS[job.method]
         request = EditRequest(caption, source_prompt=caption, guidance_scale=job.guidance)
         if variant.inverter is not None:
-            inversions[variant.make_inversion_key(job.seed)] = variant.inverter.count_calls(len(table))
-        probes = 0 if variant.editor.velocity_mask is None else count_probe_rows(table)
-        rows[job.method] = rows.get(job.method, 0) + probes + variant.editor.count_calls(request, table)
+            inversions[variant.make_inversion_key(job.seed)] = variant.inverter.count_nfe(len(schedule))
+        probes = 0 if variant.editor.velocity_mask is None else count_probe_nfe(schedule)
+        rows[job.method] = rows.get(job.method, 0) + probes + variant.editor.count_nfe(request, schedule)
     row_seconds, video_seconds = time_parts(engine)
     total = sum(rows.values()) + sum(inversions.values())
     seconds = total * row_seconds + len(jobs) * video_seconds
@@ -180,7 +180,7 @@ def time_parts(engine: InversionEngine) -> tuple[float, float]:
     measure_video(engine.decode(latents), edit)
     start = time.process_time()
     for _ in range(REPEATS):
-        engine.denoiser([Branch(latents, "")], engine.table[0])
+        engine.denoiser([Branch(latents, "")], engine.schedule[0])
     middle = time.process_time()
     for _ in range(REPEATS):
         measure_video(engine.decode(latents), edit)
@@ -228,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     jobs, edits = make_jobs(args.variants, args.guidance), make_edit_set(args.split, args.edits)
-    engine = load_engine(args.model, args.steps)
+    engine = build_engine(args.model, args.steps)
     if args.plan:
         print(make_plan(engine, jobs, args.edits))
         return 0

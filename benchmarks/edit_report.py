@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddim_lightning.data.shapes import SIZE, WORDS, render
+from ddim_lightning.tiny.shapes import SIZE, WORDS, render
 from ddim_lightning.report.sheet import Row, write_sheet
 from ddim_lightning.types import Frames
 
 from .edit_set import KINDS, ShapesEdit
-from .edit_statistics import gather, judge, summarise
+from .edit_statistics import gather, judge, summarize
 from .edit_variants import (
     BEGUN_AT,
     CEILING,
@@ -74,7 +74,7 @@ def write_report(
         "environment": read_block(commit),
         "settings": {**settings, "edits": len(complete), "missing": len(edits) - len(complete)},
         "default_guidance": DEFAULT_GUIDANCE,
-        "rows": [summarise(method, cell) for method, cell in cells.items()],
+        "rows": [summarize(method, cell) for method, cell in cells.items()],
         "bars": judge(cells, settings["steps"], DEFAULT_GUIDANCE),
     }
     (folder / "result.json").write_text(dump_json(result, indent=2) + "\n", encoding="utf-8")
@@ -213,7 +213,7 @@ def write_limits(path: Path, result: Mapping[str, Any]) -> bool:
 
 
 def name_point(row: Mapping[str, Any]) -> str:
-    """Return the label of a method in the frontier; the default goes by its class, and so has the class's colour."""
+    """Return the label of a method in the frontier; the default goes by its class, and so has the class's color."""
     name = f"{type(VARIANTS[DEFAULT].editor).__name__} (default)" if row["method"] == DEFAULT else row["method"]
     return f"{name} {tell_guidance(row)}".strip()
 

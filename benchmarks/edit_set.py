@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddim_lightning.data.shapes import WORDS, Scene, mask, render, sample_edit, sample_scene
+from ddim_lightning.tiny.shapes import WORDS, Scene, mask, render, sample_edit, sample_scene
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.types import Frames
 
 KINDS = {
-    "colour": ("colour",),
+    "color": ("color",),
     "shape": ("shape",),
-    "both": ("shape", "colour"),
+    "both": ("shape", "color"),
     "background": ("background",),
     "direction": ("direction",),
 }
@@ -31,7 +31,7 @@ class ShapesEdit:
     """One edit: two scenes that differ in the words of its kind and in nothing else.
 
     Args:
-        id: For example ``test-colour-03``; fixed for good, with its scenes.
+        id: For example ``test-color-03``; fixed for good, with its scenes.
         kind: One of `KINDS`.
         source: The clip that is edited.
         target: Its truth, which the prompt describes.

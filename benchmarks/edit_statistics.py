@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim_lightning.data.shapes import WORDS
+from ddim_lightning.tiny.shapes import WORDS
 
 from .edit_set import KINDS, ShapesEdit
 from .edit_variants import CEILING, DEFAULT, NO_INVERSION, NOTHING, REFERENCE, VARIANTS, Job
@@ -35,21 +35,23 @@ class Estimate:
 
     Args:
         value: The number.
-        draws: (draws,) float64; two estimates over the same edits are drawn alike, so that their difference is paired.
+        num_noise_samples: (num_noise_samples,) float64; two estimates over the same edits are drawn alike, so that their difference is paired.
     """
 
     value: float
-    draws: Tensor
+    num_noise_samples: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Estimate:
         """Return the estimate of a function of the number."""
-        return Estimate(float(function(torch.tensor(self.value, dtype=torch.float64))), function(self.draws))
+        return Estimate(
+            float(function(torch.tensor(self.value, dtype=torch.float64))), function(self.num_noise_samples)
+        )
 
     @property
     def interval(self) -> list[float]:
         """The number and the ends of its percentile interval."""
         ends = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
-        return [self.value, *self.draws.quantile(ends).tolist()]
+        return [self.value, *self.num_noise_samples.quantile(ends).tolist()]
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def gather(
     return complete, cells
 
 
-def summarise(method: Method, cell: Cell) -> dict[str, Any]:
+def summarize(method: Method, cell: Cell) -> dict[str, Any]:
     """Return one row of the result, JSON-ready."""
     name, guidance = method
     seeds = len(cell.rows[0])
@@ -179,16 +181,18 @@ def judge(cells: Mapping[Method, Cell], steps: int, guidance: float) -> list[dic
     calls = default.average("calls")
     bars.append(_make_bar("calls at most 6 N", calls <= 6 * steps, f"{calls:.0f} of {6 * steps}"))
     bars += _judge_kinds(default, nothing, cells)
-    words = [word for word in ("colour", "shape", "direction") if any(word in edit.changed for edit in default.edits)]
+    words = [word for word in ("color", "shape", "direction") if any(word in edit.changed for edit in default.edits)]
     return bars + [_judge_word(word, reference, default) for word in words]
 
 
 def _judge_gap(region: str, reference: Cell, default: Cell, ceiling: Cell) -> dict[str, Any]:
     low, own, high = (cell.estimate_psnr(region) for cell in (reference, default, ceiling))
     closed = (own.value - low.value) / (high.value - low.value)
-    draws = Estimate(closed, (own.draws - low.draws) / (high.draws - low.draws)).interval
+    num_noise_samples = Estimate(
+        closed, (own.num_noise_samples - low.num_noise_samples) / (high.num_noise_samples - low.num_noise_samples)
+    ).interval
     numbers = (
-        f"{closed:.0%} [{draws[1]:.0%}, {draws[2]:.0%}] of it: reference {low.value:.2f}, default {own.value:.2f}, "
+        f"{closed:.0%} [{num_noise_samples[1]:.0%}, {num_noise_samples[2]:.0%}] of it: reference {low.value:.2f}, default {own.value:.2f}, "
         f"ceiling {high.value:.2f} dB"
     )
     place = "over the whole frame" if region == "whole" else f"{region} the objects"
@@ -202,7 +206,7 @@ def _judge_kinds(default: Cell, nothing: Cell, cells: Mapping[Method, Cell]) -> 
         if not own.edits:
             continue
         ours, theirs = own.estimate_psnr("whole"), still.estimate_psnr("whole")
-        gain = Estimate(ours.value - theirs.value, ours.draws - theirs.draws).interval
+        gain = Estimate(ours.value - theirs.value, ours.num_noise_samples - theirs.num_noise_samples).interval
         numbers = f"{gain[0]:+.2f} [{gain[1]:+.2f}, {gain[2]:+.2f}] dB: {ours.value:.2f} against {theirs.value:.2f}"
         bar = _make_bar(f"better than doing nothing over the whole frame, {kind}", gain[0] > 0, numbers)
         noise = cells.get((NO_INVERSION, 3.0))

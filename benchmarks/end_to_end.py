@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch._inductor.utils import fresh_cache
 
-from ddim_lightning.diffusion.editors import InversionFree
+from ddim_lightning.diffusion.editors import FlowEdit
 from ddim_lightning.diffusion.editors.fast import make_fast
 from ddim_lightning.runtime.timing import StageTimer
 
@@ -26,7 +26,7 @@ from .output import tell_origin, tell_place, write_files
 from .stages import GUIDANCE_SCALE, STAGES, WORKING, Job, run_fresh
 
 SCHEMA = "ddim-lightning/end-to-end/1"
-EDITORS = {"exact": InversionFree(), "fast": make_fast(InversionFree())}
+EDITORS = {"exact": FlowEdit(), "fast": make_fast(FlowEdit())}
 """Presets, and the default editor under them."""
 
 

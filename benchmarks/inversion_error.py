@@ -17,24 +17,24 @@ from typing import Any
 
 import torch
 
-from ddim_lightning.data.shapes import Scene, render, sample_scene
+from ddim_lightning.tiny.shapes import Scene, render, sample_scene
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.diffusion.inverters import DDIM
-from ddim_lightning.diffusion.loop import reconstruct
-from ddim_lightning.diffusion.trajectory import Inversion
-from ddim_lightning.engine import InversionEngine
-from ddim_lightning.fingerprint import digest_model
-from ddim_lightning.metrics.diagnosis import describe_colour, describe_noise, level_errors
+from ddim_lightning.diffusion.sampling import reconstruct
+from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.trajectory import digest_model
+from ddim_lightning.metrics.diagnosis import describe_color, describe_noise, level_errors
 from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.metrics.latents import relative_l2
-from ddim_lightning.models.schedulers import make_step_table
+from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.report.sheet import Row, write_sheet
-from ddim_lightning.sampling import quantise
-from ddim_lightning.types import Branch, Denoiser, Latents, Step, Strength
+from ddim_lightning.diffusion.sampling import quantize
+from ddim_lightning.types import Branch, Denoiser, Latents, Step, KVScale
 
 from .inversion_report import RESIDUAL, WITHOUT, find_typical_clip, make_source_key, write_report
 from .inversion_variants import Variant, make_variants
-from .loading import load_engine
+from .loading import build_engine
 from .records import merge_records, open_records, parse_shard
 
 SPLIT = "inversion-error"
@@ -65,8 +65,8 @@ class Clip:
         return {
             "caption": self.scene.caption,
             "squared_error": float((round_trip - source).square().mean()),
-            "source": describe_colour(source),
-            "round_trip": describe_colour(round_trip),
+            "source": describe_color(source),
+            "round_trip": describe_color(round_trip),
         }
 
     def compare(self, latents: Latents) -> dict[str, float]:
@@ -75,7 +75,7 @@ class Clip:
         return {
             "squared_error": float((video - self.round_trip[0].double()).square().mean()),
             "relative_l2": relative_l2(latents, self.latents),
-            **describe_colour(video),
+            **describe_color(video),
         }
 
 
@@ -96,25 +96,23 @@ class GuidedDenoiser:
         """How many layers have keys and values to read."""
         return self.denoiser.num_layers
 
-    def __call__(
-        self, branches: Sequence[Branch], step: Step, strength: Strength | None = None
-    ) -> list[Latents | None]:
+    def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: KVScale | None = None) -> list[Latents | None]:
         """Evaluate all branches under the prompt; see `Denoiser`."""
         guided = [replace(branch, prompt=self.prompt, guidance_scale=self.guidance_scale) for branch in branches]
-        return self.denoiser(guided, step, strength)
+        return self.denoiser(guided, step, kv_scale)
 
 
 def measure_variant(engine: InversionEngine, clip: Clip, variant: Variant, seed: int) -> dict[str, Any]:
     """Invert a clip and come back, every way that the variant asks for."""
     scheduler = engine.components.scheduler
-    table = make_step_table(scheduler, variant.steps, spacing=variant.spacing)
-    engine = replace(engine, table=table, inverter=variant.inverter)  # with a count of calls of its own
+    schedule = make_noise_schedule(scheduler, variant.steps, spacing=variant.spacing)
+    engine = replace(engine, schedule=schedule, inverter=variant.inverter)  # with a count of calls of its own
     start = time.process_time()
     inversion = engine.invert(clip.latents, prompt=clip.scene.caption if variant.source_prompt else "", seed=seed)
     return {
         "seconds": time.process_time() - start,
         "calls": engine.denoiser.rows,
-        "angles": list(table.angles),
+        "angles": list(schedule.angles),
         "noise": describe_noise(inversion.levels[0]),
         "back": [come_back(engine, clip, inversion, scale) for scale in variant.guidance_scales],
     }
@@ -164,19 +162,19 @@ def measure(
 @torch.inference_mode()
 def write_washout(path: Path, engine: InversionEngine, clip: Clip, fewer: int) -> None:
     """Write the sheet of one clip: the source, the VAE's ceiling, plain DDIM and the default inverter in two tables."""
-    videos = {"source": clip.frames, "VAE round trip": quantise(clip.round_trip)}
+    videos = {"source": clip.frames, "VAE round trip": quantize(clip.round_trip)}
     texts = {"source": clip.scene.caption}
-    for steps, name in itertools.product((len(engine.table), fewer), ("plain DDIM", "the default")):
+    for steps, name in itertools.product((len(engine.schedule), fewer), ("plain DDIM", "the default")):
         inverter = DDIM() if name == "plain DDIM" else engine.inverter
-        table = make_step_table(engine.components.scheduler, steps)
-        method = replace(engine, inverter=inverter, table=table)
+        schedule = make_noise_schedule(engine.components.scheduler, steps)
+        method = replace(engine, inverter=inverter, schedule=schedule)
         inversion = method.invert(clip.latents)
         video = method.decode(method.reconstruct(inversion))
         label = f"{name}, {steps} steps"
-        videos[label] = quantise(video)
+        videos[label] = quantize(video)
         std, decibels = describe_noise(inversion.levels[0])["std"], psnr(video[0], clip.round_trip[0])
         texts[label] = f"{type(inverter).__name__}: {decibels:.1f} dB, deviation of x_T {std:.2f}"
-    notes = {label: describe_colour(frames / 255) for label, frames in videos.items()}
+    notes = {label: describe_color(frames / 255) for label, frames in videos.items()}
     write_sheet(
         path,
         [
@@ -215,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    engine, variants = load_engine(args.model, args.steps), make_variants(args.steps, args.fewer)
+    engine, variants = build_engine(args.model, args.steps), make_variants(args.steps, args.fewer)
     settings = {"model": args.model, "weights": digest_model(engine), "split": SPLIT, "seed": args.seed}
     if not args.report_only:
         measure(engine, variants, settings, args)

@@ -138,7 +138,7 @@ def _summarise_way_back(
         "psnr": pool_errors([[r["back"][position][end]["squared_error"] for r in of_clip] for of_clip in by_clip]),
         "relative_l2": statistics.fmean(row["relative_l2"] for row in ends),
         "noise": _average([record["noise"] for record in records]),
-        "colour": _average([{name: row[name] for name in ("saturation", "brightness")} for row in ends]),
+        "color": _average([{name: row[name] for name in ("saturation", "brightness")} for row in ends]),
         "seconds_up": statistics.median(record["seconds"] for record in records),
         "seconds_down": statistics.median(back["seconds"] for back in backs),
         "angles": records[0]["angles"],
@@ -250,7 +250,7 @@ def _list_numbers(row: Mapping[str, Any]) -> list[str]:
         f"{noise['mean']:.3f}",
         f"{noise['std']:.3f}",
         " / ".join("" if value is None else f"{value:.3f}" for value in correlations),
-        _tell_colour(row["colour"]),
+        _tell_colour(row["color"]),
         f"{row['seconds_up']:.2f} + {row['seconds_down']:.2f}",
     ]
 
@@ -265,8 +265,8 @@ def _tell_psnr(psnr: Mapping[str, float]) -> str:
     return f"{psnr['db']:.1f} ({psnr['low']:.1f} .. {psnr['high']:.1f}) | {psnr['worst']:.1f}"
 
 
-def _tell_colour(colour: Mapping[str, float]) -> str:
-    return f"{colour['saturation']:.3f} | {colour['brightness']:.3f}"
+def _tell_colour(color: Mapping[str, float]) -> str:
+    return f"{color['saturation']:.3f} | {color['brightness']:.3f}"
 
 
 def _average(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, State, UniInv
-from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.types import Latents, Step, VelocityFn
 
 DEFAULT = "default"
@@ -28,8 +28,8 @@ class Variant:
         name: The inverter, as tables and plots tell it.
         inverter: The method.
         factor: What differs from the default setting.
-        steps: Steps of the table.
-        spacing: As in `make_step_table`.
+        steps: Steps of the schedule.
+        spacing: As in `make_noise_schedule`.
         source_prompt: Invert and come back under the clip's caption instead of the empty prompt.
         guidance_scales: One way back each; any scale but 1 comes back under the clip's caption.
         seeds: Of a method that draws noise; one inversion each.
@@ -63,18 +63,18 @@ class BFloat16(Inverter):
     def init(self, latents: Latents, generator: torch.Generator | None) -> State:  # noqa: D102
         return self.inner.init(latents, generator)
 
-    def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
-        return _round(self.inner.up(velocity_fn, state, table, i))
+    def invert_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:  # noqa: D102
+        return _round(self.inner.invert_step(velocity_fn, state, schedule, i))
 
-    def down(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
-        return _round(self.inner.down(velocity_fn, state, table, i))
+    def denoise_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:  # noqa: D102
+        return _round(self.inner.denoise_step(velocity_fn, state, schedule, i))
 
-    def land(self, latents: Latents, velocity: Latents, state: State, step: Step) -> Latents:  # noqa: D102
-        (landed,) = _round((self.inner.land(latents, velocity, state, step),))
+    def step_with_velocity(self, latents: Latents, velocity: Latents, state: State, step: Step) -> Latents:  # noqa: D102
+        (landed,) = _round((self.inner.step_with_velocity(latents, velocity, state, step),))
         return landed
 
-    def count_calls(self, num_steps: int) -> int:  # noqa: D102
-        return self.inner.count_calls(num_steps)
+    def count_nfe(self, num_steps: int) -> int:  # noqa: D102
+        return self.inner.count_nfe(num_steps)
 
 
 def make_variants(steps: int, fewer: Sequence[int]) -> list[Variant]:
@@ -88,8 +88,8 @@ def make_variants(steps: int, fewer: Sequence[int]) -> list[Variant]:
     ours = Variant(OURS, UniInv(), steps=steps)
     fixed_point = Variant("FixedPoint", FixedPoint(), steps=steps)
     bdia = Variant("BDIA", BDIA(), steps=steps)
-    published = Variant("UniInv as published", UniInv(extrapolate=False, spare=0.0), steps=steps)
-    deep = Variant("UniInv, 5 more calls next to clean", UniInv(clean_iterations=5, spare=0.0), steps=steps)
+    published = Variant("UniInv as published", UniInv(extrapolate=False, extra_evals=0.0), steps=steps)
+    deep = Variant("UniInv, 5 more calls next to clean", UniInv(first_step_iterations=5, extra_evals=0.0), steps=steps)
     edit_friendly = Variant("EditFriendly", EditFriendly(), steps=steps, seeds=(0, 1, 2))
     guided = [replace(variant, guidance_scales=(1.0, GUIDED)) for variant in (ddim, ours, bdia)]
     variants = [guided[0], published, guided[1], deep, fixed_point, guided[2], edit_friendly]

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ddim_lightning.models.attention import Attention, sdpa_attention
-from ddim_lightning.models.kernels import CPU_KERNELS, CUDA_KERNELS
-from ddim_lightning.models.published import COGVIDEOX_5B_TRANSFORMER
-from ddim_lightning.models.tiny import BUNDLED
-from ddim_lightning.runtime.flops import TransformerSizes, count_attention, count_linear, count_pass, make_sizes
-from ddim_lightning.runtime.timing import StepClock, summarise_ms
+from ddim_lightning.network.attention import Attention, sdpa_attention
+from ddim_lightning.network.kernels import CPU_KERNELS, CUDA_KERNELS
+from benchmarks.published import COGVIDEOX_5B_TRANSFORMER
+from ddim_lightning.tiny.model import BUNDLED
+from benchmarks.flops import TransformerSizes, count_attention, count_linear, count_pass, make_sizes
+from ddim_lightning.runtime.timing import StepClock, summarize_ms
 
 from .arguments import make_parser, read_count
 from .environment import read_block
@@ -69,7 +69,7 @@ def time_calls(act: Act, device: torch.device, rounds: int) -> dict[str, Any]:
     for _ in range(WARM_UP + rounds):
         act()
         clock.mark()
-    return {name.removeprefix("step_"): value for name, value in summarise_ms(clock.read_ms(), WARM_UP).items()}
+    return {name.removeprefix("step_"): value for name, value in summarize_ms(clock.read_ms(), WARM_UP).items()}
 
 
 def measure_call(act: Act, inputs: Sequence[Tensor], flops: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddim_lightning.diffusion.editors import Editor, InversionFree, KVInjection
+from ddim_lightning.diffusion.editors import Editor, FlowEdit, KVInjection
 from ddim_lightning.diffusion.inverters import Inverter, UniInv
-from ddim_lightning.engine import InversionEngine
-from ddim_lightning.models.conditioning import PromptEncoder
-from ddim_lightning.models.kernels import resolve_attention
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.models.text import PromptEncoder
+from ddim_lightning.network.kernels import resolve_attention
 from ddim_lightning.models.loading import Components, load_components
-from ddim_lightning.models.published import make_random_5b
-from ddim_lightning.models.quantized import Precision
-from ddim_lightning.models.schedulers import make_step_table
+from benchmarks.published import make_random_5b
+from ddim_lightning.network.quantized import Precision
+from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.runtime.allocator import keep_freed_memory
 from ddim_lightning.runtime.compile import apply_compile
 from ddim_lightning.types import VideoLimits
@@ -32,12 +32,12 @@ PROMPTS = (
 """Texts of the edits: words that both tokenizers know."""
 
 
-def load_engine(model: str, num_inference_steps: int) -> InversionEngine:
+def build_engine(model: str, num_inference_steps: int) -> InversionEngine:
     """Load a model onto the CPU in float32, with the default inverter and K/V injection.
 
     Args:
         model: ``tiny`` or a folder.
-        num_inference_steps: Steps of its table.
+        num_inference_steps: Steps of its schedule.
     """
     parts = load_components(model, device=torch.device("cpu"), dtype=torch.float32)
     return make_engine(parts, num_inference_steps, editor=KVInjection())
@@ -81,9 +81,9 @@ def make_engine(
 
     Args:
         parts: The model.
-        num_inference_steps: Steps of its table.
+        num_inference_steps: Steps of its schedule.
         inverter: `UniInv`, the default, where there is none.
-        editor: `InversionFree`, the default, where there is none.
+        editor: `FlowEdit`, the default, where there is none.
         attention: Name of the kernel.
         precision: Of the large products while edits are made.
         compiled: Whether blocks are compiled.
@@ -93,9 +93,9 @@ def make_engine(
     engine = InversionEngine(
         parts,
         PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length),
-        make_step_table(parts.scheduler, num_inference_steps),
+        make_noise_schedule(parts.scheduler, num_inference_steps),
         UniInv() if inverter is None else inverter,
-        InversionFree() if editor is None else editor,
+        FlowEdit() if editor is None else editor,
         attention=resolve_attention(attention, parts.transformer.device),
         precision=precision,
     )

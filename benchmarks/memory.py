@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim_lightning.diffusion.editors import InversionFree
-from ddim_lightning.runtime.memory import PRESETS
+from ddim_lightning.diffusion.editors import FlowEdit
+from ddim_lightning.runtime.offload import PRESETS
 from ddim_lightning.runtime.timing import StageTimer, read_memory_gib
 
 from .arguments import add_attention, add_steps, make_parser
@@ -71,7 +71,7 @@ def digest(tensor: Tensor) -> str:
 def measure_preset(args: argparse.Namespace, preset: str) -> dict[str, Any]:
     """Do the whole job once under a preset."""
     watch = StageMemory(torch.device(args.device))
-    job = Job(args, watch.stage, InversionFree(), memory=preset)
+    job = Job(args, watch.stage, FlowEdit(), memory=preset)
     outputs = job.run(watch.stage)
     return {
         "preset": preset,

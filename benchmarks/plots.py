@@ -1,4 +1,4 @@
-"""The plots of all benchmarks, in one style: white, quiet, and one colour per method everywhere."""
+"""The plots of all benchmarks, in one style: white, quiet, and one color per method everywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-# Okabe and Ito's colours, which stay apart for colour-blind readers; their yellow is too faint on white.
+# Okabe and Ito's colors, which stay apart for color-blind readers; their yellow is too faint on white.
 _BLUE, _VERMILLION, _GREEN, _ORANGE, _SKY, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 _INK, _GREY, _FAINT = "#1c1c1e", "#6b6b70", "#e3e3e6"
 
@@ -27,8 +27,8 @@ _COLOURS = {
     "EditFriendly": _ORANGE,
     "reference": _VERMILLION,
     "KVInjection": _BLUE,
-    "ResidualReplay": _GREEN,
-    "InversionFree": _ORANGE,
+    "DirectInversion": _GREEN,
+    "FlowEdit": _ORANGE,
     "do nothing": _GREY,
     "no inversion": _INK,
     "inversion": _BLUE,
@@ -65,7 +65,7 @@ _BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 
 
 
 def get_colour(method: str) -> str:
-    """Return the colour of a method by the name it begins with; an unknown one always gets the same of the palette."""
+    """Return the color of a method by the name it begins with; an unknown one always gets the same of the palette."""
     known = max((name for name in _COLOURS if method.startswith(name)), key=len, default=None)
     palette = (_SKY, _PURPLE, _ORANGE, _GREEN)
     return _COLOURS[known] if known else palette[zlib.crc32(method.encode()) % len(palette)]
@@ -76,7 +76,7 @@ class Line:
     """One curve.
 
     Args:
-        label: Its name in the legend; its colour is that of the method it begins with.
+        label: Its name in the legend; its color is that of the method it begins with.
         x: Where it was measured.
         y: What was measured; on a log scale, zeros are left out.
         dash: ``-``, ``--``, ``:`` or ``-.``, to tell apart lines of one method.
@@ -93,7 +93,7 @@ class Point:
     """One method of a frontier.
 
     Args:
-        label: Written beside it; its colour is that of the method it begins with.
+        label: Written beside it; its color is that of the method it begins with.
         x: Cost or success.
         y: What is traded for it.
         highlighted: Drawn larger and in bold: the default.
@@ -110,7 +110,7 @@ class Bars:
     """One series of bars.
 
     Args:
-        label: Its name in the legend; its colour is that of the method it begins with.
+        label: Its name in the legend; its color is that of the method it begins with.
         heights: A bar a group.
         notes: What stands above each bar.
     """

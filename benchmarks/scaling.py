@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from ddim_lightning.diffusion.inverters import DDIM
-from ddim_lightning.diffusion.loop import invert
-from ddim_lightning.models.denoiser import CogVideoXDenoiser
-from ddim_lightning.models.kernels import resolve_attention
+from ddim_lightning.diffusion.sampling import invert
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.network.kernels import resolve_attention
 from ddim_lightning.models.loading import Components
-from ddim_lightning.models.network import Network
-from ddim_lightning.models.schedulers import make_step_table
-from ddim_lightning.runtime.flops import count_pass, make_sizes
+from ddim_lightning.network.network import Network
+from ddim_lightning.models.schedulers import make_noise_schedule
+from benchmarks.flops import count_pass, make_sizes
 from ddim_lightning.runtime.timing import read_memory_gib
 
 from .arguments import add_attention, make_parser, read_count
@@ -88,10 +88,10 @@ def measure_steps(parts: Components, network: Network, args: argparse.Namespace)
     embeds = torch.randn(1, config.max_text_seq_length, config.text_embed_dim, generator=generator).to(device)
     denoiser, rows = CogVideoXDenoiser(network, lambda prompt: embeds), []
     for steps in STEPS:
-        table, samples = make_step_table(parts.scheduler, steps), []
+        schedule, samples = make_noise_schedule(parts.scheduler, steps), []
         for _ in range(1 + min(args.rounds, 3)):
             start = read_clock(device)
-            invert(denoiser, latents, table, DDIM())
+            invert(denoiser, latents, schedule, DDIM())
             samples.append((read_clock(device) - start) * 1e3)
         rows.append({"steps": steps, "inversion_ms": samples})
     return rows

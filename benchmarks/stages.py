@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ddim_lightning.data.video import write_video
 from ddim_lightning.diffusion.editors import Editor
-from ddim_lightning.memory_presets import apply_memory, list_parts_on_host
+from ddim_lightning.engine.build import apply_memory, list_parts_on_host
 from ddim_lightning.models.vae import order_channels_last
 from ddim_lightning.types import EditRequest
 

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch._inductor.utils import fresh_cache
 
-from ddim_lightning.diffusion.editors import Editor, InversionFree
-from ddim_lightning.diffusion.loop import edit, invert
-from ddim_lightning.diffusion.trajectory import Inversion
-from ddim_lightning.engine import InversionEngine
-from ddim_lightning.models.denoiser import CogVideoXDenoiser
-from ddim_lightning.models.network import Network
-from ddim_lightning.runtime.flops import Flops, make_sizes
-from ddim_lightning.runtime.timing import StepClock, summarise_ms
+from ddim_lightning.diffusion.editors import Editor, FlowEdit
+from ddim_lightning.diffusion.sampling import edit, invert
+from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.network.network import Network
+from benchmarks.flops import Flops, make_sizes
+from ddim_lightning.runtime.timing import StepClock, summarize_ms
 from ddim_lightning.types import EditRequest, Latents, Step
 
 from .arguments import add_attention, add_steps, make_parser, read_count
@@ -60,7 +60,7 @@ class Case:
 
 CASES = (
     Case("inversion"),
-    Case("default edit", InversionFree(), 2.0),
+    Case("default edit", FlowEdit(), 2.0),
     *(Case(name, editor, GUIDANCE_SCALE) for name, editor in EDITORS.items()),
 )
 
@@ -87,8 +87,8 @@ class Runner:
 
     def run(self, latents: Latents, inversion: Inversion) -> None:
         """Run once: invert clean latents, or edit by a former inversion."""
-        self.network.forget()
-        denoiser, table = CogVideoXDenoiser(self.network, self.engine.prompts), self.engine.table
+        self.network.clear_cache()
+        denoiser, schedule = CogVideoXDenoiser(self.network, self.engine.prompts), self.engine.schedule
         clock, ends = StepClock(self.engine.device), [0]
 
         def tick(step: Step, latents: Latents) -> None:
@@ -96,7 +96,7 @@ class Runner:
             ends.append(len(self.network.rows))
 
         if self.case.editor is None:
-            output = invert(denoiser, latents, table, self.engine.inverter, callback=tick).levels[0]
+            output = invert(denoiser, latents, schedule, self.engine.inverter, callback=tick).levels[0]
         else:
             request = EditRequest(PROMPTS[0], guidance_scale=self.case.guidance_scale)
             generator = torch.Generator().manual_seed(0)
@@ -124,7 +124,7 @@ def read_roof(folder: Path | None, tokens: int, args: argparse.Namespace) -> dic
     return {name: measured["roof"][name] for name in ("product_tflops", "attention_tflops")}
 
 
-def summarise(runner: Runner, roof: Mapping[str, float] | None) -> list[dict[str, Any]]:
+def summarize(runner: Runner, roof: Mapping[str, float] | None) -> list[dict[str, Any]]:
     """Summarise the timed steps by the rows that they evaluate; a step without rows only carries on.
 
     Returns:
@@ -135,7 +135,7 @@ def summarise(runner: Runner, roof: Mapping[str, float] | None) -> list[dict[str
     summaries = []
     for rows in sorted(set(runner.rows) - {0}):
         places = [i for i, count in enumerate(runner.rows) if count == rows]
-        times = summarise_ms([run[i] for run in runner.runs[1:] for i in places], warm_up=0)
+        times = summarize_ms([run[i] for run in runner.runs[1:] for i in places], warm_up=0)
         del times["step_ms"]
         work, seconds = runner.work[places[0]], times["step_ms_median"] / 1e3
         best = roof and work.linear / roof["product_tflops"] + work.attention / roof["attention_tflops"]
@@ -170,7 +170,7 @@ def describe(runner: Runner, eager: Network, roof: Mapping[str, float] | None) -
         "rows": runner.rows,
         "step_ms": runner.runs,
         "cold_s": (cold - statistics.median(warm)) / 1e3,
-        "by_rows": summarise(runner, roof),
+        "by_rows": summarize(runner, roof),
         "relative_l2": None if same else relative_l2(network.repeat().float(), network.repeat(eager).float()),
         "finite": runner.finite,
         "kernels": list_kernels(network.repeat, runner.engine.device),

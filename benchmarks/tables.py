@@ -48,7 +48,7 @@ def make_edit_table(result: Result) -> list[str]:
     shown = [row for row in result["rows"] if row["method"] not in LIMITS]
     best = {row["method"]: row for row in sorted(shown, key=whole)}
     rows = [row for row in shown if row["method"] in (REFERENCE, NO_INVERSION, DEFAULT) or row is best[row["method"]]]
-    head = ("method", "guidance", "whole (dB)", "outside (dB)", "colour", "shape", "direction", "calls")
+    head = ("method", "guidance", "whole (dB)", "outside (dB)", "color", "shape", "direction", "calls")
     lines = make_table(
         head,
         [
@@ -56,7 +56,7 @@ def make_edit_table(result: Result) -> list[str]:
                 f"**{row['method']}**" if (row["method"], row["guidance"]) == (DEFAULT, scale) else row["method"],
                 tell_guidance(row),
                 *(f"{row['all']['psnr_db'][region][0]:.1f}" for region in ("whole", "outside")),
-                *(f"{row['all']['edited_right'][word]:.0%}" for word in ("colour", "shape", "direction")),
+                *(f"{row['all']['edited_right'][word]:.0%}" for word in ("color", "shape", "direction")),
                 f"{row['calls']:.0f}",
             )
             for row in rows

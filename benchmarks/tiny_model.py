@@ -1,6 +1,6 @@
 """How good and how fast the tiny model is: VAE round trips and videos from noise, judged from pixels.
 
-Clips and prompts come from the world of shapes under seeds that no training has seen; a classifier reads colour, shape,
+Clips and prompts come from the world of shapes under seeds that no training has seen; a classifier reads color, shape,
 background and direction back from the frames.
 """
 
@@ -19,18 +19,18 @@ from typing import Any
 
 import torch
 
-from ddim_lightning.data.shapes import WORDS, Scene, render, sample_scene
-from ddim_lightning.data.shapes_classifier import Labels, classify
+from ddim_lightning.tiny.shapes import WORDS, Scene, render, sample_scene
+from ddim_lightning.tiny.shapes_classifier import Labels, classify
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.metrics.functional import psnr
-from ddim_lightning.models.conditioning import PromptEncoder
-from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.models.text import PromptEncoder
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.loading import Components, load_components
-from ddim_lightning.models.network import Network
-from ddim_lightning.models.schedulers import make_step_table
+from ddim_lightning.network.network import Network
+from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.report.sheet import Row, write_sheet
-from ddim_lightning.sampling import quantise, sample
+from ddim_lightning.diffusion.sampling import quantize, sample
 from ddim_lightning.types import Branch
 
 from .environment import read_block
@@ -57,7 +57,7 @@ def measure_vae(parts: Components, scenes: Sequence[Scene]) -> dict[str, Any]:
     decibels, labels = [], []
     for scene in scenes:
         frames = render(scene)
-        decoded = quantise(decode_latents(parts.vae, encode_video(parts.vae, frames[None])))
+        decoded = quantize(decode_latents(parts.vae, encode_video(parts.vae, frames[None])))
         decibels.append(psnr(decoded / 255, frames / 255))
         labels.append(classify(decoded))
     return {
@@ -73,11 +73,13 @@ def measure_samples(
     parts: Components, denoiser: CogVideoXDenoiser, scenes: Sequence[Scene], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Make a clip from noise for each caption, label it, and write the sheet."""
-    table = make_step_table(parts.scheduler, args.steps)
+    schedule = make_noise_schedule(parts.scheduler, args.steps)
     labels, rows = [], []
     for i, scene in enumerate(scenes):
         noise = torch.randn(find_size(parts), generator=make_generator(args.seed, "noise", i))
-        frames = quantise(decode_latents(parts.vae, sample(denoiser, noise, scene.caption, table, args.guidance_scale)))
+        frames = quantize(
+            decode_latents(parts.vae, sample(denoiser, noise, scene.caption, schedule, args.guidance_scale))
+        )
         seen = classify(frames)
         labels.append(seen)
         wrong = [f"{word}: {getattr(seen, word)}" for word in WORDS if getattr(seen, word) != getattr(scene, word)]
@@ -102,7 +104,7 @@ def find_size(parts: Components) -> tuple[int, ...]:
 
 def measure_speed(parts: Components, denoiser: CogVideoXDenoiser) -> dict[str, Any]:
     """Time one row of the transformer, one decoding and one encoding, again and again."""
-    step, video = make_step_table(parts.scheduler, 2)[1], render(draw_scenes(1, 0)[0])[None]
+    step, video = make_noise_schedule(parts.scheduler, 2)[1], render(draw_scenes(1, 0)[0])[None]
     latents = torch.randn(find_size(parts), generator=torch.Generator().manual_seed(0))
     acts: dict[str, Callable[[], object]] = {
         "row_ms": lambda: denoiser([Branch(latents, "")], step),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.editors import KVInjection
 from ddim_lightning.diffusion.inverters import DDIM
-from ddim_lightning.engine import InversionEngine
+from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.models.loading import Components
 from ddim_lightning.types import Branch, EditRequest
 
@@ -74,11 +74,11 @@ def make_cases(reference: Reference, engines: dict[str, InversionEngine], inputs
     latents, noise, trajectory = inputs["latents"], inputs["noise"], inputs["trajectory"]
 
     def invert(engine: InversionEngine) -> Any:
-        engine.prompts.forget()
+        engine.prompts.clear_cache()
         return engine.invert(latents)
 
     def edit(engine: InversionEngine, inversion: Any, prompts: Sequence[str]) -> Any:
-        engine.prompts.forget()
+        engine.prompts.clear_cache()
         requests = [EditRequest(prompt, guidance_scale=GUIDANCE_SCALE) for prompt in prompts]
         return engine.edit_together(inversion, requests)
 
@@ -157,15 +157,15 @@ def measure_deviation(reference: Reference, engine: InversionEngine, inputs: dic
 
     The first, the middle and the last step; and the whole inversion, which adds up what every step rounds.
     """
-    found, table = {}, engine.table
-    for i in (0, len(table) // 2, len(table) - 1):
-        source = inputs["trajectory"][len(table) - 1 - i].float()
-        theirs = reference.predict_pair(inputs["noise"], source, table[i].timestep, PROMPTS[0])
+    found, schedule = {}, engine.schedule
+    for i in (0, len(schedule) // 2, len(schedule) - 1):
+        source = inputs["trajectory"][len(schedule) - 1 - i].float()
+        theirs = reference.predict_pair(inputs["noise"], source, schedule[i].timestep, PROMPTS[0])
         branches = [
             Branch(inputs["noise"], PROMPTS[0], "", GUIDANCE_SCALE, reads=1),
             Branch(source, PROMPTS[0], "", GUIDANCE_SCALE, wanted=False),
         ]
-        (ours, _) = engine.denoiser(branches, table[i])
+        (ours, _) = engine.denoiser(branches, schedule[i])
         assert ours is not None
         found[f"guided velocity, step {i}"] = relative_l2(ours, theirs)
     inverted = engine.invert(inputs["latents"]).levels[0]

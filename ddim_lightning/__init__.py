@@ -9,82 +9,87 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # xformers warns at import about every torch it was not built for, and diffusers imports it. Whoever asks for it by name
 # gets an error that says more.
 logging.getLogger("xformers").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
-    from ddim_lightning.callbacks import ProgressPrinter
+    from ddim_lightning.callbacks.measure import MemoryTimeline, StepTimer
+    from ddim_lightning.callbacks.progress import ProgressPrinter
+    from ddim_lightning.callbacks.sample_sheets import SampleSheets
     from ddim_lightning.datamodule import VideoDataModule
-    from ddim_lightning.diffusion.editors import Editor, InversionFree, KVInjection, ResidualReplay
+    from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
+    from ddim_lightning.diffusion.inversion import Inversion
     from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
-    from ddim_lightning.diffusion.trajectory import Inversion
+    from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Training
     from ddim_lightning.module import DDIMInversionModule
-    from ddim_lightning.sample_sheets import SampleSheets
-    from ddim_lightning.shapes_datamodule import ShapesDataModule
-    from ddim_lightning.timing_callbacks import MemoryTimeline, StepTimer
-    from ddim_lightning.training import Training
-    from ddim_lightning.types import BadClip, Branch, Clip, ClipResult, Denoiser, EditRequest, Step
+    from ddim_lightning.types import Branch, Clip, ClipResult, Denoiser, EditRequest, Step, UnreadableClip
     from ddim_lightning.writer import VideoWriter
 
 _HOMES = {
-    "ProgressPrinter": "callbacks",
+    "MemoryTimeline": "callbacks.measure",
+    "StepTimer": "callbacks.measure",
+    "ProgressPrinter": "callbacks.progress",
+    "SampleSheets": "callbacks.sample_sheets",
     "VideoDataModule": "datamodule",
-    "DDIMInversionModule": "module",
-    "SampleSheets": "sample_sheets",
-    "VideoWriter": "writer",
-    "ShapesDataModule": "shapes_datamodule",
-    "MemoryTimeline": "timing_callbacks",
-    "StepTimer": "timing_callbacks",
-    "Training": "training",
+    "Denoise": "diffusion.editors",
+    "DirectInversion": "diffusion.editors",
     "Editor": "diffusion.editors",
-    "InversionFree": "diffusion.editors",
+    "FlowEdit": "diffusion.editors",
     "KVInjection": "diffusion.editors",
-    "ResidualReplay": "diffusion.editors",
+    "Inversion": "diffusion.inversion",
     "BDIA": "diffusion.inverters",
     "DDIM": "diffusion.inverters",
     "EditFriendly": "diffusion.inverters",
     "FixedPoint": "diffusion.inverters",
     "Inverter": "diffusion.inverters",
     "UniInv": "diffusion.inverters",
-    "Inversion": "diffusion.trajectory",
-    "BadClip": "types",
+    "Outputs": "engine.config",
+    "Runtime": "engine.config",
+    "Schedule": "engine.config",
+    "Training": "engine.config",
+    "DDIMInversionModule": "module",
     "Branch": "types",
     "Clip": "types",
     "ClipResult": "types",
     "Denoiser": "types",
     "EditRequest": "types",
     "Step": "types",
+    "UnreadableClip": "types",
+    "VideoWriter": "writer",
 }
 
 __all__ = [
     "BDIA",
     "DDIM",
-    "BadClip",
     "Branch",
     "Clip",
     "ClipResult",
     "DDIMInversionModule",
+    "Denoise",
     "Denoiser",
+    "DirectInversion",
     "EditFriendly",
     "EditRequest",
     "Editor",
     "FixedPoint",
+    "FlowEdit",
     "Inversion",
-    "InversionFree",
     "Inverter",
     "KVInjection",
     "MemoryTimeline",
+    "Outputs",
     "ProgressPrinter",
-    "ResidualReplay",
+    "Runtime",
     "SampleSheets",
-    "ShapesDataModule",
+    "Schedule",
     "Step",
     "StepTimer",
     "Training",
     "UniInv",
+    "UnreadableClip",
     "VideoDataModule",
     "VideoWriter",
 ]

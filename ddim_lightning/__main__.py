@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ddim_lightning.cli import main
+from ddim_lightning.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

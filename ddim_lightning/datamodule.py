@@ -1,4 +1,4 @@
-"""Video files for prediction, under any Trainer."""
+"""A data module yields clips from video files, under any Trainer."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
 from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride
 from ddim_lightning.data.manifest import ClipRequest, Videos, check_file, find_clips
-from ddim_lightning.types import BadClip, Clip, VideoLimits
+from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
 
 
 class VideoDataModule(LightningDataModule):
-    """Clips from files, one `Clip` (or `BadClip`) a batch, each exactly once over all devices.
+    """A `VideoDataModule` yields one `Clip` (or `UnreadableClip`) a batch, each exactly once over all devices.
 
     What is named is checked here, before any weight is loaded. The size and the number of frames come from the module's
     ``video_limits``; under a module without it, ``height`` and ``width`` must be given and the clips alone limit the
@@ -123,7 +123,7 @@ class VideoDataModule(LightningDataModule):
             fit=self.fit,
         )
 
-    def predict_dataloader(self) -> DataLoader[Clip | BadClip]:
+    def predict_dataloader(self) -> DataLoader[Clip | UnreadableClip]:
         """Make the loader of this rank's clips."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
@@ -147,6 +147,6 @@ class VideoDataModule(LightningDataModule):
         return VideoLimits(sys.maxsize, self.height, self.width, multiple=1, temporal=1)
 
 
-def _take_only(batch: list[Clip | BadClip]) -> Clip | BadClip:
+def _take_only(batch: list[Clip | UnreadableClip]) -> Clip | UnreadableClip:
     """Unpack the batch: one clip, as it is."""
     return batch[0]

@@ -1,4 +1,4 @@
-"""The contract between the floors: the sampler's step, a branch of a network call, and the records that travel.
+"""The contract between the floors of the package: a step, a branch of a network call, and the records that travel.
 
 Axes are always ``b f c h w``. Latents are float32, frames are uint8 on their way in and out, angles are float64 radians
 (0 is clean, pi/2 is noise). Annotations use jaxtyping and are documentation: nothing checks them at run time.
@@ -20,18 +20,18 @@ Frames = UInt8[Tensor, "f c h w"]
 """RGB frames of one clip, 0 .. 255."""
 Video = Float[Tensor, "b f c h w"]
 """RGB video, 0 .. 1."""
-Strength = Float[Tensor, "layers"]
-"""How much a reading branch attends to the keys it reads, a value in 0 .. 1 per layer; lies on the CPU."""
+KVScale = Float[Tensor, "layers"]
+"""How much a branch attends to the keys and values of its source, 0 .. 1 for each layer; lies on the CPU."""
 
 Stage = Literal["encode", "invert", "reconstruct", "edit", "decode"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One row of the step table: it joins level ``i`` and the next cleaner level ``i + 1``.
+    """A `Step` joins noise level ``i`` and the next cleaner level ``i + 1``.
 
     Args:
-        i: Position in the table, 0 (next to noise) .. N - 1 (next to clean).
+        i: Position in the schedule, 0 (next to noise) .. N - 1 (next to clean).
         timestep: Training timestep the network is told, 0 .. 999.
         angle: Angle of level ``i`` in radians.
         angle_next: Angle of level ``i + 1`` in radians; smaller than ``angle``.
@@ -45,53 +45,52 @@ class Step:
 
 @dataclass(frozen=True)
 class Branch:
-    """One trajectory that is being denoised in a network call.
+    """A `Branch` is one trajectory that is being denoised in a network call.
 
     Args:
         latents: (b, f, c, h, w) float32, at the level ``step.i``.
         prompt: The text it is denoised under.
         negative_prompt: The text that guidance moves away from.
-        guidance_scale: 1 evaluates ``prompt`` alone (one row); anything else evaluates ``[negative_prompt, prompt]``.
-        reads: Position, in the same call, of the branch whose keys and values this one also attends to.
-        wanted: Whether its velocity is wanted; a branch that is only read may stop after its last keys and values.
-        name: Names the latents where the same ones are made anew for each edit: branches of equal names, in one call,
-            have equal latents.
+        guidance_scale: 1 evaluates ``prompt`` alone (1 NFE); anything else ``[negative_prompt, prompt]`` (2 NFE).
+        kv_source: Position, in the same call, of the branch whose keys and values this one also attends to.
+        needs_velocity: Whether its velocity is needed; a branch that is only a source may stop after its last keys and
+            values.
+        cache_key: Identifies latents that are made anew for each edit: branches with equal keys, in one call, have
+            equal latents.
     """
 
     latents: Latents
     prompt: str
     negative_prompt: str = ""
     guidance_scale: float = 1.0
-    reads: int | None = None
-    wanted: bool = True
-    name: tuple[int, ...] | None = None
+    kv_source: int | None = None
+    needs_velocity: bool = True
+    cache_key: tuple[int, ...] | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts of its rows: one without guidance, ``(negative_prompt, prompt)`` with it."""
+        """The prompts it is evaluated under: one without guidance, ``(negative_prompt, prompt)`` with it."""
         return (self.prompt,) if self.guidance_scale == 1.0 else (self.negative_prompt, self.prompt)
 
 
 class Denoiser(Protocol):
-    """A model, as the mathematics sees it: branches in, one guided velocity per branch out."""
+    """A `Denoiser` is a model as the mathematics sees it: branches in, one guided velocity per branch out."""
 
     @property
     def num_layers(self) -> int:
         """How many layers have keys and values to read."""
         ...
 
-    def __call__(
-        self, branches: Sequence[Branch], step: Step, strength: Strength | None = None
-    ) -> list[Latents | None]:
+    def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: KVScale | None = None) -> list[Latents | None]:
         """Evaluate all branches in one network pass.
 
         Args:
-            branches: The trajectories; see `Branch`.
-            step: The row of the step table; its ``timestep`` conditions the network.
-            strength: Per layer, 0 (reads nothing) .. 1 (reads fully); ``None`` when no branch reads.
+            branches: The trajectory_dir; see `Branch`.
+            step: The step; its ``timestep`` conditions the network.
+            kv_scale: Per layer, 0 (attends to nothing of a source) .. 1 (fully); ``None`` when no branch has a source.
 
         Returns:
-            For each branch its float32 velocity, guidance applied, or ``None`` where it was not wanted.
+            For each branch its float32 velocity, guidance applied, or ``None`` where it is not needed.
         """
         ...
 
@@ -100,12 +99,12 @@ VelocityFn = Callable[[Latents, Step], Latents]
 """The one-branch partial of a `Denoiser`: all that an inverter sees."""
 
 StepCallback = Callable[[Step, Latents], None]
-"""Called once after every step with the row of the table and the latents it led to."""
+"""Called once after every step with the step and the latents it led to."""
 
 
 @dataclass(frozen=True)
 class EditRequest:
-    """What an editor is asked for.
+    """An `EditRequest` says what an editor is asked for.
 
     Args:
         prompt: The text of the edited video.
@@ -125,7 +124,7 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class VideoLimits:
-    """What a model accepts, read from its configs before any weight is loaded.
+    """The `VideoLimits` of a model say which videos it accepts; they are read from its configs, without weights.
 
     Args:
         num_frames: Most frames of one clip, 4k + 1.
@@ -144,7 +143,7 @@ class VideoLimits:
 
 @dataclass
 class FrameSelection:
-    """Which frames of a file were taken.
+    """A `FrameSelection` says which frames of a file were taken.
 
     Not frozen, because it travels inside a `Clip`.
 
@@ -163,7 +162,7 @@ class FrameSelection:
 
 @dataclass
 class Clip:
-    """One clip on its way into `predict_step`; any data module may yield it.
+    """A `Clip` is what `predict_step` takes; any data module may yield it.
 
     Not frozen, because Lightning rebuilds the dataclasses it finds in a batch.
 
@@ -197,8 +196,8 @@ class Clip:
 
 
 @dataclass
-class BadClip:
-    """A clip that could not be read; it travels instead of a `Clip` so that its neighbours are not lost."""
+class UnreadableClip:
+    """A clip that could not be read; it travels instead of a `Clip` so that its neighbors are not lost."""
 
     id: str
     source: str
@@ -208,7 +207,7 @@ class BadClip:
 
 @dataclass
 class Edit:
-    """One edited video: its prompt, its frames (f, c, h, w) uint8 and its final latents (1, f, c, h, w)."""
+    """An `Edit` is one edited video: its prompt, its frames (f, c, h, w) uint8, its latents (1, f, c, h, w)."""
 
     prompt: str
     frames: Frames
@@ -218,10 +217,10 @@ class Edit:
 
 @dataclass
 class ClipResult:
-    """What `predict_step` returns and the writer reads.
+    """A `ClipResult` is what `predict_step` returns and the writer reads.
 
     Args:
-        clip: The clip, or the bad clip.
+        clip: The clip, or the one that could not be read.
         status: ``done`` or ``skipped``.
         reason: Why it was skipped; ``None`` when done.
         seed: The seed every random number of this clip came from.
@@ -233,13 +232,13 @@ class ClipResult:
         metrics: ``{"vae": {"psnr": dB, "ssim": ..}, "reconstruction": {"psnr": .., "psnr_vs_vae": .., ..}}``.
         diagnosis: What the inversion looks like, and what is off; JSON-ready (see `metrics.diagnosis`).
         seconds: Wall time by stage.
-        calls: Rows through the transformer by stage.
+        nfe: Number of function evaluations by stage: latents under one embedding through the transformer.
         peak_gib: Peak device memory by stage; empty on a CPU.
         settings: The module's settings, JSON-ready.
         warnings: Sentences for the user.
     """
 
-    clip: Clip | BadClip
+    clip: Clip | UnreadableClip
     status: Literal["done", "skipped"]
     reason: str | None = None
     seed: int = 0
@@ -251,7 +250,7 @@ class ClipResult:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     diagnosis: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
+    nfe: dict[str, int] = field(default_factory=dict)
     peak_gib: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -259,7 +258,7 @@ class ClipResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """One tick of long work: which clip, which stage, and how many steps of it are done.
+    """A `Progress` is one tick of long work: which clip, which stage, and how many steps of it are done.
 
     Args:
         clip_id: The clip.
@@ -267,8 +266,8 @@ class Progress:
         label: The stage as a person reads it, ``edit 1/2`` for example.
         done: Steps of the stage done, 0 when it starts.
         total: Steps of the stage.
-        rows: Network rows a step of this stage evaluates on average, 0 for stages without the network.
-        rows_left: Network rows of the clip that come after this stage, so that time left can be told.
+        nfe: Function evaluations of a step of this stage on average, 0 for stages without the network.
+        nfe_left: Function evaluations of the clip that come after this stage, from which time left is estimated.
     """
 
     clip_id: str
@@ -276,5 +275,5 @@ class Progress:
     label: str
     done: int
     total: int
-    rows: float
-    rows_left: int
+    nfe: float
+    nfe_left: int

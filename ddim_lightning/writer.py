@@ -1,4 +1,4 @@
-"""The output folder: videos, contact sheet, record and trajectory of every clip, and one list of all of them."""
+"""The writer fills the output folder: videos, sheet, record and trajectory of every clip, and one list of all."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from ddim_lightning.data.trajectory import write_trajectory
 from ddim_lightning.data.video import write_video
+from ddim_lightning.engine.trajectory import write_trajectory
 from ddim_lightning.report.environment import read_versions
 from ddim_lightning.report.sheet import Row, write_sheet
 from ddim_lightning.types import Clip, ClipResult, Frames
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the keys of ``result.json``."""
 RESULTS = "results.jsonl"
 _PARTS = ".results"
 
 
 class VideoWriter(BasePredictionWriter):
-    """Writes what `DDIMInversionModule.predict_step` returns, one folder a clip, as soon as a clip is done.
+    """A `VideoWriter` writes what `DDIMInversionModule.predict_step` returns, one folder a clip, as soon as it is done.
 
     ``OUT/<id>/`` holds ``source.mp4`` (the frames the model saw), ``reconstruction.mp4``, ``edit-00.mp4`` and so on,
     ``sheet.png``, ``result.json`` and, when saved, ``trajectory.safetensors``; it takes its name when it is whole.
@@ -176,8 +176,8 @@ def write_clip(result: ClipResult, output_dir: Path, *, sheets: bool = True) -> 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         files = _write_videos(result, clip, partial)
-    told = dict.fromkeys([*result.warnings, *(str(warning.message) for warning in caught)])
-    result = replace(result, warnings=list(told))  # each file warns, once is enough
+    sentences = dict.fromkeys([*result.warnings, *(str(warning.message) for warning in caught)])
+    result = replace(result, warnings=list(sentences))  # each file warns, once is enough
     if sheets:
         files["sheet"] = "sheet.png"
         _write_sheet(result, clip, partial / "sheet.png")
@@ -232,7 +232,7 @@ def make_record(result: ClipResult, files: Mapping[str, Any]) -> dict[str, Any]:
         },
         "diagnosis": dict(result.diagnosis),
         "seconds": _finite(result.seconds),
-        "calls": dict(result.calls),
+        "nfe": dict(result.nfe),
         "peak_gib": _finite(result.peak_gib),
         "settings": {**result.settings, **_clip_settings(clip)},
         "versions": read_versions(),
@@ -290,12 +290,12 @@ def _write_sheet(result: ClipResult, clip: Clip, path: Path) -> None:
     count, _, height, width = clip.frames.shape
     facts = [f"{count} frames", f"{float(clip.fps):.4g} fps", f"{width} x {height}", f"seed {result.seed}"]
     facts += [] if clip.mask is None else [f"mask {Path(clip.mask_source).name if clip.mask_source else 'given'}"]
+    # The groups' fields beside the module's own: no two have the same name.
+    settings = {**result.settings, **result.settings.get("schedule", {}), **result.settings.get("runtime", {})}
     shown = ("model", "num_inference_steps", "guidance_scale", "inverter", "editor")
-    facts += [f"{name} {_short(result.settings[name])}" for name in shown if name in result.settings]
-    approximate = {"preset": "exact", "precision": "none", "vae_tiling": False}
-    facts += [
-        f"{name} {result.settings[name]}" for name, off in approximate.items() if result.settings.get(name, off) != off
-    ]
+    facts += [f"{name} {_short(settings[name])}" for name in shown if name in settings]
+    approximate = {"fast": False, "precision": "none", "vae_tiling": False}
+    facts += [f"{name} {settings[name]}" for name, off in approximate.items() if settings.get(name, off) != off]
     write_sheet(path, rows, title=clip.id, subtitle="  ·  ".join(facts), fps=clip.fps)
 
 

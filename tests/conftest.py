@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random tiny CogVideoX folder: the real classes and the real loading path, in seconds."""
-    from ddim_lightning.models.tiny import write_random_tiny
+    from tests.random_tiny import write_random_tiny
 
     return write_random_tiny(tmp_path_factory.mktemp("models") / "random-tiny")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import benchmarks
-from ddim_lightning.benchmark_command import BENCHMARKS
-from ddim_lightning.cli import main
+from ddim_lightning.cli.benchmark import BENCHMARKS
+from ddim_lightning.cli.main import main
 
 
 def test_every_benchmark_with_a_command_line_has_a_name() -> None:

@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-import ddim_lightning.cli
-import ddim_lightning.engine_loading
+import ddim_lightning.cli.main
+import ddim_lightning.engine.build
 from ddim_lightning import DDIMInversionModule, VideoDataModule
-from ddim_lightning.cli import main, make_parser
+from ddim_lightning.cli.main import main, make_parser
 
 EDIT = ["edit", "clip.mp4", "--prompt", "a red circle", "--output", "out"]
 
@@ -54,7 +54,7 @@ def test_flags_reach_the_parser_under_either_spelling(capsys: pytest.CaptureFixt
 def test_prompts_and_specs():
     assert parse("--prompt", "another")["prompt"] == ["a red circle", "another"]
     assert parse("--inverter", "DDIM", "--editor", "mine.Editor")["editor"] == "mine.Editor"
-    spec = {"class_path": "KVInjection", "init_args": {"strength": 0.5}}
+    spec = {"class_path": "KVInjection", "init_args": {"kv_scale": 0.5}}
     assert parse("--editor", json.dumps(spec))["editor"] == spec
     assert parse("--compile", "max-autotune")["compile"] == "max-autotune"
 
@@ -68,7 +68,7 @@ def test_what_cannot_work_together_is_wrong_usage(capsys: pytest.CaptureFixture[
         ): "argument --invert-under-source: not allowed with argument "
         "--inversion-prompt (see ddim-lightning edit --help)",
         ("--invert-under-source",): "argument --invert-under-source: needs a --source-prompt, got None",
-        ("--trajectories", "./out"): "argument --trajectories: must not be the folder of --output without "
+        ("--trajectory_dir", "./out"): "argument --trajectory_dir: must not be the folder of --output without "
         "--save-trajectory, got './out'",
         ("--timestep-spacing", "even"): "argument --timestep-spacing: invalid choice: 'even' (choose from 'trailing', "
         "'angle') (see ddim-lightning edit --help)",
@@ -156,7 +156,11 @@ PREDICT = ["predict", "--writer.output_dir=out", "--data.videos"]
             1,
             "error: mask: black.png must be white somewhere within 64 x 64 pixels",
         ),
-        (["edit", "good.mp4", "--trajectories", "empty"], 1, "trajectories: empty/good must hold the trajectory of a"),
+        (
+            ["edit", "good.mp4", "--trajectory_dir", "empty"],
+            1,
+            "trajectory_dir: empty/good must hold the trajectory of a",
+        ),
         (["edit", "good.mp4", "--inverter", "Nope"], 1, "inverter: 'Nope' could not be found"),
         (["edit", "good.mp4", "--inverter", "{oops"], 2, "argument --inverter: must be a name, a class path, or JSON"),
         (["edit", "good.mp4", "--stride", "two"], 2, "argument --stride: must be a number or 'spread', got 'two'"),
@@ -210,7 +214,7 @@ def test_a_mistake_is_one_line_and_no_traceback(
         (["good.mp4", "--start", "1"], "good.mp4: too few frames: 4 of 5"),
         (["good.mp4", "--width", "25"], "width must be a positive multiple of 8 pixels, got 25"),
         (["good.mp4", "--mask", "short.mp4"], "mask: short.mp4 must be an image or have as many frames as good.mp4"),
-        (["good.mp4", "--trajectories", "empty"], "trajectories: empty/good must hold the trajectory"),
+        (["good.mp4", "--trajectory_dir", "empty"], "trajectory_dir: empty/good must hold the trajectory"),
         (["good.mp4"], "RuntimeError: the weights are loaded"),
     ],
 )
@@ -225,7 +229,7 @@ def test_a_file_that_will_not_do_is_found_out_before_the_weights_are_loaded(
     def load(*_: Any, **__: Any) -> None:
         raise RuntimeError("the weights are loaded")
 
-    monkeypatch.setattr(ddim_lightning.engine_loading, "load_components", load)
+    monkeypatch.setattr(ddim_lightning.engine.build, "load_components", load)
     words = [*words, "--model", str(tiny_model), "--prompt", "a red circle", "--output", "out", "--quiet"]
     assert main(["edit", *words]) == 1
     assert capsys.readouterr().err.startswith(f"error: {said}")
@@ -271,6 +275,6 @@ def test_what_escapes_is_said_in_one_line(
     def fail(words: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(ddim_lightning.cli, "_dispatch", fail)
+    monkeypatch.setattr(ddim_lightning.cli.main, "_dispatch", fail)
     assert main([]) == status
     assert capsys.readouterr().err.startswith(line)

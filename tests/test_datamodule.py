@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddim_lightning.data.video import read_clip, write_video
 from ddim_lightning.datamodule import VideoDataModule
-from ddim_lightning.types import BadClip, Clip, VideoLimits
+from ddim_lightning.types import UnreadableClip, Clip, VideoLimits
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)
 
@@ -26,7 +26,7 @@ class Recorder(LightningModule):
         super().__init__()
         self.folder = folder
 
-    def predict_step(self, batch: Clip | BadClip, batch_idx: int) -> str:
+    def predict_step(self, batch: Clip | UnreadableClip, batch_idx: int) -> str:
         with (self.folder / batch.id).open("x") as file:
             if isinstance(batch, Clip):
                 assert batch.frames.dtype == torch.uint8
@@ -39,7 +39,7 @@ class Recorder(LightningModule):
 class Foreign(LightningModule):
     """A module that knows nothing of videos."""
 
-    def predict_step(self, batch: Clip | BadClip, batch_idx: int) -> Clip | BadClip:
+    def predict_step(self, batch: Clip | UnreadableClip, batch_idx: int) -> Clip | UnreadableClip:
         return batch
 
 

@@ -12,12 +12,12 @@ from lightning import Trainer
 from torch.utils.data import DataLoader
 
 from ddim_lightning import Clip, DDIMInversionModule, Editor, EditRequest, Inverter, KVInjection, UniInv
-from ddim_lightning.artifacts import export_network
-from ddim_lightning.diffusion.editors import InversionFree
+from ddim_lightning.engine.export import export_network
+from ddim_lightning.diffusion.editors import FlowEdit
 from ddim_lightning.diffusion.inverters import DDIM
-from ddim_lightning.diffusion.loop import invert
-from ddim_lightning.models.attention import Attention
-from ddim_lightning.models.kernels import CUDA_KERNELS, MeasuredAttention, get_memory_file, resolve_attention
+from ddim_lightning.diffusion.sampling import invert
+from ddim_lightning.network.attention import Attention
+from ddim_lightning.network.kernels import CUDA_KERNELS, MeasuredAttention, get_memory_file, resolve_attention
 
 pytestmark = pytest.mark.gpu
 
@@ -119,8 +119,8 @@ def test_artefacts_leave_the_transformer_on_the_host(tiny_model: Path, tmp_path:
     assert relative_error(ours, theirs) <= 1e-4
 
 
-@pytest.mark.parametrize("editor", [KVInjection(strength=0.5), InversionFree()])
-@pytest.mark.parametrize("inverter", [DDIM(), UniInv(spare=0.0)])
+@pytest.mark.parametrize("editor", [KVInjection(kv_scale=0.5), FlowEdit()])
+@pytest.mark.parametrize("inverter", [DDIM(), UniInv(extra_evals=0.0)])
 def test_no_step_makes_the_host_wait(inverter: Inverter, editor: Editor, tiny_model: Path) -> None:
     """Once everything has been on the device, a whole edit asks nothing of it until its end."""
     module = DDIMInversionModule(str(tiny_model), num_inference_steps=4, editor=editor)
@@ -129,10 +129,10 @@ def test_no_step_makes_the_host_wait(inverter: Inverter, editor: Editor, tiny_mo
     latents = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
     request = EditRequest("a red circle", guidance_scale=3.0)
     with torch.inference_mode():
-        inversion = invert(engine.denoiser, latents, engine.table, inverter)
+        inversion = invert(engine.denoiser, latents, engine.schedule, inverter)
         engine.edit(inversion, request)
         torch.cuda.set_sync_debug_mode("error")
         try:
-            engine.edit(invert(engine.denoiser, latents, engine.table, inverter), request)
+            engine.edit(invert(engine.denoiser, latents, engine.schedule, inverter), request)
         finally:
             torch.cuda.set_sync_debug_mode("default")

@@ -10,14 +10,14 @@ import torch
 from diffusers import DDIMInverseScheduler
 
 from ddim_lightning.diffusion.inverters import BDIA, FixedPoint, UniInv
-from ddim_lightning.diffusion.loop import invert, reconstruct
-from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.models.conditioning import PromptEncoder
-from ddim_lightning.models.denoiser import CogVideoXDenoiser
+from ddim_lightning.diffusion.sampling import invert, reconstruct
+from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.models.text import PromptEncoder
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.models.loading import load_components
-from ddim_lightning.models.network import Network
-from ddim_lightning.models.schedulers import make_step_table
-from ddim_lightning.models.tiny import write_random_tiny
+from ddim_lightning.network.network import Network
+from ddim_lightning.models.schedulers import make_noise_schedule
+from ddim_lightning.tiny.model import write_random_tiny
 
 
 def load(folder, **options):
@@ -52,11 +52,11 @@ def measure_round_trip(parts, inverse_scheduler, inverter, num_steps=10):
         parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
     prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, transformer.config.max_text_seq_length)
     denoiser = CogVideoXDenoiser(Network(transformer), prompts)
-    table = make_step_table(parts.scheduler, num_steps)
+    schedule = make_noise_schedule(parts.scheduler, num_steps)
     clean = 0.8 * torch.randn(1, 3, 8, 8, 12, generator=torch.Generator().manual_seed(1))
-    up = StepTable.make(inverse_scheduler.alphas_cumprod, table.timesteps)
+    up = NoiseSchedule.make(inverse_scheduler.alphas_cumprod, schedule.timesteps)
     inversion = invert(denoiser, clean, up, inverter)
-    landed = reconstruct(denoiser, replace(inversion, table=table, levels=inversion.levels[:1]))
+    landed = reconstruct(denoiser, replace(inversion, schedule=schedule, levels=inversion.levels[:1]))
     transformer.load_state_dict(weights)
     return float((landed - clean).norm() / clean.norm())
 

@@ -9,7 +9,7 @@ import pytest
 
 CODE = """
 import sys
-from ddim_lightning.cli import main
+from ddim_lightning.cli.main import main
 status = main(sys.argv[1:])
 heavy = sorted({"torch", "lightning", "diffusers", "transformers"} & set(sys.modules))
 print("status", status, "heavy", heavy, file=sys.stderr)

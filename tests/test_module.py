@@ -14,7 +14,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from ddim_lightning import BadClip, Clip, DDIMInversionModule, KVInjection, UniInv
+from ddim_lightning import UnreadableClip, Clip, DDIMInversionModule, KVInjection, UniInv
 from ddim_lightning.models.loading import load_text_encoder
 
 QUIET: dict[str, Any] = {
@@ -33,7 +33,7 @@ def make_clip(name: str, **fields: object) -> Clip:
 
 
 class Clips(LightningDataModule):
-    def __init__(self, clips: list[Clip | BadClip]) -> None:
+    def __init__(self, clips: list[Clip | UnreadableClip]) -> None:
         super().__init__()
         self.clips = clips
 
@@ -123,7 +123,7 @@ def test_text_encoder_stays_for_foreign_data(tiny_model: Path, caplog: pytest.Lo
 def test_one_bad_clip_loses_nothing_of_the_others(tiny_model: Path) -> None:
     wrong_size = make_clip("bb")
     wrong_size.frames = wrong_size.frames[..., :20]
-    bad = BadClip("ccc", "ccc.mp4", "not a video")
+    bad = UnreadableClip("ccc", "ccc.mp4", "not a video")
     results = predict(make_module(tiny_model), Clips([make_clip("a"), wrong_size, bad, make_clip("dddd")]))
     assert [(r.clip.id, r.status) for r in results] == [
         ("a", "done"),
@@ -137,7 +137,7 @@ def test_one_bad_clip_loses_nothing_of_the_others(tiny_model: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["bad", "wrong"])
 def test_raising_instead_of_skipping(kind: str, tiny_model: Path) -> None:
-    clip: Any = BadClip("b", "b.mp4", "not a video") if kind == "bad" else make_clip("b")
+    clip: Any = UnreadableClip("b", "b.mp4", "not a video") if kind == "bad" else make_clip("b")
     if kind == "wrong":
         clip.frames = clip.frames[:4]
     with pytest.raises(ValueError, match="not a video" if kind == "bad" else "count must be 4k"):
@@ -175,7 +175,7 @@ def test_network_in_bfloat16_on_request(tiny_model: Path) -> None:
 
 
 def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model: Path, tmp_path: Path) -> None:
-    module = make_module(tiny_model, inverter="DDIM", editor=KVInjection(layers=(1, 2), strength=0.5), seed=3)
+    module = make_module(tiny_model, inverter="DDIM", editor=KVInjection(layers=(1, 2), kv_scale=0.5), seed=3)
     trainer = Trainer(**QUIET)
     trainer.predict(module, Clips([make_clip("a")]))
     trainer.save_checkpoint(tmp_path / "module.ckpt")
@@ -215,7 +215,7 @@ def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> Non
 def test_compiled_blocks_agree_and_are_compiled_once_per_layout(tiny_model: Path, tmp_path: Path) -> None:
     # Five layouts: one row; a guided pair; and a pair with the source row where nothing is read, where it is, and in
     # the last layer, in which the source row has no queries.
-    editor = KVInjection(steps=(1, 3), layers=(1, None), strength=0.5)
+    editor = KVInjection(steps=(1, 3), layers=(1, None), kv_scale=0.5)
     data = ListedClips([make_clip("a"), make_clip("bb", prompts=("a blue cross", "a square"))])
     settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "editor": editor}
     eager = predict(make_module(tiny_model, **settings), data)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.editors import EditState, KVInjection
 from ddim_lightning.diffusion.inverters import DDIM
-from ddim_lightning.diffusion.loop import edit, invert, reconstruct
-from ddim_lightning.diffusion.trajectory import Inversion
-from ddim_lightning.models.denoiser import CogVideoXDenoiser
-from ddim_lightning.models.network import Network
-from ddim_lightning.models.schedulers import make_schedulers, make_step_table
+from ddim_lightning.diffusion.sampling import edit, invert, reconstruct
+from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.network.network import Network
+from ddim_lightning.models.schedulers import make_schedulers, make_noise_schedule
 from ddim_lightning.types import EditRequest
 
 FOLDER = Path(os.environ.get("DDIM_PARITY_DIR", Path(__file__).parent / "parity"))
@@ -69,11 +69,11 @@ def test_parity(path: Path) -> None:
     spec = metadata["spec"]
     embeds = {"": tensors["empty_embeds"], "edit": tensors["prompt_embeds"]}
     denoiser = CogVideoXDenoiser(Network(transformer), embeds.__getitem__)
-    table = make_step_table(make_schedulers(metadata["scheduler"])[0], spec["steps"])
+    schedule = make_noise_schedule(make_schedulers(metadata["scheduler"])[0], spec["steps"])
 
-    inversion: Inversion = invert(denoiser, tensors["latents"], table, DDIM())
+    inversion: Inversion = invert(denoiser, tensors["latents"], schedule, DDIM())
     for i, theirs in enumerate(tensors["inverse_trajectory"]):
-        assert relative_error(inversion.levels[len(table) - 1 - i], theirs) <= 1e-4, f"inverse step {i}"
+        assert relative_error(inversion.levels[len(schedule) - 1 - i], theirs) <= 1e-4, f"inverse step {i}"
     assert relative_error(reconstruct(denoiser, inversion), tensors["plain_reconstruction"]) <= 1e-4
 
     path_of_edit: list[Tensor] = []
@@ -89,4 +89,4 @@ def test_parity(path: Path) -> None:
     for i, theirs in enumerate(tensors["injected_trajectory"]):
         assert relative_error(path_of_edit[i], theirs) <= 1e-4, f"edit step {i}"
     rows = 2 if spec["guidance"] == 1.0 else 4
-    assert denoiser.rows == (2 + rows) * len(table)
+    assert denoiser.rows == (2 + rows) * len(schedule)

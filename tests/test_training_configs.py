@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 
-from ddim_lightning.autoencoder import AutoencoderModule
-from ddim_lightning.cli import main
-from ddim_lightning.models.tiny_training import write_untrained_tiny
-from ddim_lightning.resources import get_config_path
+from ddim_lightning.tiny.autoencoder import AutoencoderModule
+from ddim_lightning.cli.main import main
+from ddim_lightning.tiny.training import write_untrained_tiny
+from ddim_lightning.cli.configs import get_config_path
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 FEW = {

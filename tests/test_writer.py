@@ -18,9 +18,9 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from ddim_lightning.data.trajectory import read_trajectory
+from ddim_lightning.engine.trajectory import read_trajectory
 from ddim_lightning.data.video import read_info
-from ddim_lightning.types import BadClip, Clip, ClipResult, Edit, FrameSelection
+from ddim_lightning.types import UnreadableClip, Clip, ClipResult, Edit, FrameSelection
 from ddim_lightning.writer import VideoWriter, make_output_dir, read_results, write_clip
 
 KEYS = [
@@ -43,7 +43,7 @@ KEYS = [
 
 
 def make_frames(seed: int, f: int = 9, h: int = 32, w: int = 48) -> torch.Tensor:
-    """Smooth moving colours, which x264 keeps well; every seed another."""
+    """Smooth moving colors, which x264 keeps well; every seed another."""
     rows, columns, times = torch.arange(h)[:, None], torch.arange(w), torch.arange(f)[:, None, None, None]
     phase = torch.tensor([0.3, 1.1, 2.3])[:, None, None] * (seed + 1)
     return (127 + 100 * torch.sin(rows / 9 + columns / 13 + times / 3 + phase)).round().to(torch.uint8)
@@ -245,7 +245,7 @@ def _small(clip_id: str) -> ClipResult:
     return make_result(clip_id, reconstruction=None, edits=[])
 
 
-SKIPPED = ClipResult(BadClip("bad", "bad.mp4", "bad.mp4 is empty", ("x",)), "skipped", "bad.mp4 is empty")
+SKIPPED = ClipResult(UnreadableClip("bad", "bad.mp4", "bad.mp4 is empty", ("x",)), "skipped", "bad.mp4 is empty")
 
 
 @pytest.mark.parametrize("settings", [{"devices": 1}, {"devices": 2, "strategy": "ddp_fork"}])

@@ -1,1 +1,1 @@
-"""Clips in and out: video files, manifests, trajectories on disk and the procedural world of shapes."""
+"""Clips are read from video files and manifests, and written to video files."""

@@ -1,4 +1,4 @@
-"""Clips by position, each decoded when it is asked for, and their way to the ranks of a run."""
+"""A data set decodes each clip when it is asked for, and a sampler shares the clips between the ranks of a run."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stri
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.mask import read_mask
 from ddim_lightning.data.video import read_clip, read_info
-from ddim_lightning.types import BadClip, Clip, VideoLimits
+from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
 
 
-class VideoDataset(Dataset[Clip | BadClip]):
-    """Clips read from files, at the size and length of a model.
+class VideoDataset(Dataset[Clip | UnreadableClip]):
+    """A `VideoDataset` reads clips from files, at the size and length of a model.
 
-    A file or a mask that cannot be read becomes a `BadClip`; what is wrong with the settings is raised here, before
-    any file is opened.
+    A file or a mask that cannot be read becomes an `UnreadableClip`; what is wrong with the settings is raised here,
+    before any file is opened.
 
     Args:
         requests: The clips wanted.
@@ -58,14 +58,14 @@ class VideoDataset(Dataset[Clip | BadClip]):
     def __len__(self) -> int:
         return len(self.requests)
 
-    def __getitem__(self, index: int) -> Clip | BadClip:
+    def __getitem__(self, index: int) -> Clip | UnreadableClip:
         """Read one clip.
 
         Args:
             index: Position among the requests, 0 .. len - 1.
 
         Returns:
-            The clip, or a `BadClip` with the reason in one line.
+            The clip, or a `UnreadableClip` with the reason in one line.
         """
         request = self.requests[index]
         source = str(request.video)
@@ -86,7 +86,7 @@ class VideoDataset(Dataset[Clip | BadClip]):
                 mask = read_mask(request.mask, info, choice, height=self.height, width=self.width, fit=self.fit)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())  # the name of a file may have several lines
-            return BadClip(request.id, source, reason=reason, prompts=request.prompts)
+            return UnreadableClip(request.id, source, reason=reason, prompts=request.prompts)
         return Clip(
             id=request.id,
             frames=frames,
@@ -104,7 +104,7 @@ class VideoDataset(Dataset[Clip | BadClip]):
 
 
 class ShardSampler(DistributedSampler[Any]):
-    """Every sample once over all ranks, in order, without padding: rank r takes r, r + world, r + 2 world, ...
+    """A `ShardSampler` gives every sample once over all ranks, without padding: rank r takes r, r + world, ...
 
     Lightning leaves a `DistributedSampler` alone. Its own would either repeat samples or fail with fewer samples than
     ranks. A rank may get none: the data module must then allow loaders of zero length.

@@ -1,4 +1,4 @@
-"""Which frames of a file the model sees, and at what size."""
+"""Frames are chosen from a file and brought to the model's size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Stride = float | Literal["spread"]
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """The frames of a file that were chosen.
+    """A `FrameChoice` is the frames of a file that were chosen.
 
     Args:
         total: Frames the file has.

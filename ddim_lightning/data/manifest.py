@@ -1,4 +1,4 @@
-"""From what the user names (a file, a folder, a glob, a manifest, a list) to one checked request per clip."""
+"""What the user names (a file, a folder, a glob, a manifest, a list) becomes one checked request per clip."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TAKEN = {"results.jsonl": "the list of results"}
 
 @dataclass(frozen=True)
 class ClipRequest:
-    """One clip that is wanted.
+    """A `ClipRequest` is one clip that is wanted.
 
     Args:
         video: The file.

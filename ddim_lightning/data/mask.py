@@ -1,4 +1,4 @@
-"""Masks drawn by hand or by another program: where the edits may change a clip."""
+"""Masks are read from videos and images; they say where the edits may change a clip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""H.264 in mp4, as every player plays it."""
+"""Frames are encoded as H.264 in mp4 so that every player plays them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddim_lightning.data.sound import copy_sound
 
-# As swscale's header numbers them; its default is biased by a grey level and costs a round trip 5 dB.
+# As swscale's header numbers them; its default is biased by a gray level and costs a round trip 5 dB.
 SCALER = int(Interpolation.BICUBIC) | 0x2000 | 0x4000 | 0x40000 | 0x80000
 """Bicubic with full chroma interpolation, full chroma input, accurate rounding and bit-exact output."""
 # FFmpeg's number for the matrix, the primaries and the transfer function alike.

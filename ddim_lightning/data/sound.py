@@ -1,4 +1,4 @@
-"""Sound, copied from one file to another as it is."""
+"""Sound is copied from one file to another without encoding it again."""
 
 from __future__ import annotations
 

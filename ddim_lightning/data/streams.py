@@ -1,4 +1,4 @@
-"""Endless training streams whose samples depend on their position alone."""
+"""Endless training streams draw samples that depend on their position alone, so that they can be resumed."""
 
 from __future__ import annotations
 

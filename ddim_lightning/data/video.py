@@ -1,4 +1,4 @@
-"""Video files, read and written with PyAV."""
+"""Video files are read and written with PyAV."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, 
 from ddim_lightning.data.mp4 import SCALER, check_frames, write_mp4
 from ddim_lightning.types import Frames, VideoLimits
 
-_UNSPECIFIED = 2  # as FFmpeg numbers matrices of colours
+_UNSPECIFIED = 2  # as FFmpeg numbers matrices of colors
 _HD_HEIGHT = 720
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds.
+    """A `VideoInfo` says what a video file holds.
 
     Args:
         path: The file.
@@ -104,7 +104,7 @@ def read_clip(
     """Read the frames of a clip at a model's size.
 
     Only what is needed is decoded, from a keyframe shortly before the first frame on, and only the chosen frames are
-    kept. Rotation and pixel aspect in the metadata are honoured. A file that does not name its colours is taken to be
+    kept. Rotation and pixel aspect in the metadata are honored. A file that does not name its colors is taken to be
     BT.709 from 720 lines on and BT.601 below, which is what players do.
 
     Args:
@@ -182,7 +182,7 @@ def write_video(
         fps: Frames per second, > 0.
         audio_from: A file whose sound is copied; one without sound is no mistake.
         audio_start_s: Where in that file the frames begin, in seconds after its own first frame, >= 0.
-        crf: x264's quality, 0 (lossless but for the colour conversion) .. 51.
+        crf: x264's quality, 0 (lossless but for the color conversion) .. 51.
 
     Raises:
         OSError: If the file cannot be written, or ``audio_from`` cannot be read; always the exact subclass.

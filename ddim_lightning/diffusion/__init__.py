@@ -1,1 +1,1 @@
-"""The mathematics: schedule, steps, inverters, editors and the loops over them. Tensors in, tensors out; torch only."""
+"""The mathematics of inversion and editing: schedule, steps, inverters, editors and the loops over them."""

@@ -1,15 +1,15 @@
-"""Classifier-free guidance, and how its scale may change over the steps."""
+"""Classifier-free guidance combines two velocities, by a scale that may change over the steps."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.types import Latents, Step
 
-GuidanceSchedule = Callable[[float, Step, StepTable], float]
-"""(the scale asked for, step, table) -> the scale of this step."""
+GuidanceSchedule = Callable[[float, Step, NoiseSchedule], float]
+"""(the scale asked for, step, schedule) -> the scale of this step."""
 
 
 def combine(negative: Latents, positive: Latents, scale: float) -> Latents:
@@ -20,12 +20,12 @@ def combine(negative: Latents, positive: Latents, scale: float) -> Latents:
     return negative + scale * (positive - negative)
 
 
-def constant(scale: float, step: Step, table: StepTable) -> float:
+def constant(scale: float, step: Step, schedule: NoiseSchedule) -> float:
     """Return the scale itself at every step."""
     return scale
 
 
-def script_dynamic(scale: float, step: Step, table: StepTable) -> float:
+def script_dynamic(scale: float, step: Step, schedule: NoiseSchedule) -> float:
     """Return the scale of the reference script's ``use_dynamic_cfg``, kept for parity with it.
 
     The formula expects a step count and is given the training timestep, so that the scale oscillates; it is reproduced,
@@ -35,7 +35,7 @@ def script_dynamic(scale: float, step: Step, table: StepTable) -> float:
     """
     if scale <= 1.0:
         return 1.0
-    ratio = (len(table) - step.timestep) / len(table)
+    ratio = (len(schedule) - step.timestep) / len(schedule)
     return 1.0 + scale * (1.0 - math.cos(math.pi * ratio**5.0)) / 2.0
 
 

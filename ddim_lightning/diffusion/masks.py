@@ -1,4 +1,4 @@
-"""Where an edit may change the video: masks at the size of the latents, given or found."""
+"""Masks at the size of the latents, given or found, say where an edit may change the video."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, max_pool3d
 
-from ddim_lightning.diffusion.editors.base import tell_source
-from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.diffusion.trajectory import Inversion
+from ddim_lightning.diffusion.editors.base import get_source_prompt
+from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.types import Branch, Denoiser, EditRequest
 
 PROBE_ANGLES = (1.2, 1.0, 0.8, 0.6)
@@ -45,9 +45,9 @@ def pool_mask(mask: Bool[Tensor, "f h w"], temporal: int, spatial: int) -> Laten
     return max_pool3d(padded[None, None], (temporal, spatial, spatial)).transpose(1, 2)
 
 
-def choose_probes(table: StepTable) -> tuple[int, ...]:
+def choose_probes(schedule: NoiseSchedule) -> tuple[int, ...]:
     """Return the steps whose levels are nearest to `PROBE_ANGLES`, each once."""
-    nearest = [min(range(len(table)), key=lambda i: abs(table.angles[i] - angle)) for angle in PROBE_ANGLES]
+    nearest = [min(range(len(schedule)), key=lambda i: abs(schedule.angles[i] - angle)) for angle in PROBE_ANGLES]
     return tuple(dict.fromkeys(nearest))
 
 
@@ -70,10 +70,10 @@ def find_mask(denoiser: Denoiser, inversion: Inversion, request: EditRequest, th
     Source: Couairon et al. 2022, "DiffEdit", arXiv:2210.11427, section 3.2, on the trajectory instead of fresh noise.
     """
     differences = []
-    for i in choose_probes(inversion.table):
+    for i in choose_probes(inversion.schedule):
         level = inversion.levels[i]
-        told = tell_source(request, inversion)
-        new, old = denoiser([Branch(level, request.prompt), Branch(level, told)], inversion.table[i])
+        source_prompt = get_source_prompt(request, inversion)
+        new, old = denoiser([Branch(level, request.prompt), Branch(level, source_prompt)], inversion.schedule[i])
         assert new is not None
         assert old is not None
         differences.append((new - old).abs().mean(dim=2))
@@ -84,6 +84,6 @@ def find_mask(denoiser: Denoiser, inversion: Inversion, request: EditRequest, th
     return grown[:, :, None]
 
 
-def count_probe_rows(table: StepTable) -> int:
+def count_probe_nfe(schedule: NoiseSchedule) -> int:
     """Return how many rows `find_mask` evaluates."""
-    return 2 * len(choose_probes(table))
+    return 2 * len(choose_probes(schedule))

@@ -1,4 +1,4 @@
-"""Training losses."""
+"""Training losses compare predictions with what was mixed."""
 
 from __future__ import annotations
 

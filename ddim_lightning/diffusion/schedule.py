@@ -1,4 +1,4 @@
-"""The noise schedule as one vector of angles, indexed by position."""
+"""The noise schedule is one vector of angles, indexed by position."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def make_angle(alpha_cumprod: float) -> float:
 
 
 @dataclass(frozen=True)
-class StepTable:
-    """N steps joining N + 1 noise levels, numbered along the sampler: level 0 is noise, level N is clean.
+class NoiseSchedule:
+    """A `NoiseSchedule` is N steps that join N + 1 noise levels: level 0 is noise, level N is clean.
 
     Steps are looked up by position. Subtracting ``1000 // N`` from a timestep, as the diffusers schedulers do, misses
-    the next timestep whenever N does not divide 1000; a table cannot.
+    the next timestep whenever N does not divide 1000; a vector of angles cannot.
 
     Args:
         timesteps: N training timesteps, strictly descending.
@@ -52,8 +52,8 @@ class StepTable:
                 raise ValueError(f"{name}: must descend strictly from noise to clean, got {values}")
 
     @classmethod
-    def make(cls, alphas_cumprod: Tensor, timesteps: Sequence[int], final_alpha_cumprod: float = 1.0) -> StepTable:
-        """Make the table of a sampler.
+    def make(cls, alphas_cumprod: Tensor, timesteps: Sequence[int], final_alpha_cumprod: float = 1.0) -> NoiseSchedule:
+        """Make the schedule of a sampler from its noise levels.
 
         Args:
             alphas_cumprod: (num_train_timesteps,), after SNR shift and zero-SNR rescaling.

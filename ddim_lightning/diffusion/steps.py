@@ -17,34 +17,39 @@ from torch import Tensor
 from ddim_lightning.types import Latents, Step
 
 
-def rotate(latents: Latents, velocity: Latents, angle: float) -> Latents:
-    """Move latents by ``angle`` radians towards clean (negative: towards noise): ``cos(angle) x - sin(angle) v``."""
-    return math.cos(angle) * latents - math.sin(angle) * velocity
+def denoise_step(latents: Latents, velocity: Latents, step: Step) -> Latents:
+    """Denoise latents from level ``i`` to ``i + 1``: ``cos(h) x - sin(h) v``, the update line of all sampling.
 
+    Equal to `CogVideoXDDIMScheduler.step` in exact arithmetic.
 
-def forward_step(latents: Latents, velocity: Latents, step: Step) -> Latents:
-    """Denoise from level ``i`` to ``i + 1``; equal to `CogVideoXDDIMScheduler.step` in exact arithmetic."""
-    return rotate(latents, velocity, step.angle - step.angle_next)
+    Args:
+        latents: (b, f, c, h, w) at level ``i``.
+        velocity: The velocity there, same shape.
+        step: The step; ``h`` is the difference of its angles.
+    """
+    h = step.angle - step.angle_next
+    return math.cos(h) * latents - math.sin(h) * velocity
 
 
 def inverse_step(latents: Latents, velocity: Latents, step: Step) -> Latents:
-    """Rotate from level ``i + 1`` to ``i`` along the velocity found at level ``i + 1``.
+    """Rotate latents from level ``i + 1`` to ``i`` by the velocity found at level ``i + 1``: ``cos(h) x + sin(h) v``.
 
-    This is `DDIMInverseScheduler.step`. It does not undo `forward_step`: that needs the velocity at level ``i``; see
-    `solve_forward_step`.
+    This is `DDIMInverseScheduler.step`. It does not undo `denoise_step`: that needs the velocity at level ``i``; see
+    `solve_denoise_step`.
     """
-    return rotate(latents, velocity, step.angle_next - step.angle)
+    h = step.angle - step.angle_next
+    return math.cos(h) * latents + math.sin(h) * velocity
 
 
-def solve_forward_step(latents: Latents, velocity: Latents, step: Step) -> Latents:
-    """Solve `forward_step` for its argument, given the velocity at level ``i``: ``(x + sin(h) v) / cos(h)``."""
+def solve_denoise_step(latents: Latents, velocity: Latents, step: Step) -> Latents:
+    """Solve `denoise_step` for its latents, given the velocity at level ``i``: ``(x + sin(h) v) / cos(h)``."""
     h = step.angle - step.angle_next
     return (latents + math.sin(h) * velocity) / math.cos(h)
 
 
 def get_denoised(latents: Latents, velocity: Latents, angle: float) -> Latents:
     """Return the clean latents that a velocity predicts: ``cos(angle) x - sin(angle) v``."""
-    return rotate(latents, velocity, angle)
+    return math.cos(angle) * latents - math.sin(angle) * velocity
 
 
 def get_noise(latents: Latents, velocity: Latents, angle: float) -> Latents:

@@ -1,4 +1,4 @@
-"""What an inversion's numbers say: is the inverted latent Gaussian, does it come back, and in which colours."""
+"""A diagnosis says whether an inverted latent is Gaussian, whether it comes back, and in which colors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_STD_CHANGE = 0.2
 """Largest distance of its standard deviation from 1. Inverters that come back stay within it (0.87 .. 1.12 on the tiny
 model); those that wash out do not (0.48 .. 0.57)."""
 MAX_CORRELATION = 0.5
-"""Largest correlation of its neighbours: they then share a quarter of their variance, the square, which no longer is
+"""Largest correlation of its neighbors: they then share a quarter of their variance, the square, which no longer is
 noise. No inverted latent is quite white: 0.1 .. 0.48 on the tiny model, where clean latents have 0.74 .. 0.95."""
 MAX_LEVEL_ERROR = 0.02
 """Largest relative error on the way back: drawing from the VAE's posterior instead of taking its mode moves latents by
@@ -33,14 +33,14 @@ _LUMA = (0.2126, 0.7152, 0.0722)
 
 
 def describe_noise(latents: Latents) -> dict[str, float]:
-    """Return what tells latents from standard normal noise: their moments and how neighbours correlate.
+    """Return what tells latents from standard normal noise: their moments and how neighbors correlate.
 
     Args:
         latents: (b, f, c, h, w) latents of the noisiest level.
 
     Returns:
         ``mean`` and ``std`` over all entries, 0 and 1 for noise; ``correlation_f``, ``correlation_h`` and
-        ``correlation_w``, the Pearson correlation of entries with their next neighbour along frames, height and width,
+        ``correlation_w``, the Pearson correlation of entries with their next neighbor along frames, height and width,
         0 for noise. A correlation is left out where it is not defined: an axis of length 1, or constant latents.
     """
     values = latents.double()
@@ -57,8 +57,8 @@ def describe_noise(latents: Latents) -> dict[str, float]:
     return noise
 
 
-def describe_colour(video: Float[Tensor, "f c h w"]) -> dict[str, float]:
-    """Return how colourful and how bright a video is.
+def describe_color(video: Float[Tensor, "f c h w"]) -> dict[str, float]:
+    """Return how colorful and how bright a video is.
 
     Args:
         video: RGB frames in 0 .. 1.
@@ -76,7 +76,7 @@ def describe_colour(video: Float[Tensor, "f c h w"]) -> dict[str, float]:
 
 
 def level_errors(levels: Iterable[Latents], returned: Iterable[Latents]) -> list[float]:
-    """Return by level how far the way back is from the way up, level 0 (noise) first.
+    """Return by level how far the reconstruction is from the inversion, level 0 (noise) first.
 
     Args:
         levels: The latents of the inversion, level by level; a stacked tensor will do.
@@ -102,8 +102,8 @@ def find_problems(
     Args:
         noise: `describe_noise` of the inverted latent.
         errors: `level_errors`, or ``None`` when nothing was reconstructed.
-        source: `describe_colour` of the source video, if there is a reconstruction to compare.
-        reconstruction: `describe_colour` of the reconstruction.
+        source: `describe_color` of the source video, if there is a reconstruction to compare.
+        reconstruction: `describe_color` of the reconstruction.
 
     Returns:
         One sentence per problem, none when all is well.
@@ -112,7 +112,7 @@ def find_problems(
     if errors is not None:
         problems += _find_round_trip_problems(errors)
     if source is not None and reconstruction is not None:
-        problems += _find_colour_problems(source, reconstruction)
+        problems += _find_color_problems(source, reconstruction)
     return problems
 
 
@@ -133,7 +133,7 @@ def diagnose(
         reconstruction: RGB frames in 0 .. 1.
 
     Returns:
-        JSON-ready: ``noise`` and ``problems`` always; ``level_errors`` with ``returned``; ``colour``, by ``source`` and
+        JSON-ready: ``noise`` and ``problems`` always; ``level_errors`` with ``returned``; ``color``, by ``source`` and
         ``reconstruction``, with both videos.
 
     Raises:
@@ -145,8 +145,8 @@ def diagnose(
     if returned is not None:
         diagnosis["level_errors"] = errors = level_errors(levels, returned)
     if source is not None and reconstruction is not None:
-        before, after = describe_colour(source), describe_colour(reconstruction)
-        diagnosis["colour"] = {"source": before, "reconstruction": after}
+        before, after = describe_color(source), describe_color(reconstruction)
+        diagnosis["color"] = {"source": before, "reconstruction": after}
     diagnosis["problems"] = find_problems(noise, errors, before, after)
     return diagnosis
 
@@ -160,7 +160,7 @@ def _find_noise_problems(noise: Mapping[str, float]) -> list[str]:
     for axis, name in (("f", "frames"), ("h", "height"), ("w", "width")):
         correlation = noise.get(f"correlation_{axis}", 0.0)
         if abs(correlation) > MAX_CORRELATION:
-            findings.append(f"its neighbours along {name} correlate by {correlation:.2f}, not 0")
+            findings.append(f"its neighbors along {name} correlate by {correlation:.2f}, not 0")
     return [f"the inverted latent is not Gaussian: {'; '.join(findings)}"] if findings else []
 
 
@@ -172,13 +172,13 @@ def _find_round_trip_problems(errors: Sequence[float]) -> list[str]:
     level = max(range(len(jumps)), key=jumps.__getitem__)
     where = f"{jumps[level]:.1%}, is the step from level {level} to level {level + 1} of {len(jumps)}"
     return [
-        f"the way back is up to {worst:.1%} off the way up and ends {errors[-1]:.1%} off: the largest jump, {where}"
+        f"the reconstruction is up to {worst:.1%} off the inversion and ends {errors[-1]:.1%} off: the largest jump, {where}"
     ]
 
 
-def _find_colour_problems(source: Mapping[str, float], reconstruction: Mapping[str, float]) -> list[str]:
+def _find_color_problems(source: Mapping[str, float], reconstruction: Mapping[str, float]) -> list[str]:
     return [
-        f"the colours moved: {name} is {reconstruction[name]:.2f} in the reconstruction, {before:.2f} in the source"
+        f"the colors moved: {name} is {reconstruction[name]:.2f} in the reconstruction, {before:.2f} in the source"
         for name, before in source.items()
         if abs(reconstruction[name] - before) > MAX_COLOUR_CHANGE
     ]

@@ -1,4 +1,4 @@
-"""How close two videos are, as pure functions over frames."""
+"""Pure functions over frames say how close two videos are."""
 
 from __future__ import annotations
 

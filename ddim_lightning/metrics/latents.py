@@ -1,4 +1,4 @@
-"""How far latents are from other latents."""
+"""Functions over latents say how far they are from other latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plumbing to diffusers and transformers.
+"""Models are found, checked and loaded with diffusers and transformers.
 
 Importing this package is the door to both: it checks that torch and torchvision fit each other.
 """

@@ -1,4 +1,4 @@
-"""What a pipeline folder holds, read and checked before any weight is loaded."""
+"""A pipeline folder is read and checked before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from ddim_lightning.models.tiny import tiny_folder
 from ddim_lightning.types import VideoLimits
+
+BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
+"""Folder of the bundled model."""
 
 RECOMMENDED = "zai-org/CogVideoX-5b"
 
@@ -36,7 +38,7 @@ _WEIGHT_FILES = [f"{part}/{stem}{end}" for part, stem in WEIGHTS.items() for end
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A pipeline folder that is a CogVideoX text-to-video model.
+    """A `Checkpoint` is a pipeline folder that is a CogVideoX text-to-video model.
 
     Args:
         folder: Where it lies on this machine.
@@ -61,7 +63,7 @@ def resolve_model(model: str) -> Path | str:
         NotADirectoryError: A file.
     """
     if model == "tiny":
-        return tiny_folder()
+        return BUNDLED
     path = Path(model).expanduser()
     if path.is_dir():
         return path

@@ -1,4 +1,4 @@
-"""From a model's name or folder to the real diffusers objects, frozen, on their device."""
+"""A model's name or folder becomes the real diffusers objects, frozen, on their device."""
 
 from __future__ import annotations
 
@@ -37,13 +37,12 @@ __all__ = ["Components", "load_components", "load_text_encoder", "read_limits", 
 
 @dataclass
 class Components:
-    """The real diffusers objects of one model, frozen and in eval mode.
+    """`Components` are the real diffusers objects of one model, frozen and in eval mode.
 
     Args:
         transformer: Predicts velocities.
         vae: Between videos and latents.
-        text_encoder: ``None`` once every prompt is encoded and it is released, or before it is needed.
-        tokenizer: As the text encoder.
+        tokenizer: Of the text encoder, which the `PromptEncoder` owns.
         scheduler: The sampling schedule.
         inverse_scheduler: Its inverse, on the same schedule.
         limits: Which videos the model accepts.
@@ -52,8 +51,7 @@ class Components:
 
     transformer: CogVideoXTransformer3DModel
     vae: AutoencoderKLCogVideoX
-    text_encoder: T5EncoderModel | None
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: PreTrainedTokenizerBase
     scheduler: CogVideoXDDIMScheduler
     inverse_scheduler: DDIMInverseScheduler
     limits: VideoLimits
@@ -67,7 +65,6 @@ def load_components(
     dtype: torch.dtype,
     require_rotary: bool = True,
     on_host: Collection[str] = (),
-    text_encoder: bool = True,
 ) -> Components:
     """Load a model from safetensors, straight onto its device.
 
@@ -77,8 +74,7 @@ def load_components(
         dtype: Of all weights.
         require_rotary: Whether a transformer without rotary position embeddings is refused; where it is not, a warning
             says what is not known of such models.
-        on_host: Those of ``transformer``, ``vae`` and ``text_encoder`` that stay on the host for now.
-        text_encoder: Whether the text encoder is loaded.
+        on_host: Those of ``transformer`` and ``vae`` that stay on the host for now.
 
     Raises:
         FileNotFoundError: No such folder, or a part of it is missing.
@@ -104,7 +100,6 @@ def load_components(
         return Components(
             transformer=load(CogVideoXTransformer3DModel, "transformer"),
             vae=load(AutoencoderKLCogVideoX, "vae"),
-            text_encoder=load(T5EncoderModel, "text_encoder") if text_encoder else None,
             tokenizer=_load_tokenizer(checkpoint),
             scheduler=scheduler,
             inverse_scheduler=inverse_scheduler,
@@ -114,7 +109,7 @@ def load_components(
 
 
 def load_text_encoder(model: str, *, device: torch.device, dtype: torch.dtype) -> T5EncoderModel:
-    """Load the text encoder of a model alone; see `load_components` for ``Args`` and ``Raises``."""
+    """Load the text encoder of a model; see `load_components` for ``Args`` and ``Raises``."""
     checkpoint = read_checkpoint(model, weights=True, require_rotary=False)
     with _hidden_progress_bars():
         encoder: T5EncoderModel = _load_module(T5EncoderModel, checkpoint, "text_encoder", device, dtype)

@@ -1,4 +1,4 @@
-"""The pair of schedulers: sampling and inversion on one and the same noise schedule."""
+"""Two schedulers, for sampling and for inversion, are made on one and the same noise schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from diffusers import CogVideoXDDIMScheduler, DDIMInverseScheduler
 
-from ddim_lightning.diffusion.schedule import StepTable, make_angle
+from ddim_lightning.diffusion.schedule import NoiseSchedule, make_angle
 
 COGVIDEOX_5B_SCHEDULER: dict[str, Any] = {
     "beta_end": 0.012,
@@ -100,21 +100,21 @@ def check_schedulers(scheduler: CogVideoXDDIMScheduler, inverse: DDIMInverseSche
     _check_walk(copy.copy(scheduler), copy.copy(inverse))
 
 
-def make_step_table(
+def make_noise_schedule(
     scheduler: CogVideoXDDIMScheduler,
     num_inference_steps: int,
     *,
     spacing: Literal["trailing", "angle"] = "trailing",
     zero_snr: bool = True,
-) -> StepTable:
-    """Make the step table of a scheduler, which stays as it is.
+) -> NoiseSchedule:
+    """Make the step schedule of a scheduler, which stays as it is.
 
     Args:
         scheduler: The sampling scheduler.
         num_inference_steps: Number of steps, 1 .. ``num_train_timesteps``.
         spacing: ``trailing``, even in timesteps, as CogVideoX is published; ``angle``, even in angles, as far as whole
             timesteps allow: every step is then the same rotation, that next to clean included.
-        zero_snr: Whether the table reaches its first level, pure noise; without, it has one step fewer.
+        zero_snr: Whether the schedule reaches its first level, pure noise; without, it has one step fewer.
 
     Raises:
         ValueError: ``num_inference_steps`` is out of range for this spacing.
@@ -130,7 +130,7 @@ def make_step_table(
     timesteps, clean = [t for t in sampler.timesteps.tolist() if t >= 0], float(scheduler.final_alpha_cumprod)
     if spacing == "angle":
         timesteps = _space_angles(scheduler.alphas_cumprod, num_inference_steps, clean)
-    return StepTable.make(scheduler.alphas_cumprod, timesteps if zero_snr else timesteps[1:], clean)
+    return NoiseSchedule.make(scheduler.alphas_cumprod, timesteps if zero_snr else timesteps[1:], clean)
 
 
 def _space_angles(alphas_cumprod: torch.Tensor, num_inference_steps: int, final_alpha_cumprod: float) -> list[int]:

@@ -1,4 +1,4 @@
-"""Video to latents and back."""
+"""The VAE turns videos into latents and back."""
 
 from __future__ import annotations
 
@@ -74,3 +74,8 @@ def decode_latents(vae: AutoencoderKLCogVideoX, latents: Latents) -> Video:
     unscaled = (latents / vae.config.scaling_factor).to(vae.dtype).transpose(1, 2)
     video: Tensor = vae.decode(unscaled).sample.transpose(1, 2)[:, :frames].float()
     return (video / 2.0 + 0.5).clamp(0.0, 1.0)
+
+
+def quantize(video: Tensor) -> Tensor:
+    """Round a video, floats in 0 .. 1 of any shape, to uint8 on the CPU."""
+    return (video * 255.0).round().to(torch.uint8).cpu()

@@ -1,1 +1,1 @@
-"""What a person looks at: contact sheets, and the account of an installation."""
+"""Results are shown to a person: contact sheets, tables, and the account of an installation."""

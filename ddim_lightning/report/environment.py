@@ -1,4 +1,4 @@
-"""What is installed here: for results, so that they can be traced, and for bug reports.
+"""The versions and devices of an installation are read, for results and for bug reports.
 
 Nothing heavy is imported before it must be, so that this still answers where the installation is broken.
 """
@@ -11,9 +11,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import ddim_lightning
-
 _PACKAGES = (
+    "ddim-lightning",
     "torch",
     "torchvision",
     "diffusers",
@@ -28,10 +27,7 @@ _PACKAGES = (
 
 def read_versions() -> dict[str, str | None]:
     """Versions of Python, of this package and of those it stands on; ``None`` for one that is not installed."""
-    versions: dict[str, str | None] = {
-        "ddim-lightning": ddim_lightning.__version__,
-        "python": platform.python_version(),
-    }
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)

@@ -1,4 +1,4 @@
-"""The contact sheet of a clip: one row a video, its frames from the first to the last, and what was asked for."""
+"""A contact sheet shows a clip: one row a video, with its frames from the first to the last and its prompt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TITLE, _LABEL, _TEXT, _SMALL = 26, 19, 15, 13  # font sizes in pixels
 
 @dataclass(frozen=True)
 class Row:
-    """One video of a sheet.
+    """A `Row` is one video of a sheet.
 
     Args:
         label: What it is, ``source`` for example.
@@ -109,7 +109,7 @@ def _thumbnail(frames: Frames, index: int, size: tuple[int, int]) -> Image.Image
     return image.resize(size, Image.Resampling.NEAREST if grows else Image.Resampling.LANCZOS)
 
 
-_Line = tuple[str, int, str]  # text, font size, colour
+_Line = tuple[str, int, str]  # text, font size, color
 
 
 def _label_lines(row: Row) -> list[_Line]:
@@ -120,8 +120,8 @@ def _label_lines(row: Row) -> list[_Line]:
 
 def _draw_block(draw: ImageDraw.ImageDraw, corner: tuple[int, int], block: Sequence[_Line]) -> None:
     x, y = corner
-    for text, size, colour in block:
-        draw.text((x, y), text, colour, ImageFont.load_default(size))
+    for text, size, color in block:
+        draw.text((x, y), text, color, ImageFont.load_default(size))
         y += _line_height(size)
 
 

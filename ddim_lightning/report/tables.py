@@ -1,4 +1,4 @@
-"""What the command line prints of its results."""
+"""Tables of results are printed for the command line."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Speed and measurement, applied from outside to a model that is already right."""
+"""Speed and measurement are applied from outside to a model that is already right."""

@@ -1,4 +1,4 @@
-"""Memory of the host that is freed, kept for the next tensor."""
+"""Freed memory of the host is kept for the next tensor."""
 
 from __future__ import annotations
 

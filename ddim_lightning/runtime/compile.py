@@ -1,4 +1,4 @@
-"""torch.compile, applied block by block to a network that is already right, and to the VAE."""
+"""torch.compile is applied block by block to a network that is already right, and to the VAE."""
 
 from __future__ import annotations
 
@@ -8,22 +8,14 @@ from typing import Any, Protocol
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-
 GRAPHS = 64
 """Most graphs of one function: each row layout and each size of clips wants its own."""
 
 
 class RunsBlocks(Protocol):
-    """What holds the function that runs a block."""
+    """A `RunsBlocks` holds the function that runs a block."""
 
     run_block: Any
-
-
-def check_compile_mode(mode: str | bool) -> None:
-    """Raise a ValueError unless ``mode`` is a bool or a mode of torch.compile."""
-    if not isinstance(mode, bool) and mode not in MODES:
-        raise ValueError(f"compile: must be true, false or one of {', '.join(MODES)}, got {mode!r}")
 
 
 def apply_compile(network: RunsBlocks, mode: str | bool) -> None:

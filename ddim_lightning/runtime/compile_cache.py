@@ -1,4 +1,4 @@
-"""Compiled graphs in a folder, so that another machine of the same kind starts warm."""
+"""Compiled graphs are kept in a folder, so that another machine of the same kind starts warm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights packed into one piece of host memory, so that one transfer brings them to the device."""
+"""Weights are packed into one piece of host memory, so that one transfer brings them to the device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HOST_ALIGNMENT = 64
 
 
 class _Place(NamedTuple):
-    """Where a tensor lies in the buffer, ``start`` in bytes."""
+    """A `_Place` says where a tensor lies in the buffer, ``start`` in bytes."""
 
     start: int
     shape: torch.Size
@@ -28,9 +28,9 @@ class _Place(NamedTuple):
 
 
 class HostCopy(Generic[T]):
-    """A copy of weights in host memory, and the way to see any copy of that memory as these weights.
+    """A `HostCopy` is a copy of weights in host memory that can see any copy of that memory as these weights.
 
-    Tensors that fill one storage between them stay neighbours: parts of one matrix can be taken as one again.
+    Tensors that fill one storage between them stay neighbors: parts of one matrix can be taken as one again.
 
     Kernels may round differently for tensors that begin elsewhere. So tensors begin as they would had they been loaded
     straight to the device: on a CPU as far from a multiple of `ALIGNMENT` as what is copied, because weights from a

@@ -1,4 +1,4 @@
-"""Weights that live on the host and visit the device one block ahead of their use."""
+"""Weights are streamed from the host to the device one block ahead of their use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass
 class _Slot(Generic[T]):
-    """Device memory for one block, and which block is in it; ``None`` while that is uncertain."""
+    """A `_Slot` is device memory for one block, and which block is in it; ``None`` while that is uncertain."""
 
     buffer: Tensor
     arrived: Any = None
@@ -26,7 +26,7 @@ class _Slot(Generic[T]):
 
 
 class WeightStream(Generic[T]):
-    """Yields the weights of one block after the other, on the device; the next ones travel while these compute.
+    """A `WeightStream` yields the weights of one block after the other; the next ones travel while these compute.
 
     Two slots of device memory are all it takes. On CUDA transfers go through a stream of their own: a block is copied
     once the work queued before it is done, and the work that uses it waits for the copy. Behind the last block comes

@@ -1,4 +1,4 @@
-"""Seconds and peak memory by stage, milliseconds by step, and what a process has of memory."""
+"""Clocks and readings: seconds and peak memory by stage, milliseconds by step, memory of the process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ddim_lightning.types import Latents, Step
 
 
 class StageTimer:
-    """Adds up the wall time of named stages and keeps the peak memory of each.
+    """A `StageTimer` adds up the wall time of named stages and keeps the peak memory of each.
 
     The device is waited for at both ends of a stage, never inside it.
 
@@ -52,7 +52,7 @@ class StageTimer:
 
 
 class StepClock:
-    """Milliseconds between the steps of a loop; on a GPU by CUDA events, so that nothing waits inside the loop.
+    """A `StepClock` reads the milliseconds between the steps of a loop; on a GPU by events, so that nothing waits.
 
     Args:
         device: The device that works.
@@ -77,15 +77,15 @@ class StepClock:
         self.mark()
 
     def read_ms(self) -> list[float]:
-        """Return the milliseconds between neighbouring marks."""
+        """Return the milliseconds between neighboring marks."""
         if self.device.type == "cuda":  # pragma: no cover - cuda
             torch.cuda.synchronize(self.device)
             return [before.elapsed_time(after) for before, after in pairwise(self.marks)]
         return [(after - before) * 1e3 for before, after in pairwise(self.marks)]
 
 
-def summarise_ms(samples_ms: Sequence[float], warm_up: int = 1) -> dict[str, Any]:
-    """Summarise the times of steps.
+def summarize_ms(samples_ms: Sequence[float], warm_up: int = 1) -> dict[str, Any]:
+    """Summarize the times of steps.
 
     Args:
         samples_ms: Milliseconds of every step, in order; at least one.

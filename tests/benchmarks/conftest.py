@@ -24,7 +24,7 @@ def is_drawn() -> Callable[[Path], bool]:
 
     def look(path: Path) -> bool:
         with Image.open(path) as image:
-            colours = image.convert("RGB").getcolors(2**24)
-            return image.width > 500 and len(colours) > 10
+            colors = image.convert("RGB").getcolors(2**24)
+            return image.width > 500 and len(colors) > 10
 
     return look

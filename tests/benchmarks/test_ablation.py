@@ -12,7 +12,7 @@ import torch
 from benchmarks import ablation
 from benchmarks.ablation import EXACT, Variant, compare, main, make_ladder, make_markdown, make_switches
 from benchmarks.check import list_faults
-from ddim_lightning.diffusion.editors import InversionFree
+from ddim_lightning.diffusion.editors import FlowEdit
 from ddim_lightning.models.loading import load_components
 
 
@@ -65,7 +65,7 @@ def test_report_is_made_of_the_result(result) -> None:  # type: ignore[no-untype
 
 
 def test_at_full_size_only_the_distance_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_drawn) -> None:  # type: ignore[no-untyped-def]
-    rungs = [Variant(EXACT), Variant("nothing read", InversionFree(strength=0.0), exact=False)]
+    rungs = [Variant(EXACT), Variant("nothing read", FlowEdit(kv_scale=0.0), exact=False)]
     monkeypatch.setattr(ablation, "make_switches", lambda device: rungs)
     monkeypatch.setattr(ablation, "make_ladder", lambda: rungs)
     small = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)

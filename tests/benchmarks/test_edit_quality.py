@@ -31,18 +31,18 @@ from benchmarks.edit_variants import (
     Job,
     make_jobs,
 )
-from benchmarks.loading import load_engine
+from benchmarks.loading import build_engine
 from ddim_lightning import DDIMInversionModule
-from ddim_lightning.data.shapes import render
-from ddim_lightning.diffusion.editors import InversionFree
-from ddim_lightning.sampling import quantise
+from ddim_lightning.tiny.shapes import render
+from ddim_lightning.diffusion.editors import FlowEdit
+from ddim_lightning.diffusion.sampling import quantize
 
 WORK = ("calls", "inversion_calls")
 
 
 @pytest.fixture(scope="module")
 def clip(tiny_model: Path) -> Clip:
-    return Clip(load_engine(str(tiny_model), 2), make_edit_set("test", 3)[2])
+    return Clip(build_engine(str(tiny_model), 2), make_edit_set("test", 3)[2])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ class TestVariants:
         assert (default.inverter, default.editor) == (module.inverter, module.editor)
         assert module.inversion_prompt == (None if default.invert_under_source else "")
         assert module.guidance_scale == DEFAULT_GUIDANCE
-        assert default.tell_source and default.seeds == 3 and DEFAULT_GUIDANCE in default.guidance
+        assert default.get_source_prompt and default.seeds == 3 and DEFAULT_GUIDANCE in default.guidance
 
     def test_all_fit_the_bundled_model_and_are_different(self):
         for variant in VARIANTS.values():
@@ -106,7 +106,7 @@ class TestVariants:
 
     def test_a_record_of_other_settings_has_another_key(self, monkeypatch: pytest.MonkeyPatch):
         before = Job(DEFAULT, 3.0).make_key("dev-both-01")
-        monkeypatch.setitem(VARIANTS, DEFAULT, replace(VARIANTS[DEFAULT], tell_source=False))
+        monkeypatch.setitem(VARIANTS, DEFAULT, replace(VARIANTS[DEFAULT], get_source_prompt=False))
         assert Job(DEFAULT, 3.0).make_key("dev-both-01") != before
 
 
@@ -129,12 +129,12 @@ class TestClip:
 
     @torch.inference_mode()
     def test_calls_and_what_is_shared(self, clip: Clip, monkeypatch: pytest.MonkeyPatch):
-        free = InversionFree(first_step=0, guidance_steps=(0, None), draws=1, stride=1)
+        free = FlowEdit(first_step=0, guidance_steps=(0, None), num_noise_samples=1, stride=1)
         name = "truth from step 4"
         monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], editor=free, guidance=None))
         jobs = make_jobs([INJECTION, REFERENCE, "plain inversion", name, NO_INVERSION], [3.0])
         calls = {job.method: [clip.make_video(job)[1][name] for name in WORK] for job in jobs}
-        up = VARIANTS[INJECTION].inverter.count_calls(2)
+        up = VARIANTS[INJECTION].inverter.count_nfe(2)
         assert up > 2
         assert calls[INJECTION] == [up + 2 * 3, up]
         assert calls[REFERENCE] == [2 + 2 * 4, 2]
@@ -190,7 +190,7 @@ class TestRun:
         assert rows[REFERENCE, 6]["seeds"] == 3
         assert len(set(rows[REFERENCE, 6]["each_seed"]["psnr_db"])) == 3
         for row in rows.values():
-            assert set(row["kinds"]) == {"colour", "shape", "both"}
+            assert set(row["kinds"]) == {"color", "shape", "both"}
             for value, low, high in row["all"]["psnr_db"].values():
                 assert low <= value <= high
         assert rows[DEFAULT, 6]["seconds"] > rows[DEFAULT, 6]["inversion_seconds"] > 0
@@ -206,8 +206,8 @@ class TestRun:
     def test_the_clips_of_the_sheet_are_those_measured(self, done: Path, tiny_model: Path):
         (edit,) = make_edit_set("test", 1)
         with torch.inference_mode():
-            video, _ = Clip(load_engine(str(tiny_model), 2), edit).make_video(Job(REFERENCE, 6.0, 0))
-        assert torch.equal(read_strip(done / "clips" / "test-colour-00-reference.png"), quantise(video))
+            video, _ = Clip(build_engine(str(tiny_model), 2), edit).make_video(Job(REFERENCE, 6.0, 0))
+        assert torch.equal(read_strip(done / "clips" / "test-color-00-reference.png"), quantize(video))
         assert len(list((done / "clips").iterdir())) == 6
 
     def test_it_goes_on_where_it_stopped(self, done: Path, command: list[str], tmp_path: Path, capsys: Any):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.edit_set import KINDS, make_edit_set
-from ddim_lightning.data.shapes import WORDS, render
+from ddim_lightning.tiny.shapes import WORDS, render
 
 
 def test_it_is_fixed():

@@ -13,7 +13,7 @@ from benchmarks.edit_quality import measure_video
 from benchmarks.edit_set import KINDS, make_edit_set
 from benchmarks.edit_statistics import Cell, gather, judge
 from benchmarks.edit_variants import CEILING, DEFAULT, NO_INVERSION, NOTHING, REFERENCE, Job
-from ddim_lightning.data.shapes import WORDS, render
+from ddim_lightning.tiny.shapes import WORDS, render
 
 
 def make_row(edit: Any, inside: float, outside: float, wrong: tuple[str, ...] = (), **costs: float) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class TestNumbers:
         assert row["values"]["inside"] == 3 * int(edit.inside.sum())
         everything = (video[0].double() - truth.double() / 255).square().sum()
         assert sum(row["squared_error"].values()) == pytest.approx(float(everything), rel=1e-9)
-        assert lines["seen"]["colour"] == edit.target.colour
+        assert lines["seen"]["color"] == edit.target.color
 
     def test_psnr_pools_errors_not_decibels(self):
         first, second = make_edit_set("test", 2)
@@ -73,12 +73,12 @@ class TestNumbers:
             # Two clips resampled are the first twice, both, or the second twice.
             alone = [cell.take(edit.__eq__).estimate_psnr(region).value for edit in (first, second)]
             assert [low, high] == pytest.approx(sorted(alone))
-            draws = cell.estimate_psnr(region).draws.unique()
-            assert draws.tolist() == pytest.approx(sorted([*alone, value]))
+            num_noise_samples = cell.estimate_psnr(region).num_noise_samples.unique()
+            assert num_noise_samples.tolist() == pytest.approx(sorted([*alone, value]))
 
     def test_seeds_are_averaged(self):
         (edit,) = make_edit_set("test", 1)
-        cell = Cell([edit], [[make_row(edit, 0.1, 0.1), make_row(edit, 0.3, 0.3, wrong=("colour",))]])
+        cell = Cell([edit], [[make_row(edit, 0.1, 0.1), make_row(edit, 0.3, 0.3, wrong=("color",))]])
         assert cell.estimate_psnr("whole").value == pytest.approx(-10 * math.log10(0.2))
         assert cell.estimate_right(lambda edit: edit.changed).value == 0.5
         assert cell.pick(1).estimate_right(lambda edit: edit.changed).value == 0
@@ -129,17 +129,17 @@ class TestBars:
         worse = Cell(
             self.EDITS,
             [
-                [make_row(edit, *((0.02, 0.02) if edit.kind in ("colour", "shape", "both") else (9e-4, 9e-4)))]
+                [make_row(edit, *((0.02, 0.02) if edit.kind in ("color", "shape", "both") else (9e-4, 9e-4)))]
                 for edit in self.EDITS
             ],
         )
         noise = make_cell(self.EDITS, 0.1, 0.1, wrong=("shape",))
         bars = self.judge(default=worse, noise=noise)
         words = "better than doing nothing over the whole frame"
-        colour, shape, both = (bars[f"{words}, {kind}"] for kind in ("colour", "shape", "both"))
+        color, shape, both = (bars[f"{words}, {kind}"] for kind in ("color", "shape", "both"))
         assert (shape["met"], shape["exempt"]) == (False, True)
         assert "right in 0%" in shape["numbers"]
-        assert (colour["met"], colour["exempt"]) == (False, False)  # the model knows its colours
+        assert (color["met"], color["exempt"]) == (False, False)  # the model knows its colors
         assert (both["met"], both["exempt"]) == (False, False)  # one is enough
 
     def test_without_the_reference_nothing_is_judged(self):

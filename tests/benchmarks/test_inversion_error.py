@@ -15,13 +15,13 @@ from benchmarks import inversion_error
 from benchmarks.inversion_error import SPLIT, Clip, come_back, main, measure_variant
 from benchmarks.inversion_report import pool_errors, tell_calls
 from benchmarks.inversion_variants import BFloat16, Variant, make_variants
-from benchmarks.loading import load_engine
+from benchmarks.loading import build_engine
 from benchmarks.tiny_model import draw_scenes
-from ddim_lightning.data.shapes import render, sample_scene
+from ddim_lightning.tiny.shapes import render, sample_scene
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, UniInv
-from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.engine import InversionEngine
+from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.types import Latents, Step
 
 STEPS = 5
@@ -38,7 +38,7 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> InversionEngine:
-    return load_engine(str(tiny_model), STEPS)
+    return build_engine(str(tiny_model), STEPS)
 
 
 def run(model: Path, output: Path, *flags: str) -> int:
@@ -137,7 +137,7 @@ def test_a_second_start_measures_only_what_is_missing(
     before, result = read_records(folder), read_rows(folder, "UniInv as published")
     path = folder / "records-1.jsonl"
     lines = path.read_text("utf-8").splitlines(keepends=True)
-    gone = next(line for line in lines if "clean_iterations=0, extrapolate=False" in line)
+    gone = next(line for line in lines if "first_step_iterations=0, extrapolate=False" in line)
     path.write_text("".join(line for line in lines if line != gone), "utf-8")
     assert run(tiny_model, folder) == 0
     assert "clip 1 of 2: 1 inversions" in capsys.readouterr().out
@@ -221,8 +221,8 @@ def test_prompt_and_guidance_reach_the_network(engine: InversionEngine):
 
 
 def test_bfloat16_rounds_the_state_of_every_step():
-    table = StepTable((800, 300), (1.4, 0.6, 0.0))
-    inverter = BFloat16(inner=UniInv(clean_iterations=0))
+    table = NoiseSchedule((800, 300), (1.4, 0.6, 0.0))
+    inverter = BFloat16(inner=UniInv(first_step_iterations=0))
     levels: list[Latents] = []
 
     def velocity_fn(latents: Latents, step: Step) -> Latents:
@@ -237,14 +237,14 @@ def test_bfloat16_rounds_the_state_of_every_step():
         assert all(torch.equal(entry, entry.bfloat16().to(entry.dtype)) for entry in state)
     start = inverter.init(latents, None)
     exact, rounded = (
-        UniInv(clean_iterations=0).up(velocity_fn, start, table, 1),
+        UniInv(first_step_iterations=0).up(velocity_fn, start, table, 1),
         inverter.up(velocity_fn, start, table, 1),
     )
     assert torch.equal(rounded[0], exact[0].bfloat16().double())
     assert not torch.equal(rounded[0], exact[0])
     down = inverter.down(velocity_fn, state, table, 0)
     assert torch.equal(down[0], UniInv().down(velocity_fn, state, table, 0)[0].bfloat16().double())
-    assert inverter.count_calls(7) == UniInv(clean_iterations=0).count_calls(7)
+    assert inverter.count_nfe(7) == UniInv(first_step_iterations=0).count_nfe(7)
 
 
 def test_decibels_come_from_one_pooled_error():
@@ -264,9 +264,9 @@ def test_every_factor_differs_from_the_default_in_one_thing():
         repr(inverter)
         for inverter in (
             DDIM(),
-            UniInv(extrapolate=False, spare=0.0),
+            UniInv(extrapolate=False, extra_evals=0.0),
             UniInv(),
-            UniInv(clean_iterations=5, spare=0.0),
+            UniInv(first_step_iterations=5, extra_evals=0.0),
             FixedPoint(),
             BDIA(),
             EditFriendly(),

@@ -16,8 +16,8 @@ from torch import Tensor
 from benchmarks import kernels
 from benchmarks.check import list_faults
 from benchmarks.kernels import WARM_UP, draw, main, make_markdown
-from ddim_lightning.models.attention import Attention, sdpa_attention
-from ddim_lightning.models.kernels import CPU_KERNELS
+from ddim_lightning.network.attention import Attention, sdpa_attention
+from ddim_lightning.network.kernels import CPU_KERNELS
 
 TOKENS, WIDTH = 208, 128  # 16 of text, 3 x 8 x 8 of video; 4 heads of 32
 CPU = ("--device", "cpu", "--dtype", "float32")

@@ -14,7 +14,7 @@ from benchmarks import memory
 from benchmarks.check import list_faults
 from benchmarks.memory import digest, main, make_markdown
 from benchmarks.stages import STAGES, run_fresh
-from ddim_lightning.runtime.memory import PRESETS
+from ddim_lightning.runtime.offload import PRESETS
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ def test_one_method_has_one_colour_everywhere():
     assert get_colour("FixedPoint 3") == get_colour("FixedPoint 5") == get_colour("FixedPoint")
     names = ("DDIM", "UniInv", "FixedPoint", "BDIA", "EditFriendly")
     assert len({get_colour(name) for name in names}) == 5
-    editors = ("reference", "KVInjection", "ResidualReplay", "InversionFree", "do nothing", "no inversion")
+    editors = ("reference", "KVInjection", "DirectInversion", "FlowEdit", "do nothing", "no inversion")
     assert len({get_colour(name) for name in editors}) == 6
     assert get_colour("something else") == get_colour("something else")
 

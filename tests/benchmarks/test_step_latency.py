@@ -12,12 +12,12 @@ import torch
 
 from benchmarks.check import list_faults
 from benchmarks.kernels import main as measure_kernels
-from benchmarks.loading import load_engine
+from benchmarks.loading import build_engine
 from benchmarks.measuring import tell_kernel
 from benchmarks.step_latency import CASES, Runner, main, make_markdown
 from ddim_lightning.diffusion.inverters import UniInv
-from ddim_lightning.models.schedulers import make_step_table
-from ddim_lightning.runtime.flops import count_pass, make_sizes
+from ddim_lightning.models.schedulers import make_noise_schedule
+from benchmarks.flops import count_pass, make_sizes
 from ddim_lightning.types import EditRequest
 
 STEPS = 6
@@ -50,14 +50,14 @@ def test_the_file_fits_the_schema_and_the_plot_is_drawn(folder: Path, is_drawn):
 
 
 def test_every_case_evaluates_the_rows_that_it_plans(result: dict[str, Any]):
-    table = make_step_table(load_engine("tiny", STEPS).components.scheduler, STEPS)
+    table = make_noise_schedule(build_engine("tiny", STEPS).components.scheduler, STEPS)
     variants = 2 if result["settings"]["compile"] else 1
     for case, row in zip([case for case in CASES for _ in range(variants)], result["cases"], strict=True):
         if case.editor is None:
             # The residual's call comes behind the last step.
-            assert STEPS <= sum(row["rows"]) <= UniInv().count_calls(STEPS) - 1
+            assert STEPS <= sum(row["rows"]) <= UniInv().count_nfe(STEPS) - 1
         else:
-            planned = case.editor.count_calls(EditRequest("a", guidance_scale=case.guidance_scale), table)
+            planned = case.editor.count_nfe(EditRequest("a", guidance_scale=case.guidance_scale), table)
             assert sum(row["rows"]) == planned
     rows = {row["name"]: row["rows"] for row in result["cases"]}
     assert rows["four rows"] == [4] * STEPS and rows["shared row"] == [3] * STEPS
@@ -76,14 +76,14 @@ def test_every_sample_is_kept_and_the_first_run_is_not_summarised(result: dict[s
 
 
 def test_the_work_is_that_of_the_layout(result: dict[str, Any]):
-    sizes = make_sizes(load_engine("tiny", 1).components.transformer.config, result["settings"]["latents"])
+    sizes = make_sizes(build_engine("tiny", 1).components.transformer.config, result["settings"]["latents"])
     assert result["settings"]["tokens"] == sizes.tokens
     work = {case["name"]: case["by_rows"][-1] for case in result["cases"]}
     for name, layout in (
         ("four rows", {"rows": 4, "wanted": 2, "reads": (2, 3)}),
         ("shared row", {"rows": 3, "wanted": 2, "reads": (2, 2)}),
         # Two noises: guided pairs, each beside the source that it reads.
-        ("default edit", {"rows": 6, "reads": (4, 4, 5, 5), "strength": torch.full((sizes.layers,), 0.08)}),
+        ("default edit", {"rows": 6, "reads": (4, 4, 5, 5), "kv_scale": torch.full((sizes.layers,), 0.08)}),
     ):
         assert work[name]["tflop"] == pytest.approx(count_pass(sizes, **layout).total / 1e12, rel=1e-12)
         assert work[name]["tflops"] == pytest.approx(work[name]["tflop"] / work[name]["step_ms_median"] * 1e3)
@@ -123,7 +123,7 @@ def test_the_report_is_made_of_the_result(result: dict[str, Any], folder: Path):
 
 
 def test_what_is_not_finite_fails():
-    engine = load_engine("tiny", 2)
+    engine = build_engine("tiny", 2)
     with torch.inference_mode():
         latents = engine.encode(torch.zeros(9, 3, 64, 64, dtype=torch.uint8))
         runner = Runner(CASES[0], "eager", engine)

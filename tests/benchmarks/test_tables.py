@@ -32,7 +32,7 @@ INVERSION: dict[str, Any] = {
 def make_edit_row(method: str, guidance: float | None, whole: float) -> dict[str, Any]:
     part = {
         "psnr_db": {"whole": [whole, whole - 1, whole + 1], "outside": [whole + 10, 0, 0]},
-        "edited_right": {"colour": 0.5, "shape": 0.25, "background": 0.125, "direction": 1.0},
+        "edited_right": {"color": 0.5, "shape": 0.25, "background": 0.125, "direction": 1.0},
     }
     return {"method": method, "guidance": guidance, "calls": 206.0, "all": part}
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.tiny_model import count_right, draw_scenes, main, quantise
-from ddim_lightning.data.shapes import WORDS, edit, render
-from ddim_lightning.data.shapes_classifier import classify
+from benchmarks.tiny_model import count_right, draw_scenes, main, quantize
+from ddim_lightning.tiny.shapes import WORDS, edit, render
+from ddim_lightning.tiny.shapes_classifier import classify
 
 
 def test_all_is_measured_and_written(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -44,9 +44,9 @@ def test_rendered_clips_are_right_and_edited_ones_are_not():
     assert count_right(scenes, [classify(render(scene)) for scene in scenes]) == dict.fromkeys(WORDS, 4)
     moved = [edit(scene, direction="up" if scene.direction != "up" else "left") for scene in scenes]
     seen = [classify(render(scene)) for scene in moved]
-    assert count_right(scenes, seen) == {"shape": 4, "colour": 4, "background": 4, "direction": 0}
+    assert count_right(scenes, seen) == {"shape": 4, "color": 4, "background": 4, "direction": 0}
 
 
 def test_frames_are_rounded_not_cut():
     video = torch.tensor([0.0, 0.9 / 255, 1.0]).view(1, 3, 1, 1, 1)
-    assert quantise(video).flatten().tolist() == [0, 1, 255]
+    assert quantize(video).flatten().tolist() == [0, 1, 255]

@@ -10,7 +10,7 @@ from torch.utils.data import DistributedSampler
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.video import read_clip
-from ddim_lightning.types import BadClip, Clip, FrameSelection, VideoLimits
+from ddim_lightning.types import UnreadableClip, Clip, FrameSelection, VideoLimits
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)
 
@@ -49,18 +49,20 @@ def test_a_bad_file_does_not_stop_its_neighbours(tmp_path, carphone):
     dataset = VideoDataset(requests, limits=LIMITS)
     *bad, good = (dataset[i] for i in range(len(dataset)))
     assert bad == [
-        BadClip(
+        UnreadableClip(
             "text",
             str(text),
             f"{text} is not a video that can be read: Invalid data found when processing input",
             ("a robot",),
         ),
-        BadClip(
+        UnreadableClip(
             "late",
             str(carphone),
             f"{carphone}: too few frames: 2 of 120 can be used (start=118, stride=1), at least 5 are needed",
         ),
-        BadClip("gone", str(tmp_path / "gone.mp4"), f"[Errno 2] No such file or directory: '{tmp_path / 'gone.mp4'}'"),
+        UnreadableClip(
+            "gone", str(tmp_path / "gone.mp4"), f"[Errno 2] No such file or directory: '{tmp_path / 'gone.mp4'}'"
+        ),
     ]
     assert isinstance(good, Clip)
     assert good.frames.shape == (9, 3, 32, 48)
@@ -80,7 +82,7 @@ def test_a_mask_is_cut_as_its_clip_and_a_bad_one_makes_a_bad_clip(tmp_path, carp
     assert right.mask[:, :, 28:].all()
     for bad, name in ((edge, "edge"), (none, "none")):  # a crop cuts the upper edge away
         reason = f"mask: {tmp_path}/{name}.png must be white somewhere within 32 x 48 pixels, got black everywhere"
-        assert bad == BadClip(name, str(carphone), reason)
+        assert bad == UnreadableClip(name, str(carphone), reason)
     assert VideoDataset([ClipRequest(carphone, "all")], limits=LIMITS)[0].mask is None
 
 
@@ -88,7 +90,7 @@ def test_a_reason_is_one_line_whatever_the_file_is_called(tmp_path):
     path = tmp_path / "two\nlines.mp4"
     path.touch()
     clip = VideoDataset([ClipRequest(path, "two")], limits=LIMITS)[0]
-    assert isinstance(clip, BadClip)
+    assert isinstance(clip, UnreadableClip)
     assert clip.reason == f"{tmp_path}/two lines.mp4 is empty (0 bytes)"
     assert clip.source == str(path)
 

@@ -75,10 +75,10 @@ def test_a_side_may_be_rounded_and_not_more(tmp_path, clip, size, message):
 
 
 def test_white_is_a_luma_above_half(tmp_path, clip):
-    colours = [(127, 127, 127), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)]
+    colors = [(127, 127, 127), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255)]
     image = Image.new("RGB", (72, 40))
-    for i, colour in enumerate(colours):
-        image.paste(colour, (12 * i, 0, 12 * (i + 1), 40))
+    for i, color in enumerate(colors):
+        image.paste(color, (12 * i, 0, 12 * (i + 1), 40))
     image.save(tmp_path / "mask.png")
     mask = read_mask(tmp_path / "mask.png", read_info(clip), choose_frames(23, LIMITS), height=40, width=72)
     assert mask[0, 0, 6::12].tolist() == [False, True, False, True, False, True]

@@ -40,7 +40,7 @@ def numbers(frames: Tensor) -> list[int]:
 
 
 def write_planes(path: Path, y: int, cb: int, cr: int, *, height: int, width: int, tag: int | None = None) -> None:
-    """Write five frames of one colour given as Y'CbCr, limited range."""
+    """Write five frames of one color given as Y'CbCr, limited range."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=8, options={"crf": "0", "preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -187,10 +187,10 @@ def test_frames_behind_an_edit_list_are_not_counted(tmp_path, numbered):
 @pytest.mark.parametrize(("degrees", "top_left"), [(0, "red"), (90, "green"), (180, "white"), (-90, "blue")])
 def test_rotation_is_honoured(tmp_path, degrees, top_left):
     """Counterclockwise by 90 brings the upper right corner (green) to the upper left."""
-    colours = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+    colors = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
     image = np.zeros((48, 96, 3), np.uint8)
     for name, rows, columns in (("red", 0, 0), ("green", 0, 48), ("blue", 24, 0), ("white", 24, 48)):
-        image[rows : rows + 24, columns : columns + 48] = colours[name]
+        image[rows : rows + 24, columns : columns + 48] = colors[name]
     path = tmp_path / "turned.mp4"
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=8)
@@ -202,7 +202,7 @@ def test_rotation_is_honoured(tmp_path, degrees, top_left):
     info = read_info(path)
     assert (info.height, info.width) == ((96, 48) if degrees % 180 else (48, 96))
     frames, _, _ = read_clip(path, limits=LIMITS, height=32, width=64, fit="stretch")
-    assert (frames[2, :, 5, 10].float() - torch.tensor(colours[top_left]).float()).abs().max() < 12
+    assert (frames[2, :, 5, 10].float() - torch.tensor(colors[top_left]).float()).abs().max() < 12
 
 
 def test_wide_pixels_are_honoured_also_when_turned(tmp_path):
@@ -232,10 +232,10 @@ def test_wide_pixels_are_honoured_also_when_turned(tmp_path):
     ],
 )
 def test_colours_are_read_as_players_do(tmp_path, height, width, tag, kr, kb):
-    colour = (100, 90, 180)
-    write_planes(tmp_path / "flat.mp4", *colour, height=height, width=width, tag=tag)
+    color = (100, 90, 180)
+    write_planes(tmp_path / "flat.mp4", *color, height=height, width=width, tag=tag)
     frames, _, _ = read_clip(tmp_path / "flat.mp4", limits=LIMITS, height=16, width=32)
-    assert frames[0, :, 8, 16].tolist() == pytest.approx(rgb(*colour, kr, kb), abs=2)
+    assert frames[0, :, 8, 16].tolist() == pytest.approx(rgb(*color, kr, kb), abs=2)
 
 
 def test_only_what_is_needed_is_decoded(tmp_path, numbered):
@@ -370,7 +370,7 @@ def test_colours_survive_a_round_trip(tmp_path, bunny):
     write_video(tmp_path / "best.mp4", bunny, Fraction(25), crf=0)
     write_video(tmp_path / "default.mp4", bunny, Fraction(25))
     best, default = read("best.mp4"), read("default.mp4")
-    # halving the colours' resolution is what remains at crf 0; the luma is not halved
+    # halving the colors' resolution is what remains at crf 0; the luma is not halved
     assert psnr(luma(best), luma(bunny)) > 48
     assert psnr(best, bunny) > 37
     assert psnr(default, bunny) > 36
@@ -378,15 +378,15 @@ def test_colours_survive_a_round_trip(tmp_path, bunny):
 
 
 def test_colours_are_bt709_and_say_so(tmp_path):
-    colours = torch.tensor([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (255, 255, 255)], dtype=torch.uint8)
-    write_video(tmp_path / "flat.mp4", colours[:, :, None, None].expand(-1, -1, 32, 48), Fraction(8), crf=0)
+    colors = torch.tensor([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (255, 255, 255)], dtype=torch.uint8)
+    write_video(tmp_path / "flat.mp4", colors[:, :, None, None].expand(-1, -1, 32, 48), Fraction(8), crf=0)
     with av.open(str(tmp_path / "flat.mp4")) as container:
         context = container.streams.video[0].codec_context
         assert (context.colorspace, context.color_primaries, context.color_trc, context.color_range) == (1, 1, 1, 1)
         planes = [frame.to_ndarray(format="yuv420p") for frame in container.decode(video=0)]
-    for colour, plane in zip(colours.tolist(), planes, strict=True):
+    for color, plane in zip(colors.tolist(), planes, strict=True):
         y, cb, cr = int(plane[16, 24]), int(plane[36, 12]), int(plane[44, 12])
-        assert rgb(y, cb, cr, 0.2126, 0.0722) == pytest.approx(colour, abs=2)
+        assert rgb(y, cb, cr, 0.2126, 0.0722) == pytest.approx(color, abs=2)
 
 
 def test_same_frames_same_bytes(tmp_path, bunny, real_clip):

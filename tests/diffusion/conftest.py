@@ -13,7 +13,7 @@ from diffusers import CogVideoXDDIMScheduler
 from torch import Tensor
 
 from ddim_lightning.diffusion.guidance import combine
-from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.types import Branch, Step
 
 DEVIATION = 0.3
@@ -59,16 +59,16 @@ class GaussianDenoiser:
     def rows(self) -> int:
         return sum(len(branch.prompts) * len(branch.latents) for branches, _, _ in self.seen for branch in branches)
 
-    def __call__(self, branches: Sequence[Branch], step: Step, strength: Tensor | None = None) -> list[Tensor | None]:
-        self.seen.append((list(branches), step, strength))
-        return [self._evaluate(branch, branches, step, strength) if branch.wanted else None for branch in branches]
+    def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: Tensor | None = None) -> list[Tensor | None]:
+        self.seen.append((list(branches), step, kv_scale))
+        return [self._evaluate(branch, branches, step, kv_scale) if branch.wanted else None for branch in branches]
 
-    def _evaluate(self, branch: Branch, branches: Sequence[Branch], step: Step, strength: Tensor | None) -> Tensor:
+    def _evaluate(self, branch: Branch, branches: Sequence[Branch], step: Step, kv_scale: Tensor | None) -> Tensor:
         rows = [velocity_of(branch.latents, step.angle, prompt) for prompt in branch.prompts]
         if branch.reads is not None:
-            assert strength is not None
+            assert kv_scale is not None
             read = branches[branch.reads]
-            pull = 0.5 * float(strength.mean())
+            pull = 0.5 * float(kv_scale.mean())
             rows = [(1 - pull) * row + pull * velocity_of(read.latents, step.angle, read.prompt) for row in rows]
         return rows[0] if len(rows) == 1 else combine(rows[0], rows[1], branch.guidance_scale)
 
@@ -96,10 +96,10 @@ def clean() -> Tensor:
 
 @pytest.fixture
 def make_table():  # type: ignore[no-untyped-def]
-    def make(num_steps: int, snr_shift_scale: float = 1.0) -> StepTable:
+    def make(num_steps: int, snr_shift_scale: float = 1.0) -> NoiseSchedule:
         scheduler = CogVideoXDDIMScheduler(**SCHEDULE, snr_shift_scale=snr_shift_scale)
         scheduler.set_timesteps(num_steps)
-        return StepTable.make(scheduler.alphas_cumprod, scheduler.timesteps.tolist())
+        return NoiseSchedule.make(scheduler.alphas_cumprod, scheduler.timesteps.tolist())
 
     return make
 
@@ -111,18 +111,18 @@ class Trained:
     denoiser: Any
     clean: Tensor
     caption: str
-    tables: dict[int, StepTable]
+    tables: dict[int, NoiseSchedule]
 
 
 @pytest.fixture(scope="session")
 def trained() -> Trained:
-    from ddim_lightning.data.shapes import render, sample_scene
+    from ddim_lightning.tiny.shapes import render, sample_scene
     from ddim_lightning.data.streams import make_generator
-    from ddim_lightning.models.conditioning import PromptEncoder
-    from ddim_lightning.models.denoiser import CogVideoXDenoiser
+    from ddim_lightning.models.text import PromptEncoder
+    from ddim_lightning.network.denoiser import CogVideoXDenoiser
     from ddim_lightning.models.loading import load_components
-    from ddim_lightning.models.network import Network
-    from ddim_lightning.models.schedulers import make_step_table
+    from ddim_lightning.network.network import Network
+    from ddim_lightning.models.schedulers import make_noise_schedule
     from ddim_lightning.models.vae import encode_video
 
     parts = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)
@@ -130,5 +130,5 @@ def trained() -> Trained:
     scene = sample_scene(make_generator(3, "test", 0))
     with torch.inference_mode():
         latents = encode_video(parts.vae, render(scene)[None])
-    tables = {n: make_step_table(parts.scheduler, n) for n in (5, 10, 50)}
+    tables = {n: make_noise_schedule(parts.scheduler, n) for n in (5, 10, 50)}
     return Trained(CogVideoXDenoiser(Network(parts.transformer), prompts), latents.clone(), scene.caption, tables)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddim_lightning.diffusion.editors import InversionFree, KVInjection, ResidualReplay
+from ddim_lightning.diffusion.editors import FlowEdit, KVInjection, DirectInversion
 from ddim_lightning.diffusion.inverters import EditFriendly, UniInv
-from ddim_lightning.diffusion.loop import edit, edit_together, invert, merge_branches
+from ddim_lightning.diffusion.sampling import edit, edit_together, invert, merge_branches
 from ddim_lightning.types import Branch, EditRequest
 
 PROMPTS = ("right", "up", "")
@@ -31,8 +31,8 @@ def inversion(toy, clean, make_table):
         KVInjection(source_rows="paired", initial="random"),
         KVInjection(source="replayed", steps=(2, 6), guidance_steps=(1, 8)),
         KVInjection(first_step=3, initial="k_rnr", velocity_mask=0.4),
-        ResidualReplay(strength=0.5, replay_steps=(2, 8)),
-        InversionFree(draws=2, source_guidance=3.0),
+        DirectInversion(kv_scale=0.5, replay_steps=(2, 8)),
+        FlowEdit(num_noise_samples=2, source_guidance=3.0),
     ],
     ids=repr,
 )
@@ -144,7 +144,7 @@ def test_the_trained_model_agrees_within_rounding_at_every_step(trained):
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_noised_source_is_evaluated_once_a_draw(count, toy, inversion):
     requests = [EditRequest(prompt, "", "left", 6.0) for prompt in PROMPTS[:count]]
-    editor = InversionFree(first_step=0, guidance_steps=(0, None), draws=2, stride=1)
+    editor = FlowEdit(first_step=0, guidance_steps=(0, None), num_noise_samples=2, stride=1)
     generators = [torch.Generator().manual_seed(4) for _ in requests]
     edit_together(toy, inversion, editor, requests, generators=generators)
-    assert toy.rows == 10 * 2 * (2 * count + 1) == editor.count_calls(requests[0], inversion.table, count)
+    assert toy.rows == 10 * 2 * (2 * count + 1) == editor.count_nfe(requests[0], inversion.schedule, count)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddim_lightning.diffusion.editors import Editor, InversionFree, KVInjection, ResidualReplay
+from ddim_lightning.diffusion.editors import Editor, FlowEdit, KVInjection, DirectInversion
 from ddim_lightning.diffusion.inverters import DDIM, UniInv
-from ddim_lightning.diffusion.loop import edit, edit_together, invert
-from ddim_lightning.diffusion.steps import forward_step
+from ddim_lightning.diffusion.sampling import edit, edit_together, invert
+from ddim_lightning.diffusion.steps import denoise_step
 from ddim_lightning.types import EditRequest
 
 REQUEST = EditRequest("right", negative_prompt="left", guidance_scale=6.0)
@@ -28,12 +28,12 @@ def run(toy, inversion, editor, request=REQUEST, seed=0):
 def test_default_is_one_shared_source_row_on_the_trajectory(toy, inversion):
     run(toy, inversion, KVInjection())
     assert len(toy.seen) == 10
-    for branches, step, strength in toy.seen:
+    for branches, step, kv_scale in toy.seen:
         target, source = branches
         assert target.prompts == ("left", "right") and target.guidance_scale == 6.0 and target.reads == 1
         assert source.prompts == ("left",) and source.reads is None and not source.wanted
         assert torch.equal(source.latents, inversion.levels[step.i])
-        assert torch.equal(strength, torch.ones(4))
+        assert torch.equal(kv_scale, torch.ones(4))
     assert torch.equal(toy.seen[0][0][0].latents, inversion.levels[0])
 
 
@@ -50,24 +50,24 @@ def test_paired_rows_are_the_scripts(toy, inversion):
 
 def test_update_is_a_ddim_step_of_the_target(toy, inversion):
     landed = run(toy, inversion, KVInjection())
-    branches, step, strength = toy.seen[-1]
-    velocity = toy(branches, step, strength)[0]
-    assert torch.equal(landed, forward_step(branches[0].latents, velocity, step))
+    branches, step, kv_scale = toy.seen[-1]
+    velocity = toy(branches, step, kv_scale)[0]
+    assert torch.equal(landed, denoise_step(branches[0].latents, velocity, step))
 
 
 def test_ranges_of_layers_and_steps(toy, inversion):
-    run(toy, inversion, KVInjection(layers=(1, 3), steps=(2, 5), strength=0.25))
-    reading = {step.i: strength for branches, step, strength in toy.seen if len(branches) == 2}
+    run(toy, inversion, KVInjection(layers=(1, 3), steps=(2, 5), kv_scale=0.25))
+    reading = {step.i: kv_scale for branches, step, kv_scale in toy.seen if len(branches) == 2}
     assert set(reading) == {2, 3, 4}
-    assert all(torch.equal(strength, torch.tensor([0.0, 0.25, 0.25, 0.0])) for strength in reading.values())
-    alone = [branches[0] for branches, _, strength in toy.seen if strength is None]
+    assert all(torch.equal(kv_scale, torch.tensor([0.0, 0.25, 0.25, 0.0])) for kv_scale in reading.values())
+    alone = [branches[0] for branches, _, kv_scale in toy.seen if kv_scale is None]
     assert len(alone) == 7 and all(target.reads is None for target in alone)
 
 
-@pytest.mark.parametrize("editor", [KVInjection(strength=0.0), KVInjection(layers=(2, 2)), KVInjection(steps=(3, 3))])
+@pytest.mark.parametrize("editor", [KVInjection(kv_scale=0.0), KVInjection(layers=(2, 2)), KVInjection(steps=(3, 3))])
 def test_nothing_to_read_is_no_source_row_at_all(editor: KVInjection, toy, inversion):
     run(toy, inversion, editor)
-    assert all(len(branches) == 1 and strength is None for branches, _, strength in toy.seen)
+    assert all(len(branches) == 1 and kv_scale is None for branches, _, kv_scale in toy.seen)
 
 
 PAIRED = {"source_rows": "paired"}
@@ -76,7 +76,7 @@ EDITORS = [
     KVInjection(**PAIRED),
     KVInjection(steps=(2, 6)),
     KVInjection(steps=(2, None), **PAIRED),
-    KVInjection(strength=0.0),
+    KVInjection(kv_scale=0.0),
     KVInjection(layers=(1, 1)),
     *(KVInjection(source_rows=rows, source_text=text) for rows in ("shared", "paired") for text in ("source", "edit")),
     KVInjection(source_text="inversion", **PAIRED),
@@ -87,17 +87,17 @@ EDITORS = [
     KVInjection(first_step=3, steps=(1, 6)),
     KVInjection(first_step=9, initial="k_rnr", **PAIRED),
     KVInjection(source="replayed"),
-    KVInjection(source="replayed", strength=0.0, source_text="edit"),
+    KVInjection(source="replayed", kv_scale=0.0, source_text="edit"),
     KVInjection(source="replayed", first_step=1, steps=(2, 5), **PAIRED),
-    ResidualReplay(),
-    ResidualReplay(strength=1.0, **PAIRED),
-    ResidualReplay(replay_steps=(2, 6)),
-    ResidualReplay(replay_steps=(2, 6), strength=0.5, steps=(4, 8), first_step=3),
-    ResidualReplay(source_text="edit", replay_steps=(7, 7), strength=1.0),
-    InversionFree(),
-    InversionFree(draws=3, noise="fixed"),
-    InversionFree(source_guidance=3.0, draws=2),
-    InversionFree(source_guidance=3.0, guidance_steps=(2, 5), first_step=1),
+    DirectInversion(),
+    DirectInversion(kv_scale=1.0, **PAIRED),
+    DirectInversion(replay_steps=(2, 6)),
+    DirectInversion(replay_steps=(2, 6), kv_scale=0.5, steps=(4, 8), first_step=3),
+    DirectInversion(source_text="edit", replay_steps=(7, 7), kv_scale=1.0),
+    FlowEdit(),
+    FlowEdit(num_noise_samples=3, noise="fixed"),
+    FlowEdit(source_guidance=3.0, num_noise_samples=2),
+    FlowEdit(source_guidance=3.0, guidance_steps=(2, 5), first_step=1),
 ]
 
 
@@ -108,14 +108,14 @@ def test_planned_rows_are_the_rows_asked_for(editor: Editor, scale: float, toget
     requests = [EditRequest(prompt, "up", "left", scale) for prompt in ("right", "", "up")[:together]]
     generators = [torch.Generator().manual_seed(0) for _ in requests]
     edit_together(toy, inversion, editor, requests, generators=generators)
-    assert toy.rows == editor.count_calls(requests[0], inversion.table, together)
+    assert toy.rows == editor.count_nfe(requests[0], inversion.schedule, together)
 
 
 def test_an_edit_to_the_source_itself_is_no_shortcut(toy, inversion):
     """Target and source are the same work at the first step; both are evaluated, as planned."""
-    editor, request = ResidualReplay(), EditRequest("left", guidance_scale=1.0)
+    editor, request = DirectInversion(), EditRequest("left", guidance_scale=1.0)
     run(toy, inversion, editor, request)
-    assert toy.rows == 20 == editor.count_calls(request, inversion.table)
+    assert toy.rows == 20 == editor.count_nfe(request, inversion.schedule)
 
 
 @pytest.mark.parametrize(
@@ -158,9 +158,9 @@ def test_guidance_may_move_away_from_the_source_prompt(toy, inversion):
 def follow_source(denoiser, inversion, editor, request):
     """Run an edit step by step; return how far its source branch is from the trajectory at each level, in L2."""
     state, apart = editor.start(inversion, request, None, denoiser.num_layers), []
-    for step in inversion.table:
-        branches, strength = editor.branches(state, step, inversion)
-        state = editor.update(state, denoiser(branches, step, strength), step, inversion)
+    for step in inversion.schedule:
+        branches, kv_scale = editor.branches(state, step, inversion)
+        state = editor.update(state, denoiser(branches, step, kv_scale), step, inversion)
         level = inversion.levels[step.i + 1]
         apart.append(float((state.source - level).norm() / level.norm()))
     return apart
@@ -221,8 +221,8 @@ def test_random_start_depends_on_the_seed_alone(toy, inversion):
 def test_injection_pulls_the_edit_towards_the_source(toy, inversion, clean):
     request = EditRequest("right", guidance_scale=1.0)
     distances = [
-        float((run(toy, inversion, KVInjection(strength=strength), request) - clean).norm())
-        for strength in (0.0, 0.5, 1.0)
+        float((run(toy, inversion, KVInjection(kv_scale=kv_scale), request) - clean).norm())
+        for kv_scale in (0.0, 0.5, 1.0)
     ]
     assert distances[0] > distances[1] > distances[2]
 
@@ -230,7 +230,7 @@ def test_injection_pulls_the_edit_towards_the_source(toy, inversion, clean):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strength": 1.5}, "strength: must lie in 0 .. 1, got 1.5"),
+        ({"kv_scale": 1.5}, "kv_scale: must lie in 0 .. 1, got 1.5"),
         ({"layers": (3, 1)}, "layers: must be a range"),
         ({"steps": (-1, None)}, "steps: must be a range"),
         ({"source_rows": "none"}, "source_rows: must be one of shared, paired, got 'none'"),
@@ -260,8 +260,8 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
         (KVInjection(layers=(0, 5)), "editor.layers: must end within the 4"),
         (KVInjection(steps=(11, None)), "editor.steps: must end"),
         (KVInjection(guidance_steps=(0, 11)), "editor.guidance_steps: must end within the 10"),
-        (ResidualReplay(replay_steps=(10, None)), "editor.replay_steps: must end within the 10"),
-        (InversionFree(first_step=10), "editor.first_step: must be one of the 10 steps, got 10"),
+        (DirectInversion(replay_steps=(10, None)), "editor.replay_steps: must end within the 10"),
+        (FlowEdit(first_step=10), "editor.first_step: must be one of the 10 steps, got 10"),
     ],
 )
 def test_ranges_that_do_not_fit_the_model_are_refused(editor: KVInjection, message: str, toy, inversion):
@@ -275,15 +275,15 @@ def test_ranges_that_do_not_fit_the_model_are_refused(editor: KVInjection, messa
         (KVInjection(first_step=0.4), KVInjection(first_step=4)),
         (KVInjection(steps=(0.2, 0.5), layers=(0.5, None)), KVInjection(steps=(2, 5), layers=(2, None))),
         (KVInjection(guidance_steps=(0, 0.26)), KVInjection(guidance_steps=(0, 3))),
-        (ResidualReplay(replay_steps=(0.5, 1.0)), ResidualReplay(replay_steps=(5, 10))),
-        (InversionFree(), InversionFree(first_step=1, guidance_steps=(4, 8))),
+        (DirectInversion(replay_steps=(0.5, 1.0)), DirectInversion(replay_steps=(5, 10))),
+        (FlowEdit(), FlowEdit(first_step=1, guidance_steps=(4, 8))),
     ],
     ids=repr,
 )
 def test_shares_are_places_of_any_table(shares, places, toy, inversion):
     request = EditRequest("right", guidance_scale=3.0)
     assert torch.equal(run(toy, inversion, shares, request), run(toy, inversion, places, request))
-    assert shares.count_calls(request, inversion.table) == places.count_calls(request, inversion.table)
+    assert shares.count_nfe(request, inversion.schedule) == places.count_nfe(request, inversion.schedule)
 
 
 def test_a_share_may_lie_past_what_there_is(toy, inversion):

@@ -17,13 +17,13 @@ def test_combination_extrapolates_from_the_negative_through_the_positive() -> No
 
 
 def test_constant_schedule(make_table) -> None:  # type: ignore[no-untyped-def]
-    table = make_table(10)
-    assert {SCHEDULES["constant"](6.0, step, table) for step in table} == {6.0}
+    schedule = make_table(10)
+    assert {SCHEDULES["constant"](6.0, step, schedule) for step in schedule} == {6.0}
 
 
 def test_script_dynamic_schedule_has_the_timestep_where_a_step_count_belongs(make_table) -> None:  # type: ignore[no-untyped-def]
-    table = make_table(10)
-    for step in table:
+    schedule = make_table(10)
+    for step in schedule:
         cosine = math.cos(math.pi * ((10 - step.timestep) / 10) ** 5)
-        assert SCHEDULES["script_dynamic"](6.0, step, table) == 1 + 6.0 * (1 - cosine) / 2
-    assert {SCHEDULES["script_dynamic"](1.0, step, table) for step in table} == {1.0}
+        assert SCHEDULES["script_dynamic"](6.0, step, schedule) == 1 + 6.0 * (1 - cosine) / 2
+    assert {SCHEDULES["script_dynamic"](1.0, step, schedule) for step in schedule} == {1.0}

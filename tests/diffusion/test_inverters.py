@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.editors import KVInjection
 from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, State, UniInv
-from ddim_lightning.diffusion.loop import edit, invert, reconstruct
-from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.diffusion.sampling import edit, invert, reconstruct
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.types import EditRequest, VelocityFn
 
 # Largest relative L2 error of a round trip on the toy at 50 steps, float64, by SNR shift: (without, with the residual).
@@ -23,8 +23,8 @@ ROUND_TRIP = {
     (DDIM(), 3.0): (0.48, 0.20),
     (UniInv(), 1.0): (0.065, 4.4e-3),
     (UniInv(), 3.0): (0.30, 0.015),
-    (UniInv(clean_iterations=5), 1.0): (0.011, 0.011),
-    (UniInv(clean_iterations=5), 3.0): (0.020, 0.018),
+    (UniInv(first_step_iterations=5), 1.0): (0.011, 0.011),
+    (UniInv(first_step_iterations=5), 3.0): (0.020, 0.018),
     (FixedPoint(), 1.0): (2.6e-4, 1.2e-6),
     (FixedPoint(), 3.0): (0.0125, 1.4e-6),
     (FixedPoint(True, 3, 8, 3e-5, accelerate=False), 1.0): (1.7e-3, 6.5e-5),
@@ -35,7 +35,7 @@ ALL += [
     FixedPoint(False, 2, 1, 0.0, False),
     UniInv(extrapolate=False),
     BDIA(),
-    BDIA(clean_iterations=1),
+    BDIA(first_step_iterations=1),
     EditFriendly(),
 ]
 
@@ -57,7 +57,7 @@ def test_round_trip(inverter: Inverter, kept: bool, shift: float, toy, clean, ma
     assert error <= ROUND_TRIP[inverter, shift][kept]
 
 
-@pytest.mark.parametrize("inverter", [BDIA(), BDIA(clean_iterations=1), EditFriendly()], ids=repr)
+@pytest.mark.parametrize("inverter", [BDIA(), BDIA(first_step_iterations=1), EditFriendly()], ids=repr)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("num_steps", [1, 2, 7, 50])
 def test_exact_methods_come_back_exactly(num_steps, shift, inverter, toy, clean, make_table):
@@ -76,13 +76,13 @@ def test_uni_inv_comes_back_far_better_than_ddim(num_steps: int, toy, clean, mak
 
 
 def test_ddim_climbs_as_the_diffusers_formula(toy, clean, make_table, closed_form):
-    table = make_table(10)
-    inversion = invert(toy, clean, table, DDIM(), prompt="right")
+    schedule = make_table(10)
+    inversion = invert(toy, clean, schedule, DDIM(), prompt="right")
     latents = clean
     for i in range(9, -1, -1):
         # Velocity of the cleaner latents at the noisier timestep, decoded at the cleaner level.
-        velocity = closed_form(latents, table.angles[i], "right")
-        low, high = table.angles[i + 1], table.angles[i]
+        velocity = closed_form(latents, schedule.angles[i], "right")
+        low, high = schedule.angles[i + 1], schedule.angles[i]
         x0 = math.cos(low) * latents - math.sin(low) * velocity
         e = math.sin(low) * latents + math.cos(low) * velocity
         latents = math.cos(high) * x0 + math.sin(high) * e
@@ -90,21 +90,21 @@ def test_ddim_climbs_as_the_diffusers_formula(toy, clean, make_table, closed_for
     assert inversion.residual is None and inversion.calls == 10
 
 
-@pytest.mark.parametrize("clean_iterations", [0, 3])
-def test_uni_inv_climbs_as_published(clean_iterations, toy, clean, make_table, closed_form):
+@pytest.mark.parametrize("first_step_iterations", [0, 3])
+def test_uni_inv_climbs_as_published(first_step_iterations, toy, clean, make_table, closed_form):
     """Algorithm 1 of arXiv:2504.13109 in rotation form, written again; the step from clean is repeated."""
-    table = make_table(10)
-    inverter = UniInv(clean_iterations=clean_iterations, extrapolate=False, spare=0.0)
-    inversion = invert(toy, clean, table, inverter, prompt="left")
+    schedule = make_table(10)
+    inverter = UniInv(first_step_iterations=first_step_iterations, extrapolate=False, extra_evals=0.0)
+    inversion = invert(toy, clean, schedule, inverter, prompt="left")
     latents, velocity = clean, None
     for i in range(9, -1, -1):
-        h = table.angles[i] - table.angles[i + 1]
+        h = schedule.angles[i] - schedule.angles[i + 1]
         guess = latents if velocity is None else math.cos(h) * latents + math.sin(h) * velocity
         first, solved = velocity is None, latents
-        velocity = closed_form(guess, table.angles[i], "left")
+        velocity = closed_form(guess, schedule.angles[i], "left")
         solved = (latents + math.sin(h) * velocity) / math.cos(h)
-        for _ in range(clean_iterations if first else 0):
-            velocity = closed_form(solved, table.angles[i], "left")
+        for _ in range(first_step_iterations if first else 0):
+            velocity = closed_form(solved, schedule.angles[i], "left")
             solved = (latents + math.sin(h) * velocity) / math.cos(h)
         latents = solved
         torch.testing.assert_close(inversion.levels[i], latents, rtol=0, atol=1e-13)
@@ -114,31 +114,31 @@ def test_uni_inv_climbs_as_published(clean_iterations, toy, clean, make_table, c
 def test_uni_inv_spends_its_spare_calls_where_a_prediction_was_poor(toy, clean, make_table, closed_form):
     """Written again: in the noisier half, while calls are left, poor steps are evaluated once more, at the solution."""
     num_steps, tolerance = 20, 1.5e-4
-    table = make_table(num_steps)
-    inverter = UniInv(extrapolate=False, spare=0.15, tolerance=tolerance)
-    inversion = invert(toy, clean, table, inverter, prompt="left")
+    schedule = make_table(num_steps)
+    inverter = UniInv(extrapolate=False, extra_evals=0.15, tolerance=tolerance)
+    inversion = invert(toy, clean, schedule, inverter, prompt="left")
     latents, velocity, poor = clean, None, []
     for i in reversed(range(num_steps)):
-        h = table.angles[i] - table.angles[i + 1]
+        h = schedule.angles[i] - schedule.angles[i + 1]
         guess = latents if velocity is None else math.cos(h) * latents + math.sin(h) * velocity
-        velocity = closed_form(guess, table.angles[i], "left")
+        velocity = closed_form(guess, schedule.angles[i], "left")
         solved = (latents + math.sin(h) * velocity) / math.cos(h)
         if i < 10 and (solved - guess).norm() > tolerance * solved.norm():
             poor.append(i)
             if len(poor) <= 3:
-                velocity = closed_form(solved, table.angles[i], "left")
+                velocity = closed_form(solved, schedule.angles[i], "left")
                 solved = (latents + math.sin(h) * velocity) / math.cos(h)
         latents = solved
         torch.testing.assert_close(inversion.levels[i], latents, rtol=0, atol=1e-13)
     assert 3 < len(poor) < 10  # some steps are good enough, and some poor ones come too late
-    assert inversion.calls == inverter.count_calls(num_steps) == num_steps + 3 + 1
+    assert inversion.calls == inverter.count_nfe(num_steps) == num_steps + 3 + 1
 
 
 @pytest.mark.parametrize(("tolerance", "calls"), [(1e6, 51), (1e-12, 57)])
 def test_uni_inv_spends_no_more_than_it_needs(tolerance, calls, toy, clean, make_table):
     inverter = UniInv(tolerance=tolerance)
     assert invert(toy, clean, make_table(50), inverter).calls == calls
-    assert inverter.count_calls(50) == 57
+    assert inverter.count_nfe(50) == 57
 
 
 def solve_exactly(latents: Tensor, angle: float, angle_next: float, closed_form) -> tuple[Tensor, float]:  # type: ignore[no-untyped-def]
@@ -150,16 +150,16 @@ def solve_exactly(latents: Tensor, angle: float, angle_next: float, closed_form)
 
 
 def test_fixed_point_solves_the_implicit_step(toy, clean, make_table, closed_form):
-    table = make_table(20)
+    schedule = make_table(20)
     inversion = invert(
         toy,
         clean,
-        table,
-        FixedPoint(iterations=80, clean_iterations=80, tolerance=0.0, accelerate=False),
+        schedule,
+        FixedPoint(iterations=80, first_step_iterations=80, tolerance=0.0, accelerate=False),
         prompt="right",
     )
     for i in range(19, -1, -1):
-        solved, _ = solve_exactly(inversion.levels[i + 1], *table.angles[i : i + 2], closed_form)
+        solved, _ = solve_exactly(inversion.levels[i + 1], *schedule.angles[i : i + 2], closed_form)
         torch.testing.assert_close(inversion.levels[i], solved, rtol=0, atol=1e-12)
     assert relative_error(reconstruct(toy, inversion), clean) <= 1e-11
 
@@ -167,26 +167,28 @@ def test_fixed_point_solves_the_implicit_step(toy, clean, make_table, closed_for
 @pytest.mark.parametrize("iterations", [1, 2, 3])
 def test_fixed_point_contracts_from_the_prediction(iterations, toy, clean, make_table, closed_form):
     """Each iteration on an affine velocity multiplies the error of the start by tan(h) times the slope."""
-    table = make_table(20)
-    inverter = FixedPoint(iterations=iterations, clean_iterations=iterations, tolerance=0.0, accelerate=False)
-    inversion = invert(toy, clean, table, inverter, prompt="right")
+    schedule = make_table(20)
+    inverter = FixedPoint(iterations=iterations, first_step_iterations=iterations, tolerance=0.0, accelerate=False)
+    inversion = invert(toy, clean, schedule, inverter, prompt="right")
     velocities: list[Tensor] = []  # the last first
     for i in range(19, -1, -1):
         below = inversion.levels[i + 1]
-        start = predict(below, velocities, table, i)
-        solved, factor = solve_exactly(below, *table.angles[i : i + 2], closed_form)
+        start = predict(below, velocities, schedule, i)
+        solved, factor = solve_exactly(below, *schedule.angles[i : i + 2], closed_form)
         expected = solved + factor**iterations * (start - solved)
         torch.testing.assert_close(inversion.levels[i], expected, rtol=0, atol=1e-12)
         last = solved + factor ** (iterations - 1) * (start - solved)
-        velocities.insert(0, closed_form(last, table.angles[i], "right"))
+        velocities.insert(0, closed_form(last, schedule.angles[i], "right"))
 
 
 def test_acceleration_solves_an_affine_step_at_its_second_call(toy, clean, make_table, closed_form):
     """On an affine velocity, whose slope is one number, Anderson's mix of two iterates is the solution."""
-    table = make_table(20)
-    inversion = invert(toy, clean, table, FixedPoint(iterations=2, clean_iterations=2, tolerance=0.0), prompt="right")
+    schedule = make_table(20)
+    inversion = invert(
+        toy, clean, schedule, FixedPoint(iterations=2, first_step_iterations=2, tolerance=0.0), prompt="right"
+    )
     for i in range(18, -1, -1):
-        solved, _ = solve_exactly(inversion.levels[i + 1], *table.angles[i : i + 2], closed_form)
+        solved, _ = solve_exactly(inversion.levels[i + 1], *schedule.angles[i : i + 2], closed_form)
         torch.testing.assert_close(inversion.levels[i], solved, rtol=0, atol=1e-12)
 
 
@@ -198,26 +200,26 @@ def test_acceleration_needs_fewer_calls_for_the_same_tolerance(trained):
     assert calls[0] < calls[1]
 
 
-def predict(below: Tensor, velocities: list[Tensor], table: StepTable, i: int) -> Tensor:
+def predict(below: Tensor, velocities: list[Tensor], schedule: NoiseSchedule, i: int) -> Tensor:
     """Along the last velocity, or along the line through the last two, extended to the angle of level i."""
-    h = table.angles[i] - table.angles[i + 1]
+    h = schedule.angles[i] - schedule.angles[i + 1]
     if not velocities:
         return below
     if len(velocities) == 1:
         return math.cos(h) * below + math.sin(h) * velocities[0]
-    share = (table.angles[i] - table.angles[i + 2]) / (table.angles[i + 1] - table.angles[i + 2])
+    share = (schedule.angles[i] - schedule.angles[i + 2]) / (schedule.angles[i + 1] - schedule.angles[i + 2])
     velocity = share * velocities[0] + (1 - share) * velocities[1]
     return (below + math.sin(h) * velocity) / math.cos(h)
 
 
 def test_uni_inv_carries_the_last_two_velocities_on(toy, clean, make_table, closed_form):
-    table = make_table(10)
-    inversion = invert(toy, clean, table, UniInv(clean_iterations=5, spare=0.0), prompt="left")
+    schedule = make_table(10)
+    inversion = invert(toy, clean, schedule, UniInv(first_step_iterations=5, extra_evals=0.0), prompt="left")
     latents, velocities = clean, list[Tensor]()
     for i in range(9, -1, -1):
-        h, point = table.angles[i] - table.angles[i + 1], predict(latents, velocities, table, i)
+        h, point = schedule.angles[i] - schedule.angles[i + 1], predict(latents, velocities, schedule, i)
         for _ in range(1 if velocities else 6):
-            velocity = closed_form(point, table.angles[i], "left")
+            velocity = closed_form(point, schedule.angles[i], "left")
             point = (latents + math.sin(h) * velocity) / math.cos(h)
         velocities.insert(0, velocity)
         latents = point
@@ -226,13 +228,13 @@ def test_uni_inv_carries_the_last_two_velocities_on(toy, clean, make_table, clos
 
 
 def test_fixed_point_stops_where_it_is_told(toy, clean, make_table):
-    table, calls = make_table(20), []
+    schedule, calls = make_table(20), []
     for tolerance in (0.0, 1e-8, 1e-4, 1e-2):
-        inverter = FixedPoint(keep_residual=False, iterations=30, clean_iterations=30, tolerance=tolerance)
+        inverter = FixedPoint(keep_residual=False, iterations=30, first_step_iterations=30, tolerance=tolerance)
         toy.seen.clear()
-        inversion = invert(toy, clean, table, inverter, prompt="right")
+        inversion = invert(toy, clean, schedule, inverter, prompt="right")
         calls.append(inversion.calls)
-        assert inversion.calls == len(toy.seen) <= inverter.count_calls(20) == 600
+        assert inversion.calls == len(toy.seen) <= inverter.count_nfe(20) == 600
         for i in range(20):
             points = [branches[0].latents for branches, step, _ in toy.seen if step.i == i] + [inversion.levels[i]]
             moved = [float((b - a).norm() / b.norm()) for a, b in pairwise(points)]
@@ -242,14 +244,14 @@ def test_fixed_point_stops_where_it_is_told(toy, clean, make_table):
 
 def test_bdia_is_the_papers_recursion(toy, clean, make_table, closed_form):
     """Gamma 1 in the paper's alpha, sigma and predicted noise: arXiv:2307.10829, section 4."""
-    table, gamma = make_table(10), 1.0
-    alpha, sigma = [math.cos(p) for p in table.angles], [math.sin(p) for p in table.angles]
-    inversion = invert(toy, clean, table, BDIA(clean_iterations=4), prompt="left")
+    schedule, gamma = make_table(10), 1.0
+    alpha, sigma = [math.cos(p) for p in schedule.angles], [math.sin(p) for p in schedule.angles]
+    inversion = invert(toy, clean, schedule, BDIA(first_step_iterations=4), prompt="left")
     z = inversion.levels
 
     def increment(i: int, j: int) -> Tensor:
         """What a DDIM step from level i to level j adds, under the noise predicted at level i."""
-        noise = sigma[i] * z[i] + alpha[i] * closed_form(z[i], table.angles[i], "left")
+        noise = sigma[i] * z[i] + alpha[i] * closed_form(z[i], schedule.angles[i], "left")
         return alpha[j] * (z[i] - sigma[i] * noise) / alpha[i] + sigma[j] * noise - z[i]
 
     for i in range(1, 10):
@@ -257,7 +259,7 @@ def test_bdia_is_the_papers_recursion(toy, clean, make_table, closed_form):
         torch.testing.assert_close(z[i + 1], cleaner, rtol=0, atol=1e-12)
     point = clean
     for _ in range(4):
-        point = (clean + sigma[9] * closed_form(point, table.angles[9], "left")) / alpha[9]
+        point = (clean + sigma[9] * closed_form(point, schedule.angles[9], "left")) / alpha[9]
     torch.testing.assert_close(z[9], point, rtol=0, atol=1e-13)
     assert torch.equal(inversion.state[0], z[0]) and torch.equal(inversion.state[1], z[1])
 
@@ -274,14 +276,16 @@ def sample_ddpm(x: Tensor, z: list[Tensor], abar: list[float], predict) -> Tenso
 
 
 def test_edit_friendly_is_ddpm_with_its_own_noise_maps(toy, clean, make_table, closed_form):
-    table = make_table(10)
-    abar = [math.cos(p) ** 2 for p in table.angles]
-    inversion = invert(toy, clean, table, EditFriendly(), prompt="left", generator=seeded(4))
+    schedule = make_table(10)
+    abar = [math.cos(p) ** 2 for p in schedule.angles]
+    inversion = invert(toy, clean, schedule, EditFriendly(), prompt="left", generator=seeded(4))
     levels = inversion.levels
 
     def predict(x: Tensor, i: int, prompt: str = "left") -> tuple[Tensor, Tensor]:
-        velocity = closed_form(x, table.angles[i], prompt)
-        return tuple(math.cos(p) * x - math.sin(p) * velocity for p in (table.angles[i], table.angles[i] - math.pi / 2))  # type: ignore[return-value]
+        velocity = closed_form(x, schedule.angles[i], prompt)
+        return tuple(
+            math.cos(p) * x - math.sin(p) * velocity for p in (schedule.angles[i], schedule.angles[i] - math.pi / 2)
+        )  # type: ignore[return-value]
 
     maps = []
     for i in range(10):
@@ -293,26 +297,28 @@ def test_edit_friendly_is_ddpm_with_its_own_noise_maps(toy, clean, make_table, c
         torch.testing.assert_close(inversion.state[1][i], (sigma or 1.0) * maps[i], rtol=0, atol=1e-12)
     torch.testing.assert_close(sample_ddpm(levels[0], maps, abar, predict), clean, rtol=0, atol=1e-10)
     # The same maps under another prompt: the edit of the paper.
-    edited = edit(toy, inversion, KVInjection(strength=0.0), EditRequest("right", guidance_scale=1.0))
+    edited = edit(toy, inversion, KVInjection(kv_scale=0.0), EditRequest("right", guidance_scale=1.0))
     theirs = sample_ddpm(levels[0], maps, abar, lambda x, i: predict(x, i, "right"))
     torch.testing.assert_close(edited, theirs, rtol=0, atol=1e-10)
     assert float((edited - clean).norm() / clean.norm()) > 0.5
 
 
 def test_edit_friendly_noises_each_level_by_itself_from_the_generator(toy, make_table):
-    clean, table = torch.randn(1, 4, 5, 16, 17, generator=seeded(9), dtype=torch.float64), make_table(6)
-    first, again, other = (invert(toy, clean, table, EditFriendly(), generator=seeded(s)).levels for s in (1, 1, 2))
+    clean, schedule = torch.randn(1, 4, 5, 16, 17, generator=seeded(9), dtype=torch.float64), make_table(6)
+    first, again, other = (invert(toy, clean, schedule, EditFriendly(), generator=seeded(s)).levels for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first[:-1], other[:-1])
-    cos, sin = (torch.tensor([f(p) for p in table.angles[:-1]]).view(-1, 1, 1, 1, 1, 1) for f in (math.cos, math.sin))
+    cos, sin = (
+        torch.tensor([f(p) for p in schedule.angles[:-1]]).view(-1, 1, 1, 1, 1, 1) for f in (math.cos, math.sin)
+    )
     noises = torch.cat([(first[:-1] - cos * clean) / sin, clean[None]]).flatten(1)
     torch.testing.assert_close(torch.corrcoef(noises), torch.eye(7, dtype=torch.float64), rtol=0, atol=0.06)
     torch.testing.assert_close(noises.std(dim=1), torch.ones(7, dtype=torch.float64), rtol=0, atol=0.05)
 
 
-def uniform_table(num_steps: int) -> StepTable:
+def uniform_table(num_steps: int) -> NoiseSchedule:
     """A smooth grid, on which an order shows; it stops short of both ends."""
     angles = [1.4 - 1.2 * i / num_steps for i in range(num_steps + 1)]
-    return StepTable(tuple(range(num_steps, 0, -1)), tuple(angles))
+    return NoiseSchedule(tuple(range(num_steps, 0, -1)), tuple(angles))
 
 
 @pytest.mark.parametrize("method", [DDIM, UniInv, FixedPoint])
@@ -320,18 +326,18 @@ def test_inverted_latent_converges_to_the_exact_flow(method: type[Inverter], toy
     """All are of first order against the ODE, as the DDIM step is."""
     errors = []
     for num_steps in (160, 320):
-        table = uniform_table(num_steps)
-        inverted = invert(toy, clean, table, method(), prompt="right").levels[0]
-        errors.append(relative_error(inverted, exact(clean, table.angles[-1], table.angles[0], "right")))
+        schedule = uniform_table(num_steps)
+        inverted = invert(toy, clean, schedule, method(), prompt="right").levels[0]
+        errors.append(relative_error(inverted, exact(clean, schedule.angles[-1], schedule.angles[0], "right")))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(1.0, abs=0.05)
 
 
 def test_bdia_is_of_second_order_against_the_exact_flow(toy, clean, exact):
     errors = []
     for num_steps in (160, 320):
-        table = uniform_table(num_steps)
-        inverted = invert(toy, clean, table, BDIA(), prompt="right").levels[0]
-        errors.append(relative_error(inverted, exact(clean, table.angles[-1], table.angles[0], "right")))
+        schedule = uniform_table(num_steps)
+        inverted = invert(toy, clean, schedule, BDIA(), prompt="right").levels[0]
+        errors.append(relative_error(inverted, exact(clean, schedule.angles[-1], schedule.angles[0], "right")))
     assert math.log2(errors[0] / errors[1]) == pytest.approx(2.0, abs=0.1)
 
 
@@ -339,8 +345,8 @@ def test_round_trip_orders(toy, clean):
     """Undoing its own way down, DDIM is of first order, Uni-Inv of its predictor's; every iteration adds one."""
     orders = (
         (DDIM(), 1.0),
-        (UniInv(extrapolate=False, spare=0.0), 2.0),
-        (UniInv(spare=0.0), 3.0),
+        (UniInv(extrapolate=False, extra_evals=0.0), 2.0),
+        (UniInv(extra_evals=0.0), 3.0),
         (FixedPoint(iterations=2, tolerance=0.0, accelerate=False), 4.0),
     )
     for inverter, order in orders:
@@ -354,13 +360,13 @@ def test_round_trip_orders(toy, clean):
 @pytest.mark.parametrize("inverter", ALL, ids=repr)
 def test_stated_calls_are_the_calls_made(inverter: Inverter, num_steps: int, toy, clean, make_table):
     inversion = invert(toy, clean, make_table(num_steps), inverter, generator=seeded())
-    assert inversion.calls == toy.rows == inverter.count_calls(num_steps)
+    assert inversion.calls == toy.rows == inverter.count_nfe(num_steps)
 
 
 def test_residual_is_what_the_last_step_misses(toy, clean, make_table, closed_form):
-    table = make_table(10)
-    inversion = invert(toy, clean, table, UniInv(), prompt="right")
-    angle = table.angles[9]
+    schedule = make_table(10)
+    inversion = invert(toy, clean, schedule, UniInv(), prompt="right")
+    angle = schedule.angles[9]
     velocity = closed_form(inversion.levels[9], angle, "right")
     landed = math.cos(angle) * inversion.levels[9] - math.sin(angle) * velocity
     torch.testing.assert_close(inversion.residual, clean - landed, rtol=0, atol=1e-14)
@@ -377,8 +383,8 @@ def test_reconstruction_uses_nothing_but_noise_state_and_residual(inverter, toy,
 
 def test_levels_run_from_noise_to_clean_and_the_callback_sees_each(toy, clean, make_table):
     seen = []
-    table = make_table(10)
-    inversion = invert(toy, clean, table, UniInv(), callback=lambda step, latents: seen.append((step, latents)))
+    schedule = make_table(10)
+    inversion = invert(toy, clean, schedule, UniInv(), callback=lambda step, latents: seen.append((step, latents)))
     assert inversion.levels.shape == (11, *clean.shape)
     assert torch.equal(inversion.levels[10], clean)
     assert [step.i for step, _ in seen] == list(range(9, -1, -1))
@@ -391,13 +397,13 @@ def test_a_method_of_ones_own_with_its_own_way_down(toy, clean, make_table):
 
     @dataclass(frozen=True)
     class Remembering(Inverter):
-        def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:
+        def invert_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:
             return (state[0] + 1.0, *state)
 
-        def down(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:
+        def denoise_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:
             return state[1:]
 
-        def count_calls(self, num_steps: int) -> int:
+        def count_nfe(self, num_steps: int) -> int:
             return 0
 
     inversion = invert(toy, clean, make_table(5), Remembering(keep_residual=False))
@@ -409,12 +415,12 @@ def test_a_method_of_ones_own_with_its_own_way_down(toy, clean, make_table):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: UniInv(clean_iterations=-1), "clean_iterations: must be at least 0, got -1"),
-        (lambda: UniInv(spare=1.5), "spare: must be in 0 .. 1, got 1.5"),
+        (lambda: UniInv(first_step_iterations=-1), "first_step_iterations: must be at least 0, got -1"),
+        (lambda: UniInv(extra_evals=1.5), "extra_evals: must be in 0 .. 1, got 1.5"),
         (lambda: UniInv(tolerance=0.0), "tolerance: must be above 0, got 0.0"),
         (lambda: FixedPoint(iterations=0), "iterations: must be at least 1, got 0"),
         (lambda: FixedPoint(tolerance=-1e-3), "tolerance: must not be negative, got -0.001"),
-        (lambda: BDIA(clean_iterations=0), "clean_iterations: must be at least 1, got 0"),
+        (lambda: BDIA(first_step_iterations=0), "first_step_iterations: must be at least 1, got 0"),
         (lambda: BDIA(keep_residual=True), "keep_residual: must be off for BDIA, .*, got True"),
         (lambda: EditFriendly(keep_residual=True), "keep_residual: must be off for EditFriendly, .*, got True"),
     ],

@@ -8,10 +8,10 @@ from itertools import product
 import pytest
 import torch
 
-from ddim_lightning.diffusion.editors import InversionFree, KVInjection, ResidualReplay
+from ddim_lightning.diffusion.editors import FlowEdit, KVInjection, DirectInversion
 from ddim_lightning.diffusion.inverters import BDIA, EditFriendly, UniInv
-from ddim_lightning.diffusion.loop import edit, invert
-from ddim_lightning.diffusion.masks import PROBE_ANGLES, choose_probes, count_probe_rows, find_mask, pool_mask
+from ddim_lightning.diffusion.sampling import edit, invert
+from ddim_lightning.diffusion.masks import PROBE_ANGLES, choose_probes, count_probe_nfe, find_mask, pool_mask
 from ddim_lightning.types import EditRequest
 
 
@@ -51,7 +51,7 @@ class RegionDenoiser:
         self.region[:, frame, :, slice(*rows), slice(*columns)] = 1.0
         self.seen = []
 
-    def __call__(self, branches, step, strength=None):
+    def __call__(self, branches, step, kv_scale=None):
         self.seen.append((step.i, [branch.prompts for branch in branches]))
         told = {"left": 0.0, "right": 1.0}
         return [0.1 * branch.latents + told[branch.prompt] * self.region for branch in branches]
@@ -86,7 +86,7 @@ def test_a_mask_is_found_where_the_prompts_differ(rows, columns, threshold, make
     assert torch.equal(mask, find_by_hand(model.region, threshold))
     assert not mask[:, [0, 2]].any() and 12 <= float(mask.sum()) < 60
     assert [prompts for _, prompts in model.seen] == [[("right",), ("left",)]] * 4
-    assert 2 * len(model.seen) == count_probe_rows(inversion.table)
+    assert 2 * len(model.seen) == count_probe_nfe(inversion.schedule)
     assert torch.equal(find_mask(model, inversion, EditRequest("right"), 0.0), torch.ones(1, 3, 1, 12, 14))
 
 
@@ -100,11 +100,11 @@ def test_the_source_prompt_says_what_the_source_shows(make_table):
 
 def test_probes_are_the_levels_next_to_their_angles_each_once(make_table):
     for num_steps in (50, 10, 3, 1):
-        table = make_table(num_steps)
-        probes = choose_probes(table)
-        apart = [[abs(table.angles[i] - angle) for i in range(num_steps)] for angle in PROBE_ANGLES]
+        schedule = make_table(num_steps)
+        probes = choose_probes(schedule)
+        apart = [[abs(schedule.angles[i] - angle) for i in range(num_steps)] for angle in PROBE_ANGLES]
         assert set(probes) == {distances.index(min(distances)) for distances in apart}
-        assert len(set(probes)) == len(probes) == count_probe_rows(table) / 2
+        assert len(set(probes)) == len(probes) == count_probe_nfe(schedule) / 2
     assert [round(make_table(50).angles[i], 1) for i in choose_probes(make_table(50))] == list(PROBE_ANGLES)
 
 
@@ -131,11 +131,11 @@ def mask():
     [
         KVInjection(),
         KVInjection(initial="random", source_rows="paired"),
-        KVInjection(first_step=4, initial="k_rnr", strength=0.0),
+        KVInjection(first_step=4, initial="k_rnr", kv_scale=0.0),
         KVInjection(source="replayed"),
-        ResidualReplay(),
-        ResidualReplay(replay_steps=(3, 6)),
-        InversionFree(),
+        DirectInversion(),
+        DirectInversion(replay_steps=(3, 6)),
+        FlowEdit(),
     ],
     ids=repr,
 )
@@ -154,11 +154,11 @@ def test_outside_a_mask_the_video_stays_exactly_as_it_was(editor, inverter, mask
     assert torch.equal(landed[kept], clean[kept])
     assert float((landed - clean)[~kept].abs().min()) > 1e-6
     for i, latents in path:
-        level = clean if isinstance(editor, InversionFree) else inversion.levels[i + 1]
+        level = clean if isinstance(editor, FlowEdit) else inversion.levels[i + 1]
         assert torch.equal(latents[kept], level[kept])
 
 
-@pytest.mark.parametrize("editor", [KVInjection(), ResidualReplay(), InversionFree()], ids=repr)
+@pytest.mark.parametrize("editor", [KVInjection(), DirectInversion(), FlowEdit()], ids=repr)
 def test_a_full_mask_is_none(editor, mask, toy, clean, make_table):
     inversion = invert(toy, clean, make_table(10), UniInv())
     full, none = (

@@ -1,4 +1,4 @@
-"""The step table: closed forms, and the diffusers schedulers as a second implementation."""
+"""The step schedule: closed forms, and the diffusers schedulers as a second implementation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
 
-from ddim_lightning.diffusion.schedule import StepTable, make_angle
-from ddim_lightning.diffusion.steps import forward_step, inverse_step
-from ddim_lightning.models.schedulers import make_schedulers, make_step_table
+from ddim_lightning.diffusion.schedule import NoiseSchedule, make_angle
+from ddim_lightning.diffusion.steps import denoise_step, inverse_step
+from ddim_lightning.models.schedulers import make_schedulers, make_noise_schedule
 
 CONFIG = {
     "beta_start": 0.00085,
@@ -32,20 +32,20 @@ def test_angle_is_zero_when_clean_and_a_right_angle_at_zero_snr() -> None:
 
 def test_table_joins_neighbouring_levels() -> None:
     alphas = torch.tensor([0.9, 0.75, 0.25, 0.0], dtype=torch.float64)
-    table = StepTable.make(alphas, [3, 1])
-    assert len(table) == 2
-    first, last = table
+    schedule = NoiseSchedule.make(alphas, [3, 1])
+    assert len(schedule) == 2
+    first, last = schedule
     assert (first.i, first.timestep, first.angle) == (0, 3, math.pi / 2)
     assert first.angle_next == last.angle == pytest.approx(math.pi / 6)
     assert (last.i, last.timestep, last.angle_next) == (1, 1, 0.0)
-    assert table[1] == last and table[-1] == last
+    assert schedule[1] == last and schedule[-1] == last
     with pytest.raises(IndexError):
-        table[2]
+        schedule[2]
 
 
 def test_table_takes_a_final_level_that_is_not_clean() -> None:
     alphas = torch.tensor([0.9, 0.0], dtype=torch.float64)
-    assert StepTable.make(alphas, [1], final_alpha_cumprod=0.9).angles[1] == make_angle(0.9)
+    assert NoiseSchedule.make(alphas, [1], final_alpha_cumprod=0.9).angles[1] == make_angle(0.9)
 
 
 @pytest.mark.parametrize(
@@ -54,22 +54,22 @@ def test_table_takes_a_final_level_that_is_not_clean() -> None:
 )
 def test_bad_tables_are_refused(timesteps: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        StepTable.make(torch.tensor([0.9, 0.75, 0.25, 0.0]), timesteps)
+        NoiseSchedule.make(torch.tensor([0.9, 0.75, 0.25, 0.0]), timesteps)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("num_steps", [1, 10, 20, 25, 50])
 def test_steps_equal_the_diffusers_schedulers(num_steps: int, shift: float) -> None:
     forward, inverse = make_schedulers(CONFIG | {"snr_shift_scale": shift})
-    table = make_step_table(forward, num_steps)
+    schedule = make_noise_schedule(forward, num_steps)
     forward.set_timesteps(num_steps)
     inverse.set_timesteps(num_steps)
     generator = torch.Generator().manual_seed(1)
-    for step in table:
+    for step in schedule:
         latents, velocity = torch.randn(2, 1, 2, 3, 4, 5, generator=generator, dtype=torch.float64)
         assert step.timestep == int(inverse.timesteps[num_steps - 1 - step.i])
         theirs = forward.step(velocity, step.timestep, latents).prev_sample
-        torch.testing.assert_close(forward_step(latents, velocity, step), theirs, rtol=0, atol=1e-12)
+        torch.testing.assert_close(denoise_step(latents, velocity, step), theirs, rtol=0, atol=1e-12)
         theirs = inverse.step(velocity, inverse.timesteps[num_steps - 1 - step.i], latents).prev_sample
         torch.testing.assert_close(inverse_step(latents, velocity, step), theirs, rtol=0, atol=1e-6)
 
@@ -77,12 +77,12 @@ def test_steps_equal_the_diffusers_schedulers(num_steps: int, shift: float) -> N
 @pytest.mark.parametrize("num_steps", [7, 28, 30])
 def test_odd_step_counts_hit_their_own_timesteps(num_steps: int) -> None:
     forward, _ = make_schedulers(CONFIG)
-    table = make_step_table(forward, num_steps)
-    assert len(table) == num_steps
-    for step, following in zip(table, list(table)[1:], strict=False):
+    schedule = make_noise_schedule(forward, num_steps)
+    assert len(schedule) == num_steps
+    for step, following in zip(schedule, list(schedule)[1:], strict=False):
         assert step.angle_next == make_angle(float(forward.alphas_cumprod[following.timestep]))
     # The diffusers scheduler subtracts 1000 // n instead, and misses.
-    missed = [s.timestep - 1000 // num_steps != n.timestep for s, n in zip(table, list(table)[1:], strict=False)]
+    missed = [s.timestep - 1000 // num_steps != n.timestep for s, n in zip(schedule, list(schedule)[1:], strict=False)]
     assert any(missed)
 
 
@@ -92,9 +92,9 @@ def test_table_of_the_published_schedule() -> None:
     root = torch.cumprod(1 - betas, 0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     scheduler = CogVideoXDDIMScheduler(**CONFIG, snr_shift_scale=1.0)
-    table = make_step_table(scheduler, 50)
-    assert table.angles[0] == math.pi / 2 and table.angles[-1] == 0.0
-    for step in table:
+    schedule = make_noise_schedule(scheduler, 50)
+    assert schedule.angles[0] == math.pi / 2 and schedule.angles[-1] == 0.0
+    for step in schedule:
         assert step.angle == pytest.approx(math.acos(float(root[step.timestep])), abs=1e-6)
-    gaps = [math.degrees(step.angle - step.angle_next) for step in table]
+    gaps = [math.degrees(step.angle - step.angle_next) for step in schedule]
     assert max(gaps) == gaps[-1] == pytest.approx(7.9, abs=0.05)

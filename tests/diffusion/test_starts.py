@@ -11,7 +11,7 @@ import torch
 from ddim_lightning.diffusion.editors import KVInjection
 from ddim_lightning.diffusion.editors.starts import STARTS, make_start
 from ddim_lightning.diffusion.inverters import BDIA, EditFriendly, UniInv
-from ddim_lightning.diffusion.loop import edit, invert
+from ddim_lightning.diffusion.sampling import edit, invert
 from ddim_lightning.types import EditRequest
 
 
@@ -42,7 +42,7 @@ def test_random_at_pure_noise_knows_nothing_of_the_source(inversion, clean):
 @pytest.mark.parametrize("i", [1, 6])
 def test_random_at_a_later_level_is_the_clean_latents_under_fresh_noise(i, inversion, clean):
     noise = torch.randn(clean.shape, generator=seeded(), dtype=torch.float64)
-    angle = inversion.table.angles[i]
+    angle = inversion.schedule.angles[i]
     expected = math.cos(angle) * clean + math.sin(angle) * noise
     torch.testing.assert_close(make_start("random", inversion, i, seeded(), 1), expected, rtol=0, atol=1e-14)
 
@@ -51,7 +51,7 @@ def test_random_at_a_later_level_is_the_clean_latents_under_fresh_noise(i, inver
 @pytest.mark.parametrize("i", [1, 4])
 def test_k_rnr_is_its_recursion(i, order, inversion, clean):
     """``x_{k+1} = a x0 + s x_k`` from the inverted latent, K times."""
-    angle, x = inversion.table.angles[i], inversion.levels[0]
+    angle, x = inversion.schedule.angles[i], inversion.levels[0]
     for _ in range(order):
         x = math.cos(angle) * clean + math.sin(angle) * x
     torch.testing.assert_close(make_start("k_rnr", inversion, i, None, order), x, rtol=0, atol=1e-12)

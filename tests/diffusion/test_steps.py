@@ -21,7 +21,7 @@ def test_exact_prediction_steps_onto_the_exact_level() -> None:
     denoised, noise = draw()
     latents = steps.add_noise(denoised, noise, STEP.angle)
     velocity = steps.make_velocity(denoised, noise, STEP.angle)
-    landed = steps.forward_step(latents, velocity, STEP)
+    landed = steps.denoise_step(latents, velocity, STEP)
     torch.testing.assert_close(landed, math.cos(0.6) * denoised + math.sin(0.6) * noise, rtol=0, atol=1e-14)
 
 
@@ -29,7 +29,7 @@ def test_forward_step_is_the_textbook_ddim_step() -> None:
     latents, velocity = draw()
     a, s, a_next, s_next = math.cos(1.1), math.sin(1.1), math.cos(0.6), math.sin(0.6)
     x0, e = a * latents - s * velocity, s * latents + a * velocity
-    torch.testing.assert_close(steps.forward_step(latents, velocity, STEP), a_next * x0 + s_next * e)
+    torch.testing.assert_close(steps.denoise_step(latents, velocity, STEP), a_next * x0 + s_next * e)
 
 
 def test_inverse_step_rotates_from_the_cleaner_level() -> None:
@@ -41,8 +41,8 @@ def test_inverse_step_rotates_from_the_cleaner_level() -> None:
 
 def test_solving_undoes_the_forward_step() -> None:
     latents, velocity = draw()
-    landed = steps.forward_step(latents, velocity, STEP)
-    torch.testing.assert_close(steps.solve_forward_step(landed, velocity, STEP), latents, rtol=0, atol=1e-14)
+    landed = steps.denoise_step(latents, velocity, STEP)
+    torch.testing.assert_close(steps.solve_denoise_step(landed, velocity, STEP), latents, rtol=0, atol=1e-14)
 
 
 def test_predictions_convert_into_each_other() -> None:

@@ -1,4 +1,4 @@
-"""The diagnosis against fields of known correlation, known colours and planted errors."""
+"""The diagnosis against fields of known correlation, known colors and planted errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from ddim_lightning.metrics.diagnosis import describe_colour, describe_noise, diagnose, find_problems, level_errors
+from ddim_lightning.metrics.diagnosis import describe_color, describe_noise, diagnose, find_problems, level_errors
 
 NOISE = {"mean": 0.0, "std": 1.0, "correlation_f": 0.0, "correlation_h": 0.0, "correlation_w": 0.0}
 COLOUR = {"saturation": 0.5, "brightness": 0.4}
@@ -63,7 +63,7 @@ def test_colours_are_those_of_colorsys_and_of_the_standard():
     pixels = video.permute(0, 2, 3, 1).reshape(-1, 3).tolist()
     saturation = sum(colorsys.rgb_to_hsv(*pixel)[1] for pixel in pixels) / len(pixels)
     luma = sum(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in pixels) / len(pixels)
-    assert describe_colour(video) == pytest.approx({"saturation": saturation, "brightness": luma}, abs=1e-12)
+    assert describe_color(video) == pytest.approx({"saturation": saturation, "brightness": luma}, abs=1e-12)
 
 
 def test_level_errors_are_relative_and_in_order():
@@ -120,7 +120,7 @@ def test_the_largest_jump_of_the_error_is_told():
 @pytest.mark.parametrize(("name", "before", "after"), [("brightness", 0.4, 0.3), ("saturation", 0.5, 0.56)])
 def test_colours_that_moved_are_told(name: str, before: float, after: float):
     assert find_problems(NOISE, None, COLOUR, COLOUR | {name: after}) == [
-        f"the colours moved: {name} is {after:.2f} in the reconstruction, {before:.2f} in the source"
+        f"the colors moved: {name} is {after:.2f} in the reconstruction, {before:.2f} in the source"
     ]
     assert find_problems(NOISE, None, COLOUR, COLOUR | {name: before + 0.04}) == []
 
@@ -134,10 +134,10 @@ def test_a_diagnosis_collects_everything_and_is_json():
     assert json.loads(json.dumps(diagnosis, allow_nan=False)) == diagnosis
     assert diagnosis["noise"] == describe_noise(levels[0])
     assert diagnosis["level_errors"] == pytest.approx([0.0, 0.5, 0.6], abs=1e-6)
-    assert diagnosis["colour"] == {"source": describe_colour(source), "reconstruction": describe_colour(source * 0.5)}
+    assert diagnosis["color"] == {"source": describe_color(source), "reconstruction": describe_color(source * 0.5)}
     assert len(diagnosis["problems"]) == 2
     assert "from level 0 to level 1 of 2" in diagnosis["problems"][0]
-    assert diagnosis["problems"][1].startswith("the colours moved: brightness is 0.30 in the reconstruction, 0.61 in")
+    assert diagnosis["problems"][1].startswith("the colors moved: brightness is 0.30 in the reconstruction, 0.61 in")
 
 
 def test_a_diagnosis_without_a_reconstruction_tells_of_the_noise_alone():

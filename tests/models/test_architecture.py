@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from ddim_lightning.models.loading import Components
-from ddim_lightning.models.published import make_random_5b, make_random_components
+from benchmarks.published import make_random_5b, make_random_components
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER
-from ddim_lightning.models.tiny import TEXT_ENCODER, TRANSFORMER, VAE
+from ddim_lightning.tiny.model import TEXT_ENCODER, TRANSFORMER, VAE
 from ddim_lightning.types import VideoLimits
 
 Shapes = dict[str, tuple[int, ...]]

@@ -30,7 +30,7 @@ from ddim_lightning.models.loading import (
     read_limits,
     resolve_model,
 )
-from ddim_lightning.models.tiny import write_random_tiny
+from ddim_lightning.tiny.model import write_random_tiny
 from ddim_lightning.types import VideoLimits
 
 CPU = torch.device("cpu")
@@ -188,7 +188,7 @@ def test_a_model_without_rotary_embeddings_is_refused_unless_asked_for(flat: Pat
 
 
 def test_a_model_is_tiny_or_a_folder_or_a_hub_id(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddim_lightning.models.tiny.BUNDLED", template)
+    monkeypatch.setattr("ddim_lightning.tiny.model.BUNDLED", template)
     monkeypatch.setenv("HOME", str(template.parent))
     monkeypatch.chdir(template.parent)
     assert resolve_model("tiny") == resolve_model(str(template)) == template
@@ -245,7 +245,7 @@ def change_weights(name: str, change: Callable[[dict[str, torch.Tensor], str], o
     return apply
 
 
-def forget(weights: dict[str, torch.Tensor], key: str) -> None:
+def clear_cache(weights: dict[str, torch.Tensor], key: str) -> None:
     del weights[key]
 
 
@@ -349,7 +349,7 @@ WRONG_CONTENTS: dict[str, tuple[Break, type[Exception], str]] = {
         "scheduler: prediction_type must be v_prediction, got epsilon",
     ),
     "a weight is missing": (
-        change_weights(TRANSFORMER, forget, BIAS),
+        change_weights(TRANSFORMER, clear_cache, BIAS),
         ValueError,
         f"transformer do not fit together: {BIAS} is missing",
     ),
@@ -359,7 +359,7 @@ WRONG_CONTENTS: dict[str, tuple[Break, type[Exception], str]] = {
         rf"transformer do not fit together: {BIAS} is \(3,\), the config wants \(48,\)",
     ),
     "a text weight is missing": (
-        change_weights(TEXT, forget, QUERY),
+        change_weights(TEXT, clear_cache, QUERY),
         ValueError,
         f"text_encoder do not fit together: {QUERY} is missing",
     ),

@@ -15,7 +15,7 @@ from ddim_lightning.models.schedulers import (
     check_schedulers,
     make_inverse_scheduler,
     make_schedulers,
-    make_step_table,
+    make_noise_schedule,
 )
 
 SHIFTED = {**COGVIDEOX_5B_SCHEDULER, "snr_shift_scale": 3.0}  # as CogVideoX-2B
@@ -148,13 +148,13 @@ def test_the_published_config_does_not_warn() -> None:
 @pytest.mark.parametrize("count", [1, 7, 10, 25, 28, 30, 50])
 def test_step_tables_hit_their_own_timesteps(count: int, config: dict[str, object]) -> None:
     scheduler, _ = make_schedulers(config)
-    table = make_step_table(scheduler, count)
+    schedule = make_noise_schedule(scheduler, count)
     assert scheduler.num_inference_steps is None  # the caller's scheduler is left alone
     scheduler.set_timesteps(count)
-    assert list(table.timesteps) == scheduler.timesteps.tolist()
+    assert list(schedule.timesteps) == scheduler.timesteps.tolist()
     levels = [*scheduler.alphas_cumprod[scheduler.timesteps].tolist(), 1.0]
-    assert table.angles == pytest.approx([math.acos(math.sqrt(level)) for level in levels], abs=1e-7)
-    assert table.angles[0] == pytest.approx(math.pi / 2, abs=1e-12)
+    assert schedule.angles == pytest.approx([math.acos(math.sqrt(level)) for level in levels], abs=1e-7)
+    assert schedule.angles[0] == pytest.approx(math.pi / 2, abs=1e-12)
 
 
 @pytest.mark.parametrize("count", [10, 25, 50])
@@ -162,7 +162,7 @@ def test_step_tables_step_as_the_scheduler_does(count: int) -> None:
     scheduler, _ = make_schedulers(SHIFTED)
     scheduler.set_timesteps(count)
     sample, velocity = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for step in make_step_table(scheduler, count):
+    for step in make_noise_schedule(scheduler, count):
         turn = step.angle - step.angle_next
         rotated = math.cos(turn) * sample - math.sin(turn) * velocity
         torch.testing.assert_close(
@@ -172,57 +172,57 @@ def test_step_tables_step_as_the_scheduler_does(count: int) -> None:
 
 @pytest.mark.parametrize("count", [61, 103, 999, 1000])
 def test_counts_that_rounding_would_give_a_step_too_many(count: int) -> None:
-    table = make_step_table(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], count)
-    assert len(table) == count
-    assert min(table.timesteps) >= 0
+    schedule = make_noise_schedule(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], count)
+    assert len(schedule) == count
+    assert min(schedule.timesteps) >= 0
 
 
 @pytest.mark.parametrize("count", [0, -3, 1001])
 def test_a_count_out_of_range_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=f"num_inference_steps: must be 1 .. 1000, got {count}"):
-        make_step_table(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], count)
+        make_noise_schedule(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], count)
 
 
 @pytest.mark.parametrize("config", [COGVIDEOX_5B_SCHEDULER, SHIFTED], ids=["shift-1", "shift-3"])
 @pytest.mark.parametrize("count", [1, 7, 10, 25])
 def test_angle_spacing_makes_every_step_the_same_rotation(count: int, config: dict[str, object]) -> None:
     scheduler, _ = make_schedulers(config)
-    table = make_step_table(scheduler, count, spacing="angle")
-    assert len(table) == count and table.angles[0] == math.pi / 2 and table.angles[-1] == 0.0
+    schedule = make_noise_schedule(scheduler, count, spacing="angle")
+    assert len(schedule) == count and schedule.angles[0] == math.pi / 2 and schedule.angles[-1] == 0.0
     angles = [math.acos(math.sqrt(float(alpha))) for alpha in scheduler.alphas_cumprod]
-    for i, timestep in enumerate(table.timesteps):
+    for i, timestep in enumerate(schedule.timesteps):
         wanted = math.pi / 2 * (1 - i / count)
         assert abs(angles[timestep] - wanted) == min(abs(angle - wanted) for angle in angles)
-        assert table.angles[i] == pytest.approx(angles[timestep], abs=1e-9)
+        assert schedule.angles[i] == pytest.approx(angles[timestep], abs=1e-9)
     # A level is off by half a distance of timesteps at most, a step by twice that.
     resolution = max(abs(b - a) for a, b in pairwise(angles))
-    for step in table:
+    for step in schedule:
         assert abs((step.angle - step.angle_next) - math.pi / 2 / count) <= resolution
 
 
 def test_angle_spacing_divides_between_noise_and_a_last_level_that_is_not_clean() -> None:
     scheduler, _ = make_schedulers({**SHIFTED, "set_alpha_to_one": False})
-    table = make_step_table(scheduler, 9, spacing="angle")
+    schedule = make_noise_schedule(scheduler, 9, spacing="angle")
     last = math.acos(math.sqrt(float(scheduler.final_alpha_cumprod)))
-    assert table.angles[-1] == pytest.approx(last, abs=1e-9) and last > 0.01
-    for i, angle in enumerate(table.angles):
+    assert schedule.angles[-1] == pytest.approx(last, abs=1e-9) and last > 0.01
+    for i, angle in enumerate(schedule.angles):
         assert angle == pytest.approx(math.pi / 2 + (last - math.pi / 2) * i / 9, abs=0.005)
 
 
 def test_angle_spacing_is_refused_where_a_timestep_would_come_twice() -> None:
     scheduler, _ = make_schedulers(COGVIDEOX_5B_SCHEDULER)
-    assert len(set(make_step_table(scheduler, 50, spacing="angle").timesteps)) == 50
+    assert len(set(make_noise_schedule(scheduler, 50, spacing="angle").timesteps)) == 50
     rule = r"spacing 'angle' must not come to a timestep twice \(the cleanest one has 0\.0292 radians\), got 200"
     with pytest.raises(ValueError, match=f"^num_inference_steps: {rule}$"):
-        make_step_table(scheduler, 200, spacing="angle")
+        make_noise_schedule(scheduler, 200, spacing="angle")
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "angle"])
 def test_without_zero_snr_exactly_the_first_level_is_left_out(spacing: str) -> None:
     scheduler, _ = make_schedulers(COGVIDEOX_5B_SCHEDULER)
-    whole, short = (make_step_table(scheduler, 10, spacing=spacing, zero_snr=zero) for zero in (True, False))
+    whole, short = (make_noise_schedule(scheduler, 10, spacing=spacing, zero_snr=zero) for zero in (True, False))
     assert short.timesteps == whole.timesteps[1:] and short.angles == whole.angles[1:]
     assert short.angles[0] < math.pi / 2
     rule = "must be at least 2 without the zero-SNR level, got 1"
     with pytest.raises(ValueError, match=f"^num_inference_steps: {rule}$"):
-        make_step_table(scheduler, 1, spacing=spacing, zero_snr=False)
+        make_noise_schedule(scheduler, 1, spacing=spacing, zero_snr=False)

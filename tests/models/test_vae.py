@@ -40,9 +40,11 @@ def test_bytes_and_floats_are_the_same_video(vae: AutoencoderKLCogVideoX) -> Non
 
 @torch.no_grad()
 def test_sampling_the_posterior_takes_a_generator_and_nothing_else(vae: AutoencoderKLCogVideoX) -> None:
-    draws = [encode_video(vae, VIDEO, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    assert not torch.equal(draws[0], encode_video(vae, VIDEO))
+    num_noise_samples = [encode_video(vae, VIDEO, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(num_noise_samples[0], num_noise_samples[1]) and not torch.equal(
+        num_noise_samples[0], num_noise_samples[2]
+    )
+    assert not torch.equal(num_noise_samples[0], encode_video(vae, VIDEO))
 
 
 @torch.no_grad()

@@ -13,20 +13,20 @@ from PIL import Image
 from ddim_lightning.report.sheet import Row, make_sheet, write_sheet
 
 
-def _frames(colours: list[tuple[int, int, int]], height: int = 16, width: int = 24) -> torch.Tensor:
-    return torch.tensor(colours, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, height, width).contiguous()
+def _frames(colors: list[tuple[int, int, int]], height: int = 16, width: int = 24) -> torch.Tensor:
+    return torch.tensor(colors, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, height, width).contiguous()
 
 
 REDS = [(200 - 5 * i, 10, 20) for i in range(13)]
 GREENS = [(10, 200 - 5 * i, 20) for i in range(13)]
 
 
-def _find_boxes(sheet: Image.Image, colours: list[tuple[int, int, int]]) -> dict[int, tuple[int, int, int, int]]:
-    """Where frame ``i`` is: left, top, right and bottom of the pixels of its colour, all of which must be filled."""
+def _find_boxes(sheet: Image.Image, colors: list[tuple[int, int, int]]) -> dict[int, tuple[int, int, int, int]]:
+    """Where frame ``i`` is: left, top, right and bottom of the pixels of its color, all of which must be filled."""
     pixels = np.asarray(sheet)
     boxes = {}
-    for index, colour in enumerate(colours):
-        rows, columns = np.nonzero((pixels == colour).all(-1))
+    for index, color in enumerate(colors):
+        rows, columns = np.nonzero((pixels == color).all(-1))
         if len(rows):
             boxes[index] = (columns.min(), rows.min(), columns.max(), rows.max())
             filled = (columns.max() - columns.min() + 1) * (rows.max() - rows.min() + 1)
@@ -61,7 +61,7 @@ def test_large_frames_shrink_and_keep_their_aspect():
 @pytest.mark.parametrize("text", ["word " * 200, "x" * 500, "a short one"])
 def test_no_text_runs_into_the_frames_or_the_next_row(text: str):
     label = "a label of some length, longer than its column"
-    rows = [Row(label, _frames(colours[:5]), text, text) for colours in (REDS, GREENS)]
+    rows = [Row(label, _frames(colors[:5]), text, text) for colors in (REDS, GREENS)]
     sheet = make_sheet(rows, title=text, subtitle=text, fps=Fraction(30000, 1001))
     pixels = np.asarray(sheet)
     left = min(box[0] for box in _find_boxes(sheet, REDS[:5]).values())

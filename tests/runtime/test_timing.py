@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ddim_lightning.runtime.timing import StepClock, summarise_ms
+from ddim_lightning.runtime.timing import StepClock, summarize_ms
 
 
 def test_summaries_leave_out_the_warm_up():
-    summary = summarise_ms([900.0, 10.0, 20.0, 30.0, 40.0, 50.0])
+    summary = summarize_ms([900.0, 10.0, 20.0, 30.0, 40.0, 50.0])
     assert summary["step_ms_median"] == 30.0
     assert (summary["step_ms_p10"], summary["step_ms_p90"]) == (14.0, 46.0)
     assert summary["step_ms"][0] == 900.0
-    assert summarise_ms([5.0])["step_ms_median"] == 5.0
+    assert summarize_ms([5.0])["step_ms_median"] == 5.0
 
 
 def test_the_clock_counts_the_gaps_between_marks():

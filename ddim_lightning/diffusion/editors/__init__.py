@@ -1,8 +1,9 @@
-"""Ways for a new prompt to meet the trajectory of an inversion, one method per file."""
+"""Methods by which a new prompt meets the trajectory of an inversion, one published method a file."""
 
 from ddim_lightning.diffusion.editors.base import Editor, EditState
-from ddim_lightning.diffusion.editors.inversion_free import InversionFree
+from ddim_lightning.diffusion.editors.denoise import Denoise
+from ddim_lightning.diffusion.editors.direct_inversion import DirectInversion
+from ddim_lightning.diffusion.editors.flow_edit import FlowEdit
 from ddim_lightning.diffusion.editors.kv_injection import KVInjection
-from ddim_lightning.diffusion.editors.residual_replay import ResidualReplay
 
-__all__ = ["EditState", "Editor", "InversionFree", "KVInjection", "ResidualReplay"]
+__all__ = ["Denoise", "DirectInversion", "EditState", "Editor", "FlowEdit", "KVInjection"]

@@ -1,4 +1,4 @@
-"""Where an edit starts: on the trajectory, in fresh noise, or in a mix of both."""
+"""An edit starts on the trajectory, in fresh noise, or in a mix of both."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.steps import add_noise, draw_noise
-from ddim_lightning.diffusion.trajectory import Inversion
 from ddim_lightning.types import Latents
 
 
@@ -25,7 +25,9 @@ def make_random(inversion: Inversion, i: int, generator: torch.Generator | None,
     clean = inversion.levels[-1]
     noise = draw_noise(clean, generator)
     # At zero SNR cos(pi/2) is not quite 0 in floating point; the script's start is the noise itself.
-    return noise if inversion.table.angles[i] >= math.pi / 2 else add_noise(clean, noise, inversion.table.angles[i])
+    return (
+        noise if inversion.schedule.angles[i] >= math.pi / 2 else add_noise(clean, noise, inversion.schedule.angles[i])
+    )
 
 
 def make_k_rnr(inversion: Inversion, i: int, generator: torch.Generator | None, order: int) -> Latents:
@@ -35,7 +37,7 @@ def make_k_rnr(inversion: Inversion, i: int, generator: torch.Generator | None, 
 
     Source: Yesiltepe and Yanardag 2025, "Dynamic view synthesis as an inverse problem", arXiv:2506.08004, equation 7.
     """
-    angle = inversion.table.angles[i]
+    angle = inversion.schedule.angles[i]
     signal, noise = math.cos(angle), math.sin(angle)
     weight = signal * sum(noise**k for k in range(order))
     return weight * inversion.levels[-1] + noise**order * inversion.state[0]

@@ -1,4 +1,4 @@
-"""Ways from a clean video to its noise, one published method per file."""
+"""Methods from a clean video to its noise, one published method a file."""
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
 from ddim_lightning.diffusion.inverters.bdia import BDIA

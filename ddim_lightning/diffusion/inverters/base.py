@@ -1,4 +1,4 @@
-"""What every inverter does: climb from level i + 1 to level i, and come down again."""
+"""The base of all inverters: a step towards noise, and the denoising step that it inverts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.diffusion.steps import forward_step
+from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.diffusion.steps import denoise_step
 from ddim_lightning.types import Latents, Step, VelocityFn
 
 State = tuple[Tensor, ...]
@@ -18,14 +18,14 @@ State = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Inverter(ABC):
-    """A way up (clean to noise) together with the way down that it is meant to undo.
+    """An `Inverter` is one inversion step, towards noise, and the denoising step that it inverts.
 
     Subclass it as a frozen dataclass; its fields are its options, and a config builds it by class name.
 
     Args:
-        keep_residual: Keep what the last step down misses, ``z - forward(level N - 1)``, one latent, so that
+        keep_residual: Keep what the last denoising step misses, ``z - denoise_step(level N - 1)``, one latent, so that
             `reconstruct` can add it back. The step next to clean is by far the largest of the trailing schedule and
-            leaves most of the error. Costs one call.
+            leaves most of the error. Costs 1 NFE.
     """
 
     keep_residual: bool = True
@@ -40,38 +40,38 @@ class Inverter(ABC):
         return (latents,)
 
     @abstractmethod
-    def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:
-        """Climb from level ``i + 1`` to level ``i``.
+    def invert_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:
+        """Invert one denoising step: return the state at level ``i`` from that at level ``i + 1``.
 
         Args:
             velocity_fn: The model under the inversion's prompt, without guidance.
             state: The state at level ``i + 1``.
-            table: The step table.
+            schedule: The noise schedule.
             i: Position of the step, N - 1 first and 0 last.
 
         Returns:
             The state at level ``i``.
         """
 
-    def down(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:
-        """Come down from level ``i`` to level ``i + 1``: `land` with the model's velocity at level ``i``."""
+    def denoise_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:
+        """Denoise from level ``i`` to ``i + 1``: `step_with_velocity` with the model's velocity at level ``i``."""
         latents, *rest = state
-        return (self.land(latents, velocity_fn(latents, table[i]), state, table[i]), *rest)
+        return (self.step_with_velocity(latents, velocity_fn(latents, schedule[i]), state, schedule[i]), *rest)
 
-    def land(self, latents: Latents, velocity: Latents, state: State, step: Step) -> Latents:
-        """Step latents from level ``i`` to ``i + 1`` with a velocity; editors step their branches with it.
+    def step_with_velocity(self, latents: Latents, velocity: Latents, state: State, step: Step) -> Latents:
+        """Denoise latents from level ``i`` to ``i + 1`` with a given velocity; editors step their branches with it.
 
         Args:
             latents: At level ``i``; an edit's, or the inverter's own.
             velocity: There, guidance applied.
             state: The inverter's state: a method that keeps more than latents finds it here.
-            step: The row of the step table.
+            step: The step.
         """
-        return forward_step(latents, velocity, step)
+        return denoise_step(latents, velocity, step)
 
     @abstractmethod
-    def count_calls(self, num_steps: int) -> int:
-        """Return how many times an inversion of ``num_steps`` steps calls the model, the residual's call included.
+    def count_nfe(self, num_steps: int) -> int:
+        """Return the NFE of an inversion of ``num_steps`` steps, that of the residual included.
 
-        For a method that may stop early it is the most that it calls.
+        For a method that may stop early it is the most that it takes.
         """

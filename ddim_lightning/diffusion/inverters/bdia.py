@@ -1,4 +1,4 @@
-"""BDIA: a two-step recursion that runs backwards exactly."""
+"""BDIA: a two-step recursion that can be run backwards exactly."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
-from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.diffusion.steps import solve_forward_step
+from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.diffusion.steps import solve_denoise_step
 from ddim_lightning.types import Latents, VelocityFn
 
 
 @dataclass(frozen=True)
 class BDIA(Inverter):
-    """Bi-directional integration with gamma = 1: a leapfrog of rotations, exact up to rounding.
+    """`BDIA` inverts by a leapfrog of rotations (gamma = 1) and is exact up to rounding.
 
     Each level follows from the two before it, ``z_{i+1} = z_{i-1} + (cos h_i - cos h_{i-1}) z_i - (sin h_i +
     sin h_{i-1}) v(z_i, t_i)``, and the same line solved for ``z_{i-1}`` is the inversion. The state at level ``i`` is
@@ -26,7 +26,7 @@ class BDIA(Inverter):
 
     Args:
         keep_residual: Always off: there is nothing to keep.
-        clean_iterations: Calls that find the level next to clean, >= 1.
+        first_step_iterations: NFE that find the level next to clean, >= 1.
 
     Raises:
         ValueError: An iteration too few, or a residual asked for.
@@ -36,39 +36,39 @@ class BDIA(Inverter):
     """
 
     keep_residual: bool = False
-    clean_iterations: int = 6
+    first_step_iterations: int = 6
 
     def __post_init__(self) -> None:
         if self.keep_residual:
             raise ValueError("keep_residual: must be off for BDIA, which is exact without, got True")
-        if self.clean_iterations < 1:
-            raise ValueError(f"clean_iterations: must be at least 1, got {self.clean_iterations}")
+        if self.first_step_iterations < 1:
+            raise ValueError(f"first_step_iterations: must be at least 1, got {self.first_step_iterations}")
 
     def init(self, latents: Latents, generator: torch.Generator | None) -> State:  # noqa: D102
         return (latents, latents)
 
-    def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
+    def invert_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:  # noqa: D102
         latents, cleaner = state
-        if i < len(table) - 1:
-            cos, sin = _weights(table, i + 1)
-            return (cleaner - cos * latents + sin * velocity_fn(latents, table[i + 1]), latents)
+        if i < len(schedule) - 1:
+            cos, sin = _weights(schedule, i + 1)
+            return (cleaner - cos * latents + sin * velocity_fn(latents, schedule[i + 1]), latents)
         point = latents
-        for _ in range(self.clean_iterations):
-            point = solve_forward_step(latents, velocity_fn(point, table[i]), table[i])
+        for _ in range(self.first_step_iterations):
+            point = solve_denoise_step(latents, velocity_fn(point, schedule[i]), schedule[i])
         return (point, latents)
 
-    def down(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
+    def denoise_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:  # noqa: D102
         noisier, latents = state
-        if i == len(table) - 1:
+        if i == len(schedule) - 1:
             return (latents, latents)
-        cos, sin = _weights(table, i + 1)
-        return (latents, noisier + cos * latents - sin * velocity_fn(latents, table[i + 1]))
+        cos, sin = _weights(schedule, i + 1)
+        return (latents, noisier + cos * latents - sin * velocity_fn(latents, schedule[i + 1]))
 
-    def count_calls(self, num_steps: int) -> int:  # noqa: D102
-        return num_steps - 1 + self.clean_iterations
+    def count_nfe(self, num_steps: int) -> int:  # noqa: D102
+        return num_steps - 1 + self.first_step_iterations
 
 
-def _weights(table: StepTable, i: int) -> tuple[float, float]:
+def _weights(schedule: NoiseSchedule, i: int) -> tuple[float, float]:
     """Return the weights of the latents and of the velocity of level ``i`` in the step from ``i - 1`` to ``i + 1``."""
-    before, after = (step.angle - step.angle_next for step in (table[i - 1], table[i]))
+    before, after = (step.angle - step.angle_next for step in (schedule[i - 1], schedule[i]))
     return math.cos(after) - math.cos(before), math.sin(after) + math.sin(before)

@@ -1,4 +1,4 @@
-"""Edit-friendly DDPM inversion: noise each level by itself, and keep what every step then misses."""
+"""Edit-friendly DDPM inversion: each level is noised by itself, and what every step then misses is kept."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
-from ddim_lightning.diffusion.schedule import StepTable
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.steps import add_noise, draw_noise, get_denoised, get_noise
 from ddim_lightning.types import Latents, Step, VelocityFn
 
 
 @dataclass(frozen=True)
 class EditFriendly(Inverter):
-    """Levels that are the clean latents under independent noises, and one residual map a step.
+    """`EditFriendly` noises the clean latents independently at every level and keeps one residual map a step.
 
     A DDPM step (eta 1) from one level does not reach the next, whose noise is another; the difference is kept for each
-    step, the last one included, and added back on the way down: exact under any model. The maps hold the layout of the
+    step, the last one included, and added back when denoising: exact under any model. The maps hold the layout of the
     video, and a new prompt leaves them in place. The state is ``(latents, maps)``, maps (N, b, f, c, h, w): as much
     memory again as the trajectory.
 
@@ -40,21 +40,21 @@ class EditFriendly(Inverter):
             raise ValueError("keep_residual: must be off for EditFriendly, whose maps hold it, got True")
 
     def init(self, latents: Latents, generator: torch.Generator | None) -> State:  # noqa: D102
-        # On the way up: latents, clean latents, the seed of the noises, and the maps so far.
+        # While inverting: latents, clean latents, the seed of the noises, and the maps so far.
         return (latents, latents, torch.randint(2**62, (), generator=generator))
 
-    def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
+    def invert_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:  # noqa: D102
         cleaner, clean, seed, *maps = state
-        step = table[i]
+        step = schedule[i]
         noise = draw_noise(clean, torch.Generator().manual_seed(int(seed) + i))
         latents = add_noise(clean, noise, step.angle)
         maps = [cleaner - ddpm_mean(latents, velocity_fn(latents, step), step), *maps]
         return (latents, clean, seed, *maps) if i > 0 else (latents, torch.stack(maps))
 
-    def land(self, latents: Latents, velocity: Latents, state: State, step: Step) -> Latents:  # noqa: D102
+    def step_with_velocity(self, latents: Latents, velocity: Latents, state: State, step: Step) -> Latents:  # noqa: D102
         return ddpm_mean(latents, velocity, step) + state[1][step.i]
 
-    def count_calls(self, num_steps: int) -> int:  # noqa: D102
+    def count_nfe(self, num_steps: int) -> int:  # noqa: D102
         return num_steps
 
 
@@ -64,7 +64,7 @@ def ddpm_mean(latents: Latents, velocity: Latents, step: Step) -> Tensor:
     Args:
         latents: (b, f, c, h, w) at level ``i``.
         velocity: There.
-        step: The row of the step table.
+        step: The row of the step schedule.
 
     Source: Song et al. 2021, "Denoising diffusion implicit models", equations 12 and 16.
     """

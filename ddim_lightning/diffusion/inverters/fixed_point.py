@@ -1,4 +1,4 @@
-"""Fixed-point inversion: solve each forward step for its argument by iteration."""
+"""Fixed-point inversion: each denoising step is solved for its latents by iteration."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
 from ddim_lightning.diffusion.inverters.predictor import predict_point
-from ddim_lightning.diffusion.schedule import StepTable
-from ddim_lightning.diffusion.steps import solve_forward_step
+from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.diffusion.steps import solve_denoise_step
 from ddim_lightning.types import Latents, VelocityFn
 
 
 @dataclass(frozen=True)
 class FixedPoint(Inverter):
-    """Iterate ``x_i = (x + sin(h) v(x_i)) / cos(h)``, the forward step read backwards, at every level.
+    """`FixedPoint` iterates ``x_i = (x + sin(h) v(x_i)) / cos(h)``, the denoising step solved, at every level.
 
     The iteration starts at the prediction from the last two velocities, as `UniInv` does, and is sped up by Anderson's
-    method from its second call on. From clean, which has no velocity before it, it starts at the latents themselves and
+    method from its second evaluation on. From clean, which has no velocity before it, it starts at the latents themselves and
     is plain. That step converges slowest, like one over the number of iterations; what it misses is the residual.
 
     Args:
         keep_residual: See `Inverter`.
-        iterations: Most calls a step, >= 1; most steps need two or three.
-        clean_iterations: Most calls on the step from clean, >= 1.
+        iterations: Most NFE of a step, >= 1; most steps need two or three.
+        first_step_iterations: Most NFE of the step from clean, >= 1.
         tolerance: Stop a step once the point moved by no more than this share of its norm; 0 never stops early.
-            Asking makes the host wait for the device once a call.
+            Asking makes the host wait for the device once an evaluation.
         accelerate: Mix the last two iterates by Anderson's method.
 
     Raises:
@@ -38,32 +38,32 @@ class FixedPoint(Inverter):
     """
 
     iterations: int = 8
-    clean_iterations: int = 4
+    first_step_iterations: int = 4
     tolerance: float = 2e-5
     accelerate: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in (("iterations", self.iterations), ("clean_iterations", self.clean_iterations)):
+        for name, value in (("iterations", self.iterations), ("first_step_iterations", self.first_step_iterations)):
             if value < 1:
                 raise ValueError(f"{name}: must be at least 1, got {value}")
         if self.tolerance < 0:
             raise ValueError(f"tolerance: must not be negative, got {self.tolerance}")
 
-    def up(self, velocity_fn: VelocityFn, state: State, table: StepTable, i: int) -> State:  # noqa: D102
+    def invert_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:  # noqa: D102
         latents, *velocities = state
-        point, before = predict_point(latents, velocities, table, i), None
-        for _ in range(self.iterations if velocities else self.clean_iterations):
-            velocity = velocity_fn(point, table[i])
-            solved = solve_forward_step(latents, velocity, table[i])
+        point, before = predict_point(latents, velocities, schedule, i), None
+        for _ in range(self.iterations if velocities else self.first_step_iterations):
+            velocity = velocity_fn(point, schedule[i])
+            solved = solve_denoise_step(latents, velocity, schedule[i])
             moved = solved - point
             point = solved if before is None or not (self.accelerate and velocities) else _mix(solved, moved, *before)
             before = solved, moved
             if self.tolerance and float(moved.norm()) <= self.tolerance * float(solved.norm()):
                 break
-        return (point, velocity, *velocities[:1]) if i > 0 else (point,)  # the way down needs no velocity
+        return (point, velocity, *velocities[:1]) if i > 0 else (point,)  # denoising starts without a velocity
 
-    def count_calls(self, num_steps: int) -> int:  # noqa: D102
-        return (num_steps - 1) * self.iterations + self.clean_iterations + self.keep_residual
+    def count_nfe(self, num_steps: int) -> int:  # noqa: D102
+        return (num_steps - 1) * self.iterations + self.first_step_iterations + self.keep_residual
 
 
 def _mix(solved: Latents, moved: Latents, solved_before: Latents, moved_before: Latents) -> Latents:

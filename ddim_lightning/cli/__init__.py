@@ -1,0 +1,12 @@
+"""The command line."""
+
+VERBS = {
+    "edit": "invert one video, reconstruct it, and rebuild it under each prompt",
+    "predict": "invert, reconstruct and edit all clips of a data module (YAML files)",
+    "fit": "train (YAML files)",
+    "validate": "validate (YAML files)",
+    "demo": "edit clips with known answers by the bundled model",
+    "export": "write the network as files that PyTorch alone can run",
+    "benchmark": "run a benchmark; without a name they are listed",
+    "env": "print what is installed here, for bug reports; --json for programs",
+}

@@ -1,0 +1,53 @@
+"""What can be found wrong with the files and folders of a command before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from ddim_lightning.cli.options import Frames, Method, Run, Video
+from ddim_lightning.data.manifest import ClipRequest, check_file, find_clips
+from ddim_lightning.engine.config import Outputs, Runtime
+
+
+def check_edit(
+    *, video: Video, run: Run, frames: Frames, method: Method, runtime: Runtime, outputs: Outputs, **_: object
+) -> None:
+    """Check what the options of `edit` name.
+
+    Raises:
+        argparse.ArgumentError: Options that do not go with each other.
+        OSError: A file or a folder that is not there, is the other of both, or cannot be read or written to.
+        ValueError: A video of no bytes.
+    """
+    if method.inversion_prompt is None and not frames.source_prompt:
+        raise argparse.ArgumentError(None, "inversion_prompt: null takes the source_prompt, which is not given")
+    kept = outputs.trajectory_dir
+    if kept is not None and not outputs.save_trajectory and os.path.realpath(kept) == os.path.realpath(run.output):
+        rule = "must not be the folder of output without save_trajectory"
+        raise argparse.ArgumentError(None, f"trajectory_dir: {rule}, got {kept!r}")
+    (request,) = find_clips([video.video], ClipRequest())
+    with request.video.open("rb") as file:
+        if not file.read(1):
+            raise ValueError(f"{request.video} is empty (0 bytes)")
+    if frames.mask is not None:
+        check_file(frames.mask, "mask")
+    if kept is not None and not Path(kept, request.id, "trajectory.safetensors").is_file():
+        former = Path(kept, request.id)
+        raise FileNotFoundError(f"trajectory_dir: {former} must hold the trajectory of a run with --save-trajectory")
+    if runtime.exported is not None and not Path(runtime.exported).is_dir():
+        raise NotADirectoryError(f"exported: must be a folder that export wrote, got {runtime.exported!r}")
+
+
+def check_places(run: Run, method: Method | None = None) -> None:
+    """Raise an OSError for an output folder that cannot be written to, or a model that could only be a folder."""
+    if method is not None:
+        path = Path(method.model).expanduser()
+        if not path.is_dir() and (path.exists() or method.model.startswith(("/", ".", "~"))):
+            raise NotADirectoryError(f"model: must be a pipeline folder or a hub id, got {method.model!r}")
+    folder = Path(run.output).absolute()
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise NotADirectoryError(f"output: must be a folder that can be written to, got {run.output!r}")

@@ -1,0 +1,94 @@
+"""The verbs `edit`, `demo` and `export`: a module, its data, and one run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
+from ddim_lightning.cli.running import predict_clips, tell_results
+from ddim_lightning.data.frames import check_num_frames, choose_frames, make_size
+from ddim_lightning.data.mask import read_mask
+from ddim_lightning.data.video import read_info
+from ddim_lightning.datamodule import VideoDataModule
+from ddim_lightning.engine.config import Outputs, Runtime, Schedule
+from ddim_lightning.engine.export import MANIFEST, export_network, layout_name
+from ddim_lightning.module import DDIMInversionModule
+from ddim_lightning.network.forward import RowLayout
+from ddim_lightning.report.tables import make_means, print_edits
+from ddim_lightning.tiny.demo import make_demo
+from ddim_lightning.types import VideoLimits
+
+
+def edit(
+    *, run: Run, video: Video, frames: Frames, method: Method, schedule: Schedule, runtime: Runtime, outputs: Outputs
+) -> int:
+    """Invert, reconstruct and edit one video, and return the exit status.
+
+    Raises:
+        ValueError: The file is no video or too short, the mask or the trajectory does not fit it, or an argument is out
+            of its range.
+        OSError: The video, the mask or the trajectory cannot be read, or the output folder not be written to.
+    """
+    outputs = replace(outputs, on_error="raise")
+    module = DDIMInversionModule(**vars(method), schedule=schedule, runtime=runtime, outputs=outputs)
+    data = VideoDataModule([video.video], video.prompt, **vars(frames))
+    _check_frames(video, frames, module.video_limits)
+    return tell_results(run, predict_clips(run, module, data))
+
+
+def demo(*, run: Run) -> int:
+    """Edit clips of moving shapes, whose edits have a known answer, and return the exit status."""
+    module, data, truth = make_demo()
+    records = predict_clips(run, module, data, [truth])
+    if not (run.quiet or run.json):
+        print_edits(truth.rows)
+    return tell_results(run, records, {"edits": truth.rows, "means": make_means(truth.rows)})
+
+
+def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, schedule: Schedule, runtime: Runtime) -> int:
+    """Write the network of a model as files that PyTorch alone can run, and return the exit status.
+
+    Raises:
+        ValueError: A size that the model cannot take, or an argument out of its range.
+        OSError: The output folder cannot be written to.
+    """
+    module = DDIMInversionModule(**vars(method), schedule=schedule, runtime=runtime)
+    limits = module.video_limits
+    count = limits.num_frames if frames.num_frames is None else frames.num_frames
+    check_num_frames(count, limits)
+    pixels = make_size(limits, frames.height, frames.width)
+    wants_gpu = run.accelerator in ("gpu", "cuda") or (run.accelerator == "auto" and torch.cuda.is_available())
+    module.load("cuda" if wants_gpu else "cpu")
+    config = module.components.transformer.config
+    height, width = (side // (limits.multiple // config.patch_size) for side in pixels)
+    size = (1 + count // limits.temporal, config.in_channels, height, width)
+
+    def tell(layout: RowLayout, k: int, total: int) -> None:
+        if not (run.quiet or run.json):
+            print(f"{graphs.format}: {layout_name(layout)}, {k + 1} of {total}", file=sys.stderr, flush=True)
+
+    options = {"size": size, "guidance_scale": module.guidance_scale, "on_layout": tell}
+    manifest = export_network(module.engine, Path(run.output), graphs.format, **options)
+    if run.json:
+        print(json.dumps(asdict(manifest)))
+    elif not run.quiet:
+        print(f"{Path(run.output, MANIFEST)}: {len(manifest.layouts)} graphs, latents of {size} a row")
+    return 0
+
+
+def _check_frames(video: Video, frames: Frames, limits: VideoLimits) -> None:
+    """Find out what is wrong with a video and its mask before gigabytes of weights are loaded."""
+    info = read_info(video.video)
+    start, count, stride = frames.start, frames.num_frames, frames.stride
+    try:
+        choice = choose_frames(info.num_frames, limits, start=start, num_frames=count, stride=stride)
+    except ValueError as error:
+        raise ValueError(f"{video.video}: {error}") from None
+    height, width = make_size(limits, frames.height, frames.width)
+    if frames.mask is not None:
+        read_mask(frames.mask, info, choice, height=height, width=width, fit=frames.fit)

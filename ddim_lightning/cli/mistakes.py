@@ -1,0 +1,61 @@
+"""Mistakes in one line: what was wrong, and which known name was probably meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable
+
+DEBUG = "DDIM_LIGHTNING_DEBUG"
+"""The environment variable that shows the traceback of an error."""
+
+_NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
+_UNKNOWN = re.compile(
+    r"unrecognized arguments: (-\S+)|option '([^']+)' is not|not accept option '([^']+)'", re.IGNORECASE
+)
+_KEY = re.compile(r'Parser key "([\w.]+)":')
+_WANTED = re.compile(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[(.+?)\])")
+_GOT = re.compile(r"(?:Got value|Given value): (.*)")
+
+
+def get_nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean ...?)`` with the nearest known name, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {nearest[0]}?)" if nearest else ""
+
+
+def suggest(message: str, flags: Iterable[str]) -> str:
+    """Add the nearest of the flags to a message of jsonargparse about an unknown flag or key."""
+    found = _UNKNOWN.search(message)
+    if found is None or "did you mean" in message:  # a parser raises what the parser inside it raised
+        return message
+    name = next(group for group in found.groups() if group).partition("=")[0]
+    if not name.startswith("-"):
+        flags = (flag.lstrip("-").replace("-", "_") for flag in flags)
+    return message + get_nearest(name, flags)
+
+
+def explain(error: Exception) -> str:
+    """Say in one line what went wrong."""
+    # What jsonargparse raises is a tree with the reason somewhere among its leaves.
+    lines = [line.strip() for line in str(error).splitlines()]
+    if isinstance(error, argparse.ArgumentError) and (said := _say_type(str(error))):
+        return said
+    lines = [line.removeprefix("- ") for line in lines if line and not line.startswith(_NOISE)]
+    if any(line.startswith(("Traceback", "Original Traceback")) for line in lines):
+        return lines[-1]  # raised in another process, which sends its whole traceback as the message
+    message = _KEY.sub(r"\1:", " ".join(lines))
+    expected = isinstance(error, argparse.ArgumentError | ValueError | OSError | ImportError | NotImplementedError)
+    if message and (expected or type(error).__name__ == "MisconfigurationException"):
+        return message
+    return f"{type(error).__name__}: {message} ({DEBUG}=1 shows where)"
+
+
+def _say_type(message: str) -> str | None:
+    """Say what jsonargparse found wrong with a value as we say it; nothing where it is about something else."""
+    keys, wanted, got = _KEY.findall(message), _WANTED.findall(message), _GOT.search(message)
+    if not (keys and wanted and got) or _UNKNOWN.search(message):
+        return None
+    names = dict.fromkeys(kind or choices for kind, choices in wanted)
+    return f"{keys[-1]}: must be {' or '.join(names).replace('NoneType', 'null')}, got {got[1]!r}"

@@ -1,0 +1,111 @@
+"""What `edit`, `export` and `demo` are told beside the model's own groups of options; a field becomes a flag.
+
+Nothing heavy is imported here. What a field means is told where its value goes, and read from there. No class may have
+a name that the package exports: jsonargparse looks it up there, which would import torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Part = dict[str, Any] | str | None
+"""A class name, a class path, ``{"class_path": ..., "init_args": {...}}``, or what is recommended for the model."""
+
+
+def read_docstring(file: str, name: str) -> str:
+    """Read the docstring of a class from a file of the package, since importing it would import torch."""
+    source = Path(__file__).parents[1].joinpath(file).read_text("utf-8")
+    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    return next(ast.get_docstring(node) or "" for node in classes if node.name == name)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The `Run` says where a command works, where its results go, and what it prints.
+
+    Args:
+        output: Folder of the results; made when it is not there.
+        accelerator: Device that works; ``auto`` is a GPU where there is one.
+        json: Print JSON on stdout, and nothing else there.
+        quiet: Print errors and warnings only.
+    """
+
+    output: str
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    json: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Video:
+    """The `Video` is the file that is edited, and what its edits show.
+
+    Args:
+        video: The video file.
+        prompt: What an edit shows; repeat it for more edits.
+    """
+
+    video: str
+    prompt: list[str]
+
+    def __post_init__(self) -> None:
+        if not all(prompt.strip() for prompt in self.prompt):
+            raise ValueError(f"prompt: must not be blank, got {self.prompt}")
+
+
+@dataclass(frozen=True)
+class Frames:  # noqa: D101
+    __doc__ = read_docstring("datamodule.py", "VideoDataModule")
+
+    source_prompt: str | None = None
+    negative_prompt: str = ""
+    num_frames: int | None = None
+    start: int = 0
+    stride: int | float | Literal["spread"] = 1
+    height: int | None = None
+    width: int | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    mask: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in {"num_frames": 1, "start": 0, "stride": 1, "height": 1, "width": 1}.items():
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not least <= value < math.inf:
+                raise ValueError(f"{name}: must be at least {least}, got {value}")
+
+
+@dataclass(frozen=True)
+class Method:  # noqa: D101
+    __doc__ = read_docstring("module.py", "DDIMInversionModule")
+
+    model: str = "tiny"
+    guidance_scale: float | None = None
+    inversion_prompt: str | None = ""
+    inverter: Part = None
+    editor: Part = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        scale = self.guidance_scale
+        if scale is not None and not 0 <= scale < math.inf:
+            raise ValueError(f"guidance_scale: must be finite and not negative, got {scale}")
+        for name, part in (("inverter", self.inverter), ("editor", self.editor)):
+            if part.lstrip().startswith("{") if isinstance(part, str) else part and "class_path" not in part:
+                rule = 'a class name, a class path, or JSON {"class_path": ..., "init_args": {...}}'
+                raise ValueError(f"{name}: must be {rule}, got {part!r}")
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The `Graphs` say as what a network is written.
+
+    Args:
+        format: ``aoti``, compiled ahead of time; ``torch-export``, a graph; or ``torchscript``, a trace for programs
+            that take nothing newer.
+    """
+
+    format: Literal["aoti", "torch-export", "torchscript"] = "aoti"

@@ -1,0 +1,240 @@
+"""The only sampling loops of the package: inversion, reconstruction, edits, and sampling from noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ddim_lightning.diffusion.editors.base import Editor
+from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.inverters.base import Inverter
+from ddim_lightning.diffusion.masks import find_mask
+from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.diffusion.steps import denoise_step
+from ddim_lightning.types import Branch, Denoiser, EditRequest, Latents, Step, StepCallback, VelocityFn
+
+
+def make_velocity_fn(denoiser: Denoiser, prompt: str) -> VelocityFn:
+    """Return the one-branch partial of a denoiser under a prompt, without guidance."""
+
+    def velocity_fn(latents: Latents, step: Step) -> Latents:
+        (velocity,) = denoiser([Branch(latents, prompt)], step)
+        assert velocity is not None
+        return velocity
+
+    return velocity_fn
+
+
+def invert(
+    denoiser: Denoiser,
+    latents: Latents,
+    schedule: NoiseSchedule,
+    inverter: Inverter,
+    *,
+    prompt: str = "",
+    generator: torch.Generator | None = None,
+    callback: StepCallback | None = None,
+) -> Inversion:
+    """Find the place of a video in the model's noise space, keeping the latents of every level.
+
+    Args:
+        denoiser: The model.
+        latents: (b, f, c, h, w) clean latents; computed and kept in their own dtype, float32 in all normal use.
+        schedule: The noise schedule.
+        inverter: The method.
+        prompt: The text of the inversion, empty by default; an inversion uses no guidance.
+        generator: Source of the random numbers of a method that draws any.
+        callback: Called after every step.
+
+    Returns:
+        The trajectory and what it takes to come back.
+    """
+    model, nfe = make_velocity_fn(denoiser, prompt), 0
+
+    def velocity_fn(latents: Latents, step: Step) -> Latents:
+        nonlocal nfe
+        nfe += 1
+        return model(latents, step)
+
+    state = inverter.init(latents, generator)
+    levels = [latents]
+    for i in reversed(range(len(schedule))):
+        state = inverter.invert_step(velocity_fn, state, schedule, i)
+        levels.append(state[0])
+        if callback is not None:
+            callback(schedule[i], state[0])
+    residual = None
+    if inverter.keep_residual:
+        (denoised, *_) = inverter.denoise_step(velocity_fn, (levels[1],), schedule, len(schedule) - 1)
+        residual = latents - denoised
+    return Inversion(inverter, schedule, prompt, torch.stack(levels[::-1]), state, residual, nfe)
+
+
+def reconstruct(denoiser: Denoiser, inversion: Inversion, *, callback: StepCallback | None = None) -> Latents:
+    """Come back from the noise under the inversion's own prompt, without guidance.
+
+    Only the state at level 0 and the kept residual are used, never the levels in between.
+
+    Args:
+        denoiser: The model that inverted.
+        inversion: Its result.
+        callback: Called after every step.
+
+    Returns:
+        (b, f, c, h, w) clean latents.
+    """
+    velocity_fn, state = make_velocity_fn(denoiser, inversion.prompt), inversion.state
+    for step in inversion.schedule:
+        state = inversion.inverter.denoise_step(velocity_fn, state, inversion.schedule, step.i)
+        if callback is not None:
+            callback(step, state[0])
+    return state[0] if inversion.residual is None else state[0] + inversion.residual
+
+
+def edit(
+    denoiser: Denoiser,
+    inversion: Inversion,
+    editor: Editor,
+    request: EditRequest,
+    *,
+    generator: torch.Generator | None = None,
+    callback: StepCallback | None = None,
+) -> Latents:
+    """Rebuild the video under a new prompt.
+
+    Args:
+        denoiser: The model that inverted.
+        inversion: The source video's inversion; one serves many requests.
+        editor: How the new prompt meets the trajectory.
+        request: The new prompt and its guidance.
+        generator: Source of the random numbers of an editor that draws any.
+        callback: Called after every step.
+
+    Returns:
+        (b, f, c, h, w) clean latents.
+
+    Raises:
+        ValueError: An option of the editor that does not fit the model, the schedule or the request.
+    """
+    tick = None if callback is None else (lambda step, latents: callback(step, latents[0]))
+    (latents,) = edit_together(denoiser, inversion, editor, [request], generators=[generator], callback=tick)
+    return latents
+
+
+def edit_together(
+    denoiser: Denoiser,
+    inversion: Inversion,
+    editor: Editor,
+    requests: Sequence[EditRequest],
+    *,
+    generators: Sequence[torch.Generator | None],
+    callback: Callable[[Step, list[Latents]], None] | None = None,
+) -> list[Latents]:
+    """Rebuild the video under several prompts, all of them in one network pass a step.
+
+    A branch that several requests have in common, the source's above all, is evaluated once: P guided prompts that
+    share a source cost 2P + 1 NFE a step instead of 3P. Kernels may round differently for another number of prompts.
+
+    Args:
+        denoiser: The model that inverted.
+        inversion: The source video's inversion.
+        editor: How the new prompts meet the trajectory.
+        requests: The new prompts and their guidance.
+        generators: One a request: source of the random numbers of an editor that draws any.
+        callback: Called after every step with the latents of all requests.
+
+    Returns:
+        (b, f, c, h, w) clean latents, one a request.
+
+    Raises:
+        ValueError: An option of the editor that does not fit the model, the schedule or a request.
+    """
+    editor.check(denoiser.num_layers, len(inversion.schedule))
+    if editor.velocity_mask is not None:
+        requests = [
+            request
+            if request.mask is not None
+            else replace(request, mask=find_mask(denoiser, inversion, request, editor.velocity_mask))
+            for request in requests
+        ]
+    pairs = zip(requests, generators, strict=True)
+    states = [editor.start(inversion, request, generator, denoiser.num_layers) for request, generator in pairs]
+    for step in list(inversion.schedule)[editor.get_first_step(len(inversion.schedule)) :]:
+        if editor.evaluates(step, inversion.schedule):
+            planned = [editor.branches(state, step, inversion) for state in states]
+            merged, places = merge_branches([branches for branches, _ in planned])
+            velocities = denoiser(merged, step, planned[0][1])
+            states = [
+                editor.update(state, [velocities[k] for k in place], step, inversion)
+                for state, place in zip(states, places, strict=True)
+            ]
+        else:
+            states = [editor.carry(state, step, inversion) for state in states]
+        if callback is not None:
+            callback(step, [state.latents for state in states])
+    return [state.latents for state in states]
+
+
+def sample(denoiser: Denoiser, noise: Latents, prompt: str, schedule: NoiseSchedule, guidance_scale: float) -> Latents:
+    """Walk from noise to clean latents by DDIM.
+
+    Args:
+        denoiser: The model.
+        noise: (b, f, c, h, w) float32, unit normal.
+        prompt: What the videos show.
+        schedule: The steps.
+        guidance_scale: Classifier-free guidance, >= 0; 1 turns it off.
+
+    Returns:
+        Clean latents in the shape of ``noise``.
+
+    Source: Song et al., "Denoising Diffusion Implicit Models", equation 12, without noise (sigma 0).
+    """
+    latents = noise
+    for step in schedule:
+        (velocity,) = denoiser([Branch(latents, prompt, guidance_scale=guidance_scale)], step)
+        assert velocity is not None
+        latents = denoise_step(latents, velocity, step)
+    return latents
+
+
+def merge_branches(lists: Sequence[Sequence[Branch]]) -> tuple[list[Branch], list[list[int]]]:
+    """Put the branches of several edits into one list, what edits have in common only once.
+
+    Args:
+        lists: The branches of each edit; ``kv_source`` counts within an edit.
+
+    Returns:
+        The merged branches, ``kv_source`` counting among them; and for each edit the places of its branches.
+    """
+    merged: dict[Any, Branch] = {}
+    places = []
+    for branches in lists:
+        keys: list[Any] = [_make_key(k, branches) for k in range(len(branches))]
+        for key, branch in zip(keys, branches, strict=True):
+            known = merged.setdefault(key, branch)
+            # A velocity is needed when any edit needs it; the source of keys and values is found by its key below.
+            merged[key] = replace(known, needs_velocity=known.needs_velocity or branch.needs_velocity)
+        order = list(merged)
+        places.append([order.index(key) for key in keys])
+    order = list(merged)
+    return [
+        branch if branch.kv_source is None else replace(branch, kv_source=order.index(key[-1]))
+        for key, branch in merged.items()
+    ], places
+
+
+def _make_key(k: int, branches: Sequence[Branch]) -> tuple[Any, ...]:
+    """Equal for branches of several edits that are the same work: latents, prompts, scale, and their source.
+
+    Latents are the same when they have the same cache key or, without one, the same memory.
+
+    The place in the edit is part of it: two branches of one edit are evaluated both, even where they are equal.
+    """
+    branch = branches[k]
+    source = None if branch.kv_source is None else _make_key(branch.kv_source, branches)
+    latents = branch.latents.data_ptr() if branch.cache_key is None else branch.cache_key
+    return (k, latents, branch.prompt, branch.negative_prompt, branch.guidance_scale, source)

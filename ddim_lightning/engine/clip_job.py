@@ -1,0 +1,298 @@
+"""The whole job on one clip: every stage is timed, counted and reported, and the result is measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
+from ddim_lightning.engine.config import Outputs
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
+from ddim_lightning.metrics.diagnosis import diagnose
+from ddim_lightning.metrics.functional import psnr, ssim
+from ddim_lightning.models.vae import quantize
+from ddim_lightning.runtime.timing import StageTimer
+from ddim_lightning.types import (
+    Clip,
+    ClipResult,
+    Edit,
+    EditRequest,
+    Frames,
+    Latents,
+    Progress,
+    Stage,
+    Step,
+    StepCallback,
+    VideoLimits,
+)
+
+Tick = Callable[..., None]
+
+
+def make_clip_seed(seed: int, clip_id: str) -> int:
+    """Return the seed of a clip: the same whatever its rank, its place in the run and its neighbors.
+
+    Args:
+        seed: The run's seed.
+        clip_id: The clip's id.
+
+    Returns:
+        0 .. 2**63 - 1.
+    """
+    digest = hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def check_frames(frames: Frames, limits: VideoLimits) -> None:
+    """Raise a ValueError unless frames (f, c, h, w) have a count and a size that the model can take."""
+    num_frames, channels, height, width = frames.shape
+    if channels != 3:
+        raise ValueError(f"frames: must have shape (f, 3, h, w), got {tuple(frames.shape)}")
+    if num_frames % limits.temporal != 1:
+        raise ValueError(f"frames: their count must be {limits.temporal}k + 1, got {num_frames}")
+    if height % limits.multiple or width % limits.multiple:
+        raise ValueError(f"frames: height and width must be multiples of {limits.multiple}, got {height} x {width}")
+
+
+@dataclass
+class ClipJob:
+    """A `ClipJob` takes one clip through encode, invert, reconstruct, edit and decode.
+
+    Args:
+        engine: The loaded model.
+        clip: The clip.
+        seed: Where every random number of this clip comes from.
+        guidance_scale: Guidance scale of the edits.
+        outputs: What is made of the clip beside its edits.
+        batch_prompts: Make all edits in one network pass a step, with what they have in common evaluated once.
+        on_progress: Called when a stage starts and after each of its steps.
+
+    Raises:
+        ValueError: Frames that the model cannot take, or a request without something that the editor needs.
+    """
+
+    engine: InversionEngine
+    clip: Clip
+    seed: int
+    guidance_scale: float
+    outputs: Outputs = field(default_factory=Outputs)
+    batch_prompts: bool = False
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    nfe: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        clip = self.clip
+        check_frames(clip.frames, self.engine.components.limits)
+        self.timer = StageTimer(self.engine.device)
+        self.requests = [
+            EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
+            for prompt in clip.prompts
+        ]
+        self._warnings = [*clip.warnings, *self._find_ignored(), *self._check_requests()]
+        self._stored = self._find_trajectory()
+        self._plan = self._plan_nfe()
+        self.nfe_left = sum(self._plan.values())
+
+    @torch.no_grad()
+    def run(self) -> ClipResult:
+        """Do the job.
+
+        Returns:
+            A result with status ``done``, everything in it on the CPU.
+
+        Raises:
+            ValueError: No source prompt where the inversion wants one, a stored trajectory of something else, a mask of
+                the wrong size, or latents that do not stay finite.
+        """
+        engine = self.engine
+        source = self.clip.frames.to(engine.device)
+        prompt = self.clip.source_prompt if engine.inversion_prompt is None else engine.inversion_prompt
+        if prompt is None:
+            raise ValueError("source_prompt: must be given where inversion_prompt is null, got None")
+        with self._stage("encode", "encode", 1) as tick:
+            latents = engine.encode(source)
+            tick()
+        self._place_mask(latents)
+        with self._stage("invert", "invert", len(engine.schedule), self._plan["invert"]) as tick:
+            if self._stored is None:
+                inversion = engine.invert(latents, prompt=prompt, seed=self.seed, callback=tick)
+            else:
+                inversion = self._load_trajectory(self._stored, prompt)
+        self._check_finite("invert", inversion.levels)
+        returned = None
+        if self.outputs.reconstruct:
+            returned = [inversion.state[0]]
+            with self._stage("reconstruct", "reconstruct", len(engine.schedule), self._plan["reconstruct"]) as tick:
+                returned[-1] = engine.reconstruct(inversion, callback=_keep_levels(returned, tick))
+            self._check_finite("reconstruct", returned[-1])
+        return self._finish(source, latents, inversion, returned, self._edit(inversion))
+
+    def _load_trajectory(self, path: Path, prompt: str) -> Inversion:
+        """Take the trajectory of a former run instead of an inversion."""
+        tensors, metadata = read_trajectory(path)
+        fingerprint = make_fingerprint(self.engine, self.clip.frames, prompt)
+        check_fingerprint(metadata.get("fingerprint", {}), fingerprint, str(path))
+        on_device = {name: tensor.to(self.engine.device) for name, tensor in tensors.items()}
+        return Inversion.from_dict(on_device, self.engine.inverter, prompt)
+
+    def _edit(self, inversion: Inversion) -> list[Latents]:
+        """Make the edits, one after the other or all in one pass."""
+        engine, count, planned = self.engine, len(self.requests), self._plan["edits"]
+        num_steps = len(engine.schedule) - engine.editor.get_first_step(len(engine.schedule))
+        edited: list[Latents] = []
+        if self.batch_prompts and count > 1:
+            with self._stage("edit", f"edits 1-{count}", num_steps, planned) as tick:
+                edited = engine.edit_together(inversion, self.requests, seed=self.seed, callback=tick)
+        else:
+            for k, request in enumerate(self.requests, 1):
+                with self._stage("edit", f"edit {k}/{count}", num_steps, planned // count) as tick:
+                    edited.append(engine.edit(inversion, request, seed=self.seed, callback=tick))
+        for latents in edited:
+            self._check_finite("edit", latents)
+        return edited
+
+    def _place_mask(self, latents: Latents) -> None:
+        """Bring the clip's mask to the size of its latents, and into the requests."""
+        if self.clip.mask is None:
+            return
+        if self.clip.mask.shape != self.clip.frames[:, 0].shape:
+            size, frames = tuple(self.clip.mask.shape), tuple(self.clip.frames[:, 0].shape)
+            raise ValueError(f"mask: must have the frames, height and width of the clip, {frames}, got {size}")
+        spatial = self.clip.frames.shape[-1] // latents.shape[-1]
+        mask = pool_mask(self.clip.mask, self.engine.components.limits.temporal, spatial).to(latents)
+        self.requests = [replace(request, mask=mask) for request in self.requests]
+
+    def _finish(
+        self,
+        source: Frames,
+        latents: Latents,
+        inversion: Inversion,
+        returned: list[Latents] | None,
+        edited: list[Latents],
+    ) -> ClipResult:
+        """Decode what was made, measure it and gather the result."""
+        result = ClipResult(replace(self.clip, frames=self.clip.frames.cpu()), "done", seed=self.seed)
+        videos: list[Tensor] = []
+        to_decode = [latents, *([] if returned is None else returned[-1:]), *edited]
+        with self._stage("decode", "decode", len(to_decode)) as tick:
+            for clean in to_decode:
+                videos.append(self.engine.decode(clean)[0])
+                self._check_finite("decode", videos[-1])
+                tick()
+        with self.timer.stage("measure"):
+            pixels = source.float() / 255.0
+            ceiling, *videos = videos
+            result.vae_round_trip = quantize(ceiling)
+            result.metrics["vae"] = _compare(ceiling, pixels)
+            reconstruction = None
+            if returned is not None:
+                reconstruction, *videos = videos
+                result.reconstruction = quantize(reconstruction)
+                result.metrics["reconstruction"] = _compare(reconstruction, pixels) | _compare(
+                    reconstruction, ceiling, "_vs_vae"
+                )
+            result.diagnosis = diagnose(inversion.levels, returned, ceiling, reconstruction)
+            result.edits = [
+                Edit(request.prompt, quantize(video), clean.cpu(), _compare(video, pixels, "_vs_source"))
+                for request, video, clean in zip(self.requests, videos, edited, strict=True)
+            ]
+        if self.outputs.save_trajectory:
+            result.trajectory = inversion.to_dict()
+            result.fingerprint = make_fingerprint(self.engine, self.clip.frames, inversion.prompt)
+        result.seconds, result.peak_gib, result.nfe = dict(self.timer.seconds), self.timer.peak_gib, self.nfe
+        result.warnings = [*self._warnings, *self.engine.prompts.get_warnings(self._list_prompts())]
+        return result
+
+    def _check_finite(self, stage: Stage, values: Tensor) -> None:
+        if not values.isfinite().all():
+            dtype = str(self.engine.components.transformer.dtype).removeprefix("torch.")
+            raise ValueError(f"{stage}: values must stay finite, got infinity or NaN with dtype {dtype}")
+
+    def _find_trajectory(self) -> Path | None:
+        """Return the file of a former run's trajectory of this clip, if there is to be one and it is there."""
+        if self.outputs.trajectory_dir is None:
+            return None
+        path = Path(self.outputs.trajectory_dir, self.clip.id, "trajectory.safetensors")
+        if path.is_file():
+            return path
+        self._warnings.append(f"trajectory_dir: {path} is not there, so the clip was inverted")
+        return None
+
+    def _plan_nfe(self) -> dict[str, int]:
+        """Return the NFE of the inversion, of the reconstruction and of all edits."""
+        engine, count = self.engine, len(self.requests)
+        nfe = 0
+        if self.requests:
+            together = count if self.batch_prompts else 1
+            nfe = count // together * engine.editor.count_nfe(self.requests[0], engine.schedule, together)
+            if engine.editor.velocity_mask is not None and self.clip.mask is None:
+                nfe += count * count_probe_nfe(engine.schedule)
+        return {
+            "invert": engine.inverter.count_nfe(len(engine.schedule)) if self._stored is None else 0,
+            "reconstruct": len(engine.schedule) if self.outputs.reconstruct else 0,
+            "edits": nfe,
+        }
+
+    def _find_ignored(self) -> list[str]:
+        """Return a warning for each thing that was asked for and has no effect beside something else."""
+        ignored, engine = [], self.engine
+        if self.requests and self.clip.negative_prompt and self.guidance_scale == 1.0:
+            ignored.append("negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off")
+        if self.requests and self.clip.mask is not None and engine.editor.velocity_mask is not None:
+            ignored.append("velocity_mask: has no effect on a clip that brings a mask")
+        if not self.requests and engine.edit_denoiser is not engine.denoiser:
+            ignored.append("precision: has no effect on a clip without prompts, unless with quantize_inversion")
+        return ignored
+
+    def _check_requests(self) -> list[str]:
+        """Return the editor's warnings about the requests, each once."""
+        engine = self.engine
+        prompt = engine.inversion_prompt or ""  # without one the source prompt, whose lack stops the clip
+        found = [w for request in self.requests for w in engine.editor.check_request(request, engine.schedule, prompt)]
+        return list(dict.fromkeys(found))
+
+    def _list_prompts(self) -> list[str]:
+        prompts = [self.engine.inversion_prompt or "", *self.clip.prompts, self.clip.negative_prompt]
+        return prompts if self.clip.source_prompt is None else [*prompts, self.clip.source_prompt]
+
+    @contextmanager
+    def _stage(self, stage: Stage, label: str, total: int, nfe: int = 0) -> Iterator[Tick]:
+        """Time a stage, count its NFE, and hand out the function to call after each of its steps."""
+        done, before = 0, self.engine.nfe
+        self.nfe_left -= nfe
+
+        def report() -> None:
+            self.on_progress(Progress(self.clip.id, stage, label, done, total, nfe / max(total, 1), self.nfe_left))
+
+        def tick(*_: object) -> None:
+            nonlocal done
+            done += 1
+            report()
+
+        report()
+        with self.timer.stage(stage):
+            yield tick
+        if stage in ("invert", "reconstruct", "edit"):
+            self.nfe[stage] = self.nfe.get(stage, 0) + self.engine.nfe - before
+
+
+def _keep_levels(levels: list[Latents], tick: Tick) -> StepCallback:
+    """Return a callback that keeps the latents of every level beside ticking."""
+
+    def keep(step: Step, latents: Latents) -> None:
+        levels.append(latents)
+        tick()
+
+    return keep
+
+
+def _compare(video: Tensor, reference: Tensor, suffix: str = "") -> dict[str, float]:
+    return {f"psnr{suffix}": psnr(video, reference), f"ssim{suffix}": ssim(video, reference)}

@@ -1,0 +1,236 @@
+"""The options of a `DDIMInversionModule`, in groups; a field's docstring is its help text everywhere.
+
+Nothing heavy is imported here, so that the command line can say what it takes before torch is loaded. A rule that
+concerns one group stands in its ``__post_init__``, a rule across groups in `check_options`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Offload = Literal["none", "model", "blocks"]
+Precision = Literal["none", "fp8"]
+CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+
+_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The `Schedule` says which noise levels an inversion and an edit pass through.
+
+    Args:
+        num_inference_steps: Steps of the inversion and of each way back, 1 .. 1000.
+        timestep_spacing: ``trailing``, even in timesteps, as CogVideoX is published; or ``angle``, even in angles, so
+            that every step is the same rotation.
+        zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
+            taken.
+        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between; see
+            `Editor.fast`. Inversions and reconstructions stay exact.
+
+    Raises:
+        ValueError: An option out of its range.
+    """
+
+    num_inference_steps: int = 50
+    timestep_spacing: Literal["trailing", "angle"] = "trailing"
+    zero_snr: bool = True
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        steps = self.num_inference_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"num_inference_steps: must be an integer of at least 1, got {steps!r}")
+        _check_choice("timestep_spacing", self.timestep_spacing, ("trailing", "angle"))
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The `Runtime` says how the model runs: in which precision, with which kernels, with what in device memory.
+
+    Args:
+        dtype: Dtype of all weights: ``auto`` is bfloat16 on an accelerator and float32 on a CPU.
+        attention: Attention kernel: ``auto`` measures those of a GPU once for each shape, ``sdpa``, ``cudnn``,
+            ``flash``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a function of your own.
+        precision: Precision of the large products in the transformer's blocks while edits are made: ``none`` is the
+            dtype's; ``fp8`` is 8 bits for weights and activations, on a CUDA device of compute capability 8.9 or more.
+            The exact weights stay in memory beside those in 8 bits.
+        quantize_inversion: Make inversions and reconstructions in that precision, too.
+        compile: Compile the transformer's blocks: true, or a mode of `torch.compile`.
+        compile_vae: Compile the VAE, too; worth it for many clips of one size.
+        compile_cache: Folder that keeps compiled graphs, so that another machine of the same kind starts warm. Its
+            files hold code that will run: take only your own.
+        channels_last: Store the VAE's convolution weights with their channels last; null does so on a GPU.
+        exported: Folder that ``ddim-lightning export`` wrote: its artifacts stand in for the network. They must be of
+            the same model, dtype and size, and hold the row layouts of this editor and guidance.
+        offload: What waits in host memory: ``none`` of the model; ``model``, the VAE or the transformer, whichever does
+            not work; ``blocks``, also all but two blocks of the transformer. Results are the same bytes.
+        vae_tiling: Encode and decode overlapping tiles of the frame, one at a time: least memory, but two fifths more
+            work and blended seams.
+        prompt_cache: Folder that keeps prompt embeddings from run to run; under known prompts no text encoder is
+            loaded. Any number of models share a folder.
+        batch_prompts: Make all edits of a clip in one network pass a step, with the source evaluated once. Results then
+            depend, within rounding, on how many prompts a clip has.
+        require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
+
+    Raises:
+        ValueError: An option out of its range, or beside one that it does not go with.
+    """
+
+    dtype: Dtype = "auto"
+    attention: str = "auto"
+    precision: Precision = "none"
+    quantize_inversion: bool = False
+    compile: bool | CompileMode = False
+    compile_vae: bool = False
+    compile_cache: str | None = None
+    channels_last: bool | None = None
+    exported: str | None = None
+    offload: Offload = "none"
+    vae_tiling: bool = False
+    prompt_cache: str | None = None
+    batch_prompts: bool = False
+    require_rotary: bool = True
+
+    def __post_init__(self) -> None:
+        _check_choice("dtype", self.dtype, get_args(Dtype))
+        _check_choice("precision", self.precision, get_args(Precision))
+        _check_choice("offload", self.offload, get_args(Offload))
+        if not isinstance(self.compile, bool):
+            _check_choice("compile", self.compile, ("true", "false", *get_args(CompileMode)))
+        for name in ("prompt_cache", "compile_cache"):
+            folder = getattr(self, name)
+            if folder is not None and Path(folder).expanduser().is_file():
+                raise ValueError(f"{name}: must be a folder, got the file {folder!r}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.compile_cache is not None and not (self.compile or self.compile_vae):
+            rule = "there is nothing to keep; must be unset without compile or compile_vae"
+            raise ValueError(f"compile_cache: {rule}, got {self.compile_cache!r}")
+        if self.quantize_inversion and self.precision == "none":
+            raise ValueError("quantize_inversion: must be false with a precision of none, got True")
+        if self.exported is not None and self.compile:
+            raise ValueError(
+                f"exported: artifacts cannot be compiled; must be unset with compile, got {self.exported!r}"
+            )
+        if self.exported is not None and self.precision != "none":
+            raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
+        for rule, broken in (
+            ("artifacts hold weights of their own; must be none with exported", self.exported is not None),
+            ("weights in 8 bits stay on the device; must be none with precision", self.precision != "none"),
+            (
+                f"CUDA graphs want weights to stay; must be none with compile={self.compile}",
+                self.compile in _CUDA_GRAPHS,
+            ),
+        ):
+            if broken and self.offload != "none":
+                raise ValueError(f"offload: {rule}, got {self.offload!r}")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The `Outputs` say what a run makes of every clip beside its edits.
+
+    Args:
+        reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion.
+        save_trajectory: Keep the latents of every noise level in the result.
+        trajectory_dir: Output folder of a former run with ``save_trajectory``: a clip whose trajectory lies there is
+            not inverted again. The trajectory must be of the same clip, model, schedule, inverter and prompt.
+        on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
+
+    Raises:
+        ValueError: An option out of its range.
+    """
+
+    reconstruct: bool = True
+    save_trajectory: bool = False
+    trajectory_dir: str | None = None
+    on_error: Literal["skip", "raise"] = "skip"
+
+    def __post_init__(self) -> None:
+        _check_choice("on_error", self.on_error, ("skip", "raise"))
+
+
+@dataclass(frozen=True)
+class Training:
+    """The `Training` says what of the model trains under `Trainer.fit`, and how.
+
+    Args:
+        parts: ``transformer``, ``text_encoder`` or both; whatever is not named stays frozen and out of checkpoints.
+        caption_dropout: Chance, 0 .. 1, that a caption is replaced by the empty one, which guidance needs.
+        optimizer: ``adamw``, or ``muon``: Muon for the matrices inside the transformer's blocks and AdamW for the
+            rest, which learns more from a step when a model trains from scratch.
+        learning_rate: Peak of the learning rate.
+        betas: Moments of AdamW.
+        weight_decay: Weight decay of the optimizer.
+        warmup_steps: Steps of linear warm-up.
+
+    Raises:
+        ValueError: A part that cannot train, an optimizer that is not known, or a chance out of range.
+    """
+
+    parts: tuple[str, ...] = ("transformer",)
+    caption_dropout: float = 0.1
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.parts or set(self.parts) - {"transformer", "text_encoder"}:
+            raise ValueError(f"training.parts: must be of transformer, text_encoder, got {self.parts}")
+        if not 0.0 <= self.caption_dropout <= 1.0:
+            raise ValueError(f"training.caption_dropout: must lie in 0 .. 1, got {self.caption_dropout}")
+        _check_choice("training.optimizer", self.optimizer, ("adamw", "muon"))
+
+
+Options = TypeVar("Options", Schedule, Runtime, Outputs, Training)
+
+
+def make_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Options:
+    """Make a group of options from itself or, as checkpoints and configs hold it, from a mapping of its fields.
+
+    Args:
+        kind: The group's class.
+        value: The group, or its fields by name.
+
+    Raises:
+        ValueError: A field that the group does not have, or a value out of its range.
+    """
+    if isinstance(value, kind):
+        return value
+    known = tuple(kind.__dataclass_fields__)
+    if not isinstance(value, Mapping) or set(value) - set(known):
+        group = kind.__name__.lower()
+        raise ValueError(f"{group}: must be a {kind.__name__} or a mapping of {', '.join(known)}, got {value!r}")
+    fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in value.items()}
+    return kind(**fields)
+
+
+def check_options(runtime: Runtime, training: Training | None) -> None:
+    """Raise a ValueError where options of different groups do not go with each other."""
+    if training is None:
+        return
+    if runtime.exported is not None:
+        raise ValueError(
+            f"exported: artifacts cannot be trained; must be unset with training, got {runtime.exported!r}"
+        )
+    if runtime.offload != "none":
+        rule = "weights that train stay on the device; must be none with training"
+        raise ValueError(f"offload: {rule}, got {runtime.offload!r}")
+    if runtime.precision != "none":
+        raise ValueError(f"precision: 8 bits cannot train; must be none with training, got {runtime.precision!r}")
+    if runtime.prompt_cache is not None and "text_encoder" in training.parts:
+        rule = "embeddings of a text encoder that trains change; must be unset with training.parts of text_encoder"
+        raise ValueError(f"prompt_cache: {rule}, got {runtime.prompt_cache!r}")
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")

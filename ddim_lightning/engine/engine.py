@@ -1,0 +1,148 @@
+"""A loaded model at work: encode, invert, reconstruct, edit, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ddim_lightning.diffusion.editors import Editor
+from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.inverters import Inverter
+from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
+from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.models.loading import Components
+from ddim_lightning.models.text import PromptEncoder
+from ddim_lightning.models.vae import decode_latents, encode_video
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.network.network import Network
+from ddim_lightning.runtime.offload import Placement
+from ddim_lightning.types import EditRequest, Frames, Latents, Step, StepCallback, Video
+
+
+@dataclass(frozen=True)
+class InversionEngine:
+    """An `InversionEngine` is a loaded model and the methods it is used with; it works on one clip at a time.
+
+    `build_engine` makes one. All of its parts are finished before it is made.
+
+    Args:
+        components: The loaded diffusers objects.
+        prompts: The prompt encoder.
+        schedule: The noise schedule, for both directions.
+        inverter: The inversion method.
+        editor: The editing method.
+        network: The forward pass over the transformer's weights, as loaded.
+        denoiser: Evaluates inversions and reconstructions.
+        edit_denoiser: Evaluates edits; the same one, unless they run in another precision.
+        inversion_prompt: The prompt of an inversion that is given no other; ``None`` where each clip brings its own.
+        placement: Parks the weights that are not at work; ``None`` leaves all on the device.
+    """
+
+    components: Components
+    prompts: PromptEncoder
+    schedule: NoiseSchedule
+    inverter: Inverter
+    editor: Editor
+    network: Network
+    denoiser: CogVideoXDenoiser
+    edit_denoiser: CogVideoXDenoiser
+    inversion_prompt: str | None = ""
+    placement: Placement | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model works."""
+        if self.placement is not None:
+            return self.placement.device
+        device: torch.device = self.components.transformer.device
+        return device
+
+    @property
+    def nfe(self) -> int:
+        """Number of function evaluations so far: one latent under one embedding through the transformer counts 1."""
+        if self.edit_denoiser is self.denoiser:
+            return self.denoiser.nfe
+        return self.denoiser.nfe + self.edit_denoiser.nfe
+
+    def to(self, device: torch.device) -> None:
+        """Move the model to another device; does nothing where it is there already.
+
+        Raises:
+            ValueError: A model whose weights are parked on the host for another device.
+        """
+        if self.placement is not None:
+            self.placement.check(device)
+            return
+        modules: tuple[nn.Module, ...] = (self.components.transformer, self.components.vae)
+        for module in modules:
+            if next(module.parameters()).device != device:
+                module.to(device)
+        self.prompts.to(device)
+
+    def to_device(self, part: str | None) -> None:
+        """Bring the weights of a part to the device, and park all others; does nothing without a placement."""
+        if self.placement is not None:
+            self.placement.use(part)
+
+    def encode(self, video: Video | Frames) -> Latents:
+        """Encode (b, f, c, h, w) floats in 0 .. 1, or (f, c, h, w) uint8 frames, to latents by the posterior's mode."""
+        self.to_device("vae")
+        return encode_video(self.components.vae, video if video.ndim == 5 else video[None])
+
+    def decode(self, latents: Latents) -> Video:
+        """Decode latents to (b, f, c, h, w) floats in 0 .. 1."""
+        self.to_device("vae")
+        return decode_latents(self.components.vae, latents)
+
+    def invert(
+        self, latents: Latents, *, prompt: str | None = None, seed: int = 0, callback: StepCallback | None = None
+    ) -> Inversion:
+        """Find the noise of clean latents (b, f, c, h, w); see `diffusion.sampling.invert`.
+
+        Args:
+            latents: Clean latents.
+            prompt: The prompt of the inversion; the engine's own where it is ``None``.
+            seed: Seed of a method that draws random numbers.
+            callback: Called after every step.
+        """
+        prompt = self.inversion_prompt or "" if prompt is None else prompt
+        generator = torch.Generator().manual_seed(seed)
+        return invert(
+            self.denoiser, latents, self.schedule, self.inverter, prompt=prompt, generator=generator, callback=callback
+        )
+
+    def reconstruct(self, inversion: Inversion, *, callback: StepCallback | None = None) -> Latents:
+        """Come back from the noise; see `diffusion.sampling.reconstruct`."""
+        return reconstruct(self.denoiser, inversion, callback=callback)
+
+    def edit(
+        self, inversion: Inversion, request: EditRequest, *, seed: int = 0, callback: StepCallback | None = None
+    ) -> Latents:
+        """Rebuild under a new prompt; see `diffusion.sampling.edit`."""
+        tick = None if callback is None else (lambda step, latents: callback(step, latents[0]))
+        (latents,) = edit_together(
+            self.edit_denoiser,
+            inversion,
+            self.editor,
+            [request],
+            generators=[torch.Generator().manual_seed(seed)],
+            callback=tick,
+        )
+        return latents
+
+    def edit_together(
+        self,
+        inversion: Inversion,
+        requests: Sequence[EditRequest],
+        *,
+        seed: int = 0,
+        callback: Callable[[Step, list[Latents]], None] | None = None,
+    ) -> list[Latents]:
+        """Rebuild under several prompts, in one network pass a step; see `diffusion.sampling.edit_together`."""
+        generators = [torch.Generator().manual_seed(seed) for _ in requests]
+        return edit_together(
+            self.edit_denoiser, inversion, self.editor, requests, generators=generators, callback=callback
+        )

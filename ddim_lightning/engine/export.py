@@ -1,0 +1,281 @@
+"""The network as files that run without this package: made by `export_network`, taken back by `ArtifactNetwork`."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddim_lightning.diffusion.sampling import edit, invert
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.trajectory import digest_model
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.network.forward import RowLayout
+from ddim_lightning.network.standalone import StandaloneNetwork
+from ddim_lightning.types import EditRequest, KVScale
+
+SCHEMA = "ddim-lightning/artifacts/1"
+MANIFEST = "manifest.json"
+FORMATS = {"aoti": "pt2", "torch-export": "pt2", "torchscript": "pt"}
+"""``aoti``: compiled ahead of time, the fast one. ``torch-export``: the graph, for `torch.export.load`.
+``torchscript``: a trace, the format for compatibility with programs that know nothing newer; deprecated in PyTorch."""
+
+ONE_ROW, GUIDED_PAIR, EDIT = RowLayout(1, 1), RowLayout(2, 2), RowLayout(3, 2, (2, 2))
+"""What every export holds: one row, a guided pair, and a guided pair that reads a source row."""
+
+Run = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A `Manifest` says which model exported artifacts are of, and what they take.
+
+    Args:
+        schema: `SCHEMA`.
+        format: One of `FORMATS`.
+        model: Digest of the model they were made from.
+        device: ``cpu`` or ``cuda``.
+        dtype: Of latents, embeddings and velocities.
+        latents: (f, c, h, w) of a row.
+        text: (tokens, width) of a row.
+        num_layers: Length of the kv_scale.
+        attention: The kernel inside.
+        torch: The version of PyTorch that made them.
+        layouts: ``file``, ``rows``, ``wanted`` and ``reads`` of each.
+    """
+
+    schema: str
+    format: str
+    model: str
+    device: str
+    dtype: str
+    latents: tuple[int, int, int, int]
+    text: tuple[int, int]
+    num_layers: int
+    attention: str
+    torch: str
+    layouts: list[dict[str, Any]]
+
+
+class _Recorder:
+    """A `_Recorder` stands where the network does, evaluates nothing, and notes which row layouts are asked for."""
+
+    def __init__(self, dtype: torch.dtype, num_layers: int) -> None:
+        self.dtype, self.num_layers = dtype, num_layers
+        self.seen: dict[RowLayout, None] = {}
+
+    def __call__(self, latents: Tensor, prompt_embeds: Tensor, timestep: int, **settings: Any) -> Tensor:
+        layout = make_layout(latents, settings.get("wanted"), settings.get("reads", ()))
+        self.seen[layout] = None
+        return torch.zeros_like(latents[: layout.wanted])
+
+
+def make_layout(latents: Tensor, wanted: int | None, reads: tuple[int, ...]) -> RowLayout:
+    """Return the layout of a call of the network."""
+    return RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, tuple(reads))
+
+
+@torch.no_grad()
+def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guidance_scale: float) -> list[RowLayout]:
+    """List the row layouts of an inversion and an edit as the engine does them, after those of every export.
+
+    Args:
+        engine: Its inverter, editor and schedule decide.
+        size: (f, c, h, w) of the latents.
+        guidance_scale: Of the edit.
+    """
+    transformer = engine.components.transformer
+    embeds = torch.zeros(1, 1, 1)
+    recorder = _Recorder(torch.float32, len(transformer.transformer_blocks))
+    denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
+    generator = torch.Generator().manual_seed(0)
+    inversion = invert(denoiser, torch.zeros(1, *size), engine.schedule, engine.inverter, generator=generator)
+    request = EditRequest("edit", source_prompt="source", guidance_scale=guidance_scale)
+    edit(denoiser, inversion, engine.editor, request, generator=generator)
+    return list(dict.fromkeys([ONE_ROW, GUIDED_PAIR, EDIT, *recorder.seen]))
+
+
+@torch.no_grad()
+def export_network(
+    engine: InversionEngine,
+    folder: Path,
+    kind: str,
+    *,
+    size: tuple[int, int, int, int],
+    guidance_scale: float,
+    on_layout: Callable[[RowLayout, int, int], None] = lambda layout, k, total: None,
+) -> Manifest:
+    """Write the network of a loaded model as files that PyTorch alone can run.
+
+    Their signature is (latents, prompt embeddings, timestep, kv_scale per layer) -> velocities; see
+    `StandaloneNetwork.forward`.
+
+    Args:
+        engine: The loaded model; its inverter, editor and schedule say which row layouts are needed beside
+            the usual three.
+        folder: Made where it is missing.
+        kind: One of `FORMATS`.
+        size: (f, c, h, w) of the latents.
+        guidance_scale: Of the edits.
+        on_layout: Called before each layout with its position and their number.
+
+    Raises:
+        ValueError: An unknown format.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"format: must be one of {', '.join(FORMATS)}, got {kind!r}")
+    transformer, device = engine.components.transformer, engine.device
+    config, layouts = transformer.config, list_layouts(engine, size, guidance_scale)
+    text = (config.max_text_seq_length, config.text_embed_dim)
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, kernel = [], ""
+    for k, layout in enumerate(layouts):
+        on_layout(layout, k, len(layouts))
+        tokens = text[0] + size[0] * (size[2] // config.patch_size) * (size[3] // config.patch_size)
+        shape = (layout.rows, config.num_attention_heads, tokens, config.attention_head_dim)
+        attention = engine.network.attention.choose(shape, transformer.dtype, device)
+        kernel = attention.name
+        network = StandaloneNetwork(transformer, layout, (size[0], *size[2:]), attention).eval()
+        example = (
+            torch.randn(layout.rows, *size, generator=torch.Generator().manual_seed(0)).to(device, transformer.dtype),
+            torch.randn(layout.rows, *text, generator=torch.Generator().manual_seed(1)).to(device, transformer.dtype),
+            torch.tensor(500, device=device),
+            torch.full((config.num_layers,), 0.5, device=device),
+        )
+        file = f"{layout_name(layout)}.{FORMATS[kind]}"
+        _WRITERS[kind](network, example, folder / file)
+        entries.append({"file": file, **layout._asdict()})
+    manifest = Manifest(
+        SCHEMA, kind, digest_model(engine.components, device), device.type, _dtype_name(transformer.dtype), size, text,
+        config.num_layers,
+        kernel, torch.__version__, entries,
+    )  # fmt: skip
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def layout_name(layout: RowLayout) -> str:
+    """Name a layout, ``rows-3-wanted-2-reads-2-2`` for example."""
+    reads = "".join(f"-{row}" for row in layout.reads)
+    return f"rows-{layout.rows}-wanted-{layout.wanted}" + (f"-reads{reads}" if reads else "")
+
+
+class ArtifactNetwork:
+    """An `ArtifactNetwork` evaluates rows by exported artifacts instead of the network.
+
+    Args:
+        folder: What `export_network` wrote.
+        device: Where it will run.
+
+    Raises:
+        FileNotFoundError: No manifest there.
+        ValueError: Artifacts for another device, or no artifacts of ours.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"exported: no artifacts in {folder}: {MANIFEST} is missing")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f"exported: {path} must have schema {SCHEMA!r}, got {values.get('schema')!r}")
+        self.manifest = Manifest(**values)
+        if self.manifest.device != device.type:
+            raise ValueError(f"exported: the artifacts in {folder} are for {self.manifest.device}, got {device.type}")
+        self.folder, self.device = folder, device
+        self.dtype: torch.dtype = getattr(torch, self.manifest.dtype)
+        self.num_layers = self.manifest.num_layers
+        self._files = {
+            RowLayout(entry["rows"], entry["wanted"], tuple(entry["reads"])): entry["file"]
+            for entry in self.manifest.layouts
+        }
+        self._loaded: dict[RowLayout, Run] = {}
+
+    def check(self, digest: str) -> None:
+        """Raise a ValueError unless the artifacts were made from the model with this digest, in its dtype."""
+        if digest != self.manifest.model:
+            raise ValueError(f"exported: the artifacts in {self.folder} are of another model, or of another dtype")
+
+    def __call__(
+        self,
+        latents: Tensor,
+        prompt_embeds: Tensor,
+        timestep: int,
+        *,
+        wanted: int | None = None,
+        reads: tuple[int, ...] = (),
+        kv_scale: KVScale | None = None,
+    ) -> Tensor:
+        """Evaluate the rows; see `Network`.
+
+        Raises:
+            ValueError: A size or a row layout that was not exported.
+        """
+        layout = make_layout(latents, wanted, reads)
+        if list(latents.shape[1:]) != list(self.manifest.latents):
+            raise ValueError(
+                f"exported: the artifacts take latents of {tuple(self.manifest.latents)}, "
+                f"got {tuple(latents.shape[1:])}"
+            )
+        scales = torch.ones(self.num_layers) if kv_scale is None else kv_scale.float()
+        return self._load(layout)(
+            latents, prompt_embeds, torch.tensor(timestep, device=self.device), scales.to(self.device)
+        )
+
+    def _load(self, layout: RowLayout) -> Run:
+        if layout not in self._loaded:
+            if layout not in self._files:
+                known = ", ".join(map(layout_name, self._files))
+                raise ValueError(
+                    f"exported: the artifacts hold {known}, got {layout_name(layout)}; export again with this "
+                    "editor and guidance_scale"
+                )
+            self._loaded[layout] = _READERS[self.manifest.format](self.folder / self._files[layout])
+        return self._loaded[layout]
+
+
+def _write_aoti(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
+    program = torch.export.export(network, tuple(example))
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+
+
+def _write_export(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
+    torch.export.save(torch.export.export(network, tuple(example)), path)
+
+
+def _write_torchscript(network: nn.Module, example: Sequence[Tensor], path: Path) -> None:
+    with warnings.catch_warnings():
+        # That shapes and layouts are fixed is what is wanted, and that TorchScript is deprecated is in the help.
+        warnings.simplefilter("ignore")
+        torch.jit.trace(network, tuple(example), check_trace=False).save(str(path))
+
+
+def _read_aoti(path: Path) -> Run:
+    run: Run = torch._inductor.aoti_load_package(str(path))
+    return run
+
+
+def _read_export(path: Path) -> Run:
+    run: Run = torch.export.load(path).module()
+    return run
+
+
+def _read_torchscript(path: Path) -> Run:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        run: Run = torch.jit.load(str(path))
+    return run
+
+
+_WRITERS = {"aoti": _write_aoti, "torch-export": _write_export, "torchscript": _write_torchscript}
+_READERS = {"aoti": _read_aoti, "torch-export": _read_export, "torchscript": _read_torchscript}
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,80 @@
+"""Prompt embeddings are kept on disk, named by the content of what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddim_lightning.models.checkpoint import list_text_files
+
+_WHOLE, _PIECE, _PIECES = 2**25, 2**12, 256
+
+
+class PromptCache:
+    """A `PromptCache` keeps a file for each prompt, so that runs under known prompts need no text encoder.
+
+    A file is named by a digest of the prompt, the tokenizer, the text encoder's config and weights, the dtype and the
+    kind of device: another model or another dtype finds nothing, and any number of models and runs share a folder.
+
+    Args:
+        folder: Made with the first file.
+        encoder: Digest of tokenizer and text encoder, from `digest_text_encoder`.
+        dtype: In which the text encoder runs.
+    """
+
+    def __init__(self, folder: Path, encoder: str, dtype: torch.dtype) -> None:
+        self.folder, self.encoder, self.dtype = folder, encoder, dtype
+
+    def find(self, prompt: str, device: torch.device) -> Path:
+        """Return where the embeddings of a prompt, made on a kind of device, lie or would lie."""
+        key = "\0".join((self.encoder, str(self.dtype), device.type, prompt))
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+
+    def read(self, prompt: str, device: torch.device) -> Tensor:
+        """Return the embeddings of a prompt that is there, (1, tokens, width), on a device.
+
+        Raises:
+            ValueError: The file is damaged.
+        """
+        path = self.find(prompt, device)
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                embeds: Tensor = file.get_tensor("embeds")
+        except SafetensorError as error:
+            raise ValueError(f"prompt_cache: {path} is damaged and must be deleted: {error}") from error
+        return embeds
+
+    def write(self, prompt: str, embeds: Tensor) -> None:
+        """Keep the embeddings of a prompt; processes may write the same ones at the same time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f"{uuid4().hex}.part"
+        save_file({"embeds": embeds.contiguous()}, part, metadata={"prompt": prompt})
+        part.replace(self.find(prompt, embeds.device))
+
+
+def digest_text_encoder(folder: Path) -> str:
+    """Digest the files of a pipeline folder that embeddings depend on.
+
+    Small files are read whole. Of the weights the end and many pieces, evenly spread, are read beside the header, which
+    names every tensor: a text encoder that was trained further differs in nearly all of them, and reading all of 19 GB
+    would take longer than encoding.
+    """
+    digest = hashlib.sha256()
+    for path in list_text_files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE:
+                digest.update(file.read())
+                continue
+            digest.update(file.read(_PIECE + int.from_bytes(file.read(8), "little")))
+            for k in range(1, _PIECES + 1):
+                file.seek(k * (size - _PIECE) // _PIECES)
+                digest.update(file.read(_PIECE))
+    return digest.hexdigest()

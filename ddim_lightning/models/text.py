@@ -1,0 +1,121 @@
+"""Prompts become embeddings, each prompt once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from ddim_lightning.models.prompt_cache import PromptCache
+
+
+class PromptEncoder:
+    """A `PromptEncoder` turns prompts into embeddings, and alone owns the text encoder.
+
+    The text encoder is loaded when a prompt needs it, and can be released again. Prompts are encoded one at a time: a
+    batch could change a prompt's last bits with its neighbors.
+
+    Args:
+        tokenizer: The pipeline's tokenizer.
+        load_text_encoder: Loads the pipeline's T5 encoder onto a device; it is called without an attention mask, as
+            `CogVideoXPipeline` does.
+        max_length: Tokens per prompt, the transformer's ``max_text_seq_length``.
+        device: Where embeddings go.
+        cache: Where embeddings outlive the run; ``None`` keeps them in memory alone.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        load_text_encoder: Callable[[torch.device], T5EncoderModel],
+        max_length: int,
+        device: torch.device,
+        cache: PromptCache | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.device = device
+        self.cache = cache
+        self.text_encoder: T5EncoderModel | None = None
+        """The text encoder, or ``None`` where it was released or was not needed yet."""
+        self._load_text_encoder = load_text_encoder
+        self._embeds: dict[str, Tensor] = {}
+        self._warnings: dict[str, list[str]] = {}
+
+    def __call__(self, prompt: str) -> Tensor:
+        """Return the embeddings of a prompt, (1, ``max_length``, width); loads the text encoder where it is needed.
+
+        Raises:
+            ValueError: The prompt's file in the cache is damaged.
+        """
+        if prompt not in self._embeds:
+            with torch.inference_mode(False), torch.no_grad():
+                self._embeds[prompt] = self._find_or_encode(prompt)
+            self._warnings[prompt] = self._find_warnings(prompt)
+        return self._embeds[prompt]
+
+    def encode_batch(self, prompts: Sequence[str]) -> Tensor:
+        """Return fresh embeddings of a batch, (b, ``max_length``, width), with gradients where they are wanted."""
+        ids = self.tokenizer(
+            list(prompts), padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
+        ).input_ids
+        embeds: Tensor = self.load()(ids.to(self.device))[0]
+        return embeds
+
+    @torch.inference_mode(False)  # weights that were made under inference mode could never train
+    def load(self) -> T5EncoderModel:
+        """Return the text encoder, loading it where it is not there."""
+        if self.text_encoder is None:
+            self.text_encoder = self._load_text_encoder(self.device)
+        return self.text_encoder
+
+    def release(self) -> None:
+        """Drop the text encoder; what was encoded stays."""
+        self.text_encoder = None
+
+    def clear_cache(self) -> None:
+        """Drop what was encoded, for a text encoder whose weights have changed; files in the cache stay."""
+        self._embeds.clear()
+
+    def to(self, device: torch.device) -> None:
+        """Have the text encoder and all embeddings on another device from now on."""
+        if self.text_encoder is not None:
+            nn.Module.to(self.text_encoder, device)
+        if device != self.device:
+            self.clear_cache()
+        self.device = device
+
+    def get_warnings(self, prompts: Iterable[str]) -> list[str]:
+        """Return a sentence for each encoded prompt that was truncated or has words the tokenizer does not know."""
+        return [sentence for prompt in dict.fromkeys(prompts) for sentence in self._warnings.get(prompt, [])]
+
+    def _find_or_encode(self, prompt: str) -> Tensor:
+        if self.cache is not None and self.cache.find(prompt, self.device).is_file():
+            return self.cache.read(prompt, self.device)
+        embeds = self.encode_batch([prompt])
+        if self.cache is not None:
+            self.cache.write(prompt, embeds)
+        return embeds
+
+    def _find_warnings(self, prompt: str) -> list[str]:
+        found = []
+        pieces = self.tokenizer.tokenize(prompt)
+        # One place is the end-of-sequence token's.
+        if len(pieces) > self.max_length - 1:
+            lost = self.tokenizer.convert_tokens_to_string(pieces[self.max_length - 1 :])
+            found.append(
+                f"prompt truncated: the model reads {self.max_length - 1} of its {len(pieces)} tokens; "
+                f"not read: {lost!r}"
+            )
+        unknown = [word for word in prompt.split() if self.tokenizer.unk_token_id in self._get_ids(word)]
+        if unknown:
+            found.append(
+                f"prompt {prompt!r}: the tokenizer does not know {', '.join(map(repr, dict.fromkeys(unknown)))}"
+            )
+        return found
+
+    def _get_ids(self, word: str) -> list[int]:
+        ids: list[int] = self.tokenizer(word, add_special_tokens=False).input_ids
+        return ids

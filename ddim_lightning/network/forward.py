@@ -1,0 +1,99 @@
+"""The forward pass takes rows of latents to velocities, as functions of weights and layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from ddim_lightning.network.attention import Attention
+from ddim_lightning.network.block import Layout, Rotary, run_block
+from ddim_lightning.network.weights import BlockWeights, Modulation
+from ddim_lightning.types import KVScale
+
+RunBlock = Callable[..., tuple[Tensor, Tensor]]
+
+
+class RowLayout(NamedTuple):
+    """A `RowLayout` says which rows a pass has.
+
+    Args:
+        rows: How many.
+        wanted: How many of them, the first, have velocities that are wanted.
+        reads: For each of the first rows the row whose keys and values it also attends to.
+    """
+
+    rows: int
+    wanted: int
+    reads: tuple[int, ...] = ()
+
+
+def plan_layers(layout: RowLayout, kv_scale: KVScale | None, num_layers: int, heads: int, eps: float) -> list[Layout]:
+    """Lay out every layer: who reads there, and which rows go on.
+
+    Args:
+        layout: The rows of the pass.
+        kv_scale: How much is read; a layer at 0 reads nothing. ``None`` reads in every layer.
+        num_layers: How many layers.
+        heads: Attention heads.
+        eps: Of the modulated norms.
+    """
+    reading = [bool(layout.reads) and (kv_scale is None or float(kv_scale[k]) > 0.0) for k in range(num_layers)]
+    last = max((k for k in range(num_layers) if reading[k]), default=-1)
+    layouts, rows = [], layout.rows
+    for k in range(num_layers):
+        goes_on = rows if k < last else layout.wanted
+        layouts.append(Layout(rows, goes_on, layout.reads if reading[k] else (), heads, eps))
+        rows = goes_on
+    return layouts
+
+
+def run_rows(
+    parts: Any,
+    blocks: Iterable[BlockWeights],
+    modulation: Modulation,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    rotary: Rotary | None,
+    kv_scales: Tensor | None,
+    layouts: Sequence[Layout],
+    attention: Attention,
+    run: RunBlock = run_block,
+) -> Tensor:
+    """Evaluate the rows.
+
+    Args:
+        parts: ``patch_embed``, ``norm_final``, ``norm_out`` and ``proj_out`` of the model, and its ``config``.
+        blocks: Weights of every block; those of one are used until the next are asked for.
+        modulation: What the timestep decides.
+        latents: (rows, f, c, h, w).
+        prompt_embeds: (rows, tokens, width), same dtype.
+        rotary: Of the tokens, or ``None``.
+        kv_scales: (layers,) on the device, or ``None`` for 1.
+        layouts: Of every layer.
+        attention: The kernel.
+        run: Runs a block.
+
+    Returns:
+        (wanted rows, f, c, h, w) velocities, same dtype.
+    """
+    num_text = prompt_embeds.shape[1]
+    tokens = parts.patch_embed(prompt_embeds, latents)
+    # Copies with the strides of what the blocks return: given views, the first block would be compiled for itself.
+    text, video = (
+        part.clone(memory_format=torch.contiguous_format) for part in (tokens[:, :num_text], tokens[:, num_text:])
+    )
+    for k, (weights, layout) in enumerate(zip(blocks, layouts, strict=True)):
+        kv_scale = kv_scales[k] if kv_scales is not None and layout.reads else None
+        video, text = run(video, text, weights, modulation.blocks[k], rotary, kv_scale, layout, attention)
+    _, frames, _, height, width = latents.shape
+    patch = parts.config.patch_size
+    weight, bias = modulation.final.unbind(0)
+    video = layer_norm(parts.norm_final(video), video.shape[-1:], weight, bias, parts.norm_out.norm.eps)
+    patches = parts.proj_out(video).unflatten(1, (frames, height // patch, width // patch))
+    patches = patches.unflatten(-1, (-1, patch, patch))
+    output: Tensor = patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+    return output

@@ -1,0 +1,222 @@
+"""Attention kernels are chosen by name or by measurement."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ddim_lightning.network.attention import Attention, AttentionFn, sdpa_attention
+
+aten = torch.ops.aten
+
+
+def _cpu_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    output, lse = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    return output, lse
+
+
+def _flash_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    output, lse, *_ = aten._scaled_dot_product_flash_attention(query, key, value)
+    return output, lse
+
+
+def _cudnn_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    output, lse, *_ = aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)
+    return output, lse.view(output.shape[:3])
+
+
+def _efficient_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    output, lse, *_ = aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
+    return output, lse[..., : query.shape[2]]  # padded to a multiple of 32
+
+
+def _xformers_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # pragma: no cover - cuda
+    from xformers.ops import memory_efficient_attention_forward_requires_grad as attend
+
+    output, lse = attend(*(tensor.transpose(1, 2) for tensor in (query, key, value)))
+    return output.transpose(1, 2), lse[..., : query.shape[2]]
+
+
+def xformers_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    """Run xformers' memory-efficient attention; CUDA only."""
+    from xformers.ops import memory_efficient_attention
+
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    if bias is not None:
+        rows, tokens, heads, _ = query.shape
+        bias = bias.expand(rows, heads, tokens, key.shape[1])  # a view: at full size a copy would take 100 GB
+    output: Tensor = memory_efficient_attention(query, key, value, attn_bias=bias)
+    return output.transpose(1, 2)
+
+
+def _pin(backend: SDPBackend) -> AttentionFn:
+    """Return PyTorch's attention with one kernel; where it cannot run, PyTorch says why."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        with sdpa_kernel(backend):
+            return sdpa_attention(query, key, value, bias)
+
+    return attend
+
+
+CPU_KERNELS = {"sdpa": Attention("sdpa", sdpa_attention, _cpu_lse)}
+CUDA_KERNELS = {
+    "sdpa": Attention("sdpa", sdpa_attention),
+    "cudnn": Attention("cudnn", _pin(SDPBackend.CUDNN_ATTENTION), _cudnn_lse),
+    "flash": Attention("flash", _pin(SDPBackend.FLASH_ATTENTION), _flash_lse),
+    "efficient": Attention("efficient", _pin(SDPBackend.EFFICIENT_ATTENTION), _efficient_lse),
+    "xformers": Attention("xformers", xformers_attention, _xformers_lse),
+}
+"""``sdpa`` is PyTorch's own choice, which does not say its log-sum-exp; the others are one kernel each."""
+
+
+@dataclass(frozen=True)
+class MeasuredAttention:
+    """A `MeasuredAttention` is the fastest of several kernels, measured once a shape and remembered between runs.
+
+    Args:
+        candidates: The kernels; one that cannot run a shape is passed over.
+        memory: JSON file of what was measured, by device, PyTorch, dtype and shape.
+        rounds: Timed calls of each kernel; the median counts.
+    """
+
+    candidates: tuple[Attention, ...]
+    memory: Path
+    rounds: int = 5
+    name: str = "auto"
+    chosen: dict[str, str] = field(default_factory=dict)
+    """Shape to kernel, as far as this run has asked."""
+
+    def choose(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Attention:
+        """Return the fastest kernel for queries of a shape, (rows, heads, tokens, channels).
+
+        Raises:
+            RuntimeError: No candidate runs the shape.
+        """
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        key = f"{where}, torch {torch.__version__}, {dtype}, {'x'.join(map(str, shape))}"
+        by_name = {kernel.name: kernel for kernel in self.candidates}
+        if key not in self.chosen:
+            remembered = self._read().get(key, {})
+            if not remembered or min(remembered, key=remembered.__getitem__) not in by_name:
+                remembered = self._measure(shape, dtype, device)
+                self._write(key, remembered)
+            self.chosen[key] = min(remembered, key=remembered.__getitem__)
+        return by_name[self.chosen[key]]
+
+    def _measure(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+        """Return the milliseconds of each kernel that runs, on random data: zeros would flatter."""
+        generator = torch.Generator().manual_seed(0)
+        rows, heads, tokens, channels = shape
+        query, key, value = (
+            torch.randn(rows, tokens, heads, channels, generator=generator).to(device, dtype).transpose(1, 2)
+            for _ in range(3)
+        )
+        measured, failures = {}, []
+        for kernel in self.candidates:
+            try:
+                measured[kernel.name] = self._time(kernel, query, key, value)
+            except (ImportError, NotImplementedError, RuntimeError) as error:
+                failures.append(f"{kernel.name}: {str(error).partition(chr(10))[0]}")
+        if not measured:
+            raise RuntimeError(f"attention: no kernel runs {shape} in {dtype} on {device}: {'; '.join(failures)}")
+        return measured
+
+    def _time(self, kernel: Attention, query: Tensor, key: Tensor, value: Tensor) -> float:
+        samples = []
+        for _ in range(1 + self.rounds):
+            start = time.perf_counter()
+            kernel.attend(query, key, value, None)
+            if query.device.type == "cuda":  # pragma: no cover - cuda
+                torch.cuda.synchronize(query.device)
+            samples.append((time.perf_counter() - start) * 1e3)
+        return statistics.median(samples[1:])
+
+    def _read(self) -> dict[str, dict[str, float]]:
+        try:
+            remembered: dict[str, dict[str, float]] = json.loads(self.memory.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return remembered
+
+    def _write(self, key: str, measured: dict[str, float]) -> None:
+        """Remember a measurement; where nothing can be written, the next run measures again."""
+        try:
+            self.memory.parent.mkdir(parents=True, exist_ok=True)
+            whole = self.memory.with_name(f"{self.memory.name}.{os.getpid()}")
+            whole.write_text(json.dumps(self._read() | {key: measured}, indent=1) + "\n", encoding="utf-8")
+            whole.replace(self.memory)
+        except OSError:
+            return
+
+
+def get_memory_file() -> Path:
+    """Return where measurements are remembered, under the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "ddim_lightning" / "attention.json"
+
+
+def resolve_attention(name: str, device: torch.device) -> Attention | MeasuredAttention:
+    """Return an attention kernel by name.
+
+    Args:
+        name: ``auto`` (the fastest of one kernel each, measured once a shape; on a CPU there is only ``sdpa``),
+            ``sdpa`` (PyTorch's own choice), ``cudnn``, ``flash``, ``efficient``, ``xformers``, or the dotted path of a
+            function of your own with the signature of `AttentionFn`.
+        device: Where the model will run.
+
+    Raises:
+        ValueError: A backend that is unknown, not installed, or has no kernel for the device; says what is available.
+    """
+    kernels = CUDA_KERNELS if device.type == "cuda" else CPU_KERNELS
+    if name == "auto":
+        if device.type != "cuda":
+            return kernels["sdpa"]
+        return MeasuredAttention(_list_single(kernels.values()), get_memory_file())  # pragma: no cover - cuda
+    if name in CUDA_KERNELS:
+        if name not in kernels or (name == "xformers" and not _xformers_runs()):
+            build = " and an xformers build for this torch" if name == "xformers" else ""
+            raise ValueError(
+                f"attention: {name!r} needs a CUDA device{build}; "
+                f"on {device.type} here only {', '.join(map(repr, ['auto', *kernels]))} are available"
+            )
+        return kernels[name]
+    return Attention(name, _import_function(name))
+
+
+def _list_single(kernels: Iterable[Attention]) -> tuple[Attention, ...]:  # pragma: no cover - cuda
+    return tuple(kernel for kernel in kernels if kernel.attend_lse is not None)
+
+
+def _import_function(name: str) -> AttentionFn:
+    module_name, _, function_name = name.rpartition(".")
+    if not module_name:
+        known = ", ".join(map(repr, ["auto", *CUDA_KERNELS]))
+        raise ValueError(f"attention: must be {known} or the dotted path of a function, got {name!r}")
+    try:
+        function: AttentionFn = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"attention: {name!r} could not be imported ({error})") from error
+    if not callable(function):
+        raise ValueError(f"attention: must be the dotted path of a function, got {name!r}")
+    return function
+
+
+def _xformers_runs() -> bool:
+    """Whether xformers can attend on this GPU; its operators are registered even where their kernels are missing."""
+    try:
+        probe = torch.zeros(1, 1, 8, 64, dtype=torch.bfloat16, device="cuda")
+        xformers_attention(probe, probe, probe, None)
+    except (ImportError, NotImplementedError, RuntimeError):
+        return False
+    return True

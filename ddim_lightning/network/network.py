@@ -1,0 +1,170 @@
+"""The network evaluates rows by a forward pass of our own over the weights of a CogVideoX transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from torch import Tensor
+
+from ddim_lightning.network.attention import Attention
+from ddim_lightning.network.block import Rotary, run_block
+from ddim_lightning.network.forward import RowLayout, RunBlock, plan_layers, run_rows
+from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
+from ddim_lightning.network.rotary import make_rotary_table
+from ddim_lightning.network.weights import BlockWeights, Modulation, NormPair, gather_block, is_current, make_modulation
+from ddim_lightning.types import KVScale
+
+
+class Network:
+    """A `Network` evaluates the rows of a pass, as `CogVideoXTransformer3DModel.forward` does.
+
+    Beside the same products it does less: query, key and value are one product; scale and shift are part of the norms;
+    what a timestep decides is worked out once, for all rows; rows that only lend their keys and values end at the last
+    layer that reads them, before its queries.
+
+    Args:
+        transformer: The model; it keeps its parameters, which this reads.
+        attention: The kernel, or a choice of kernels; ``None`` for PyTorch's own.
+    """
+
+    def __init__(
+        self, transformer: CogVideoXTransformer3DModel, attention: Attention | MeasuredAttention | None = None
+    ) -> None:
+        self.transformer = transformer
+        self.attention = attention or resolve_attention("sdpa", transformer.device)
+        self.run_block: RunBlock = run_block
+        """The function that runs a block; a compiled one may take its place."""
+        self.before_pass: Callable[[], None] = lambda: None
+        """Called before every pass; parked weights come back here."""
+        self._blocks: list[BlockWeights] = []
+        self._streams: tuple[Iterable[BlockWeights], Iterable[NormPair]] | None = None
+        self._modulations: dict[int, Modulation] = {}
+        self._modulating = [
+            weight for name, weight in transformer.named_parameters() if "norm" in name or "time" in name
+        ]
+        self._versions: list[int] = []
+        # Small tensors that every step needs; copying them to the device again would make the host wait for it.
+        self._rotary: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor] | None] = {}
+        self._kv_scales: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which latents and embeddings enter."""
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
+
+    @property
+    def num_layers(self) -> int:
+        """How many layers have keys and values to read."""
+        return len(self.transformer.transformer_blocks)
+
+    @property
+    def blocks(self) -> Iterable[BlockWeights]:
+        """The weights of all blocks, gathered anew where the model was moved."""
+        if self._streams is not None:
+            return self._streams[0]
+        modules = self.transformer.transformer_blocks
+        if not self._blocks or not all(map(is_current, self._blocks, modules)):
+            # As the weights were made: views made under inference mode could not train any more.
+            with torch.inference_mode(self._modulating[0].is_inference()):
+                self._blocks = [gather_block(block) for block in modules]
+        return self._blocks
+
+    def clear_cache(self) -> None:
+        """Let go of the gathered weights; the next pass gathers them anew."""
+        self._blocks = []
+
+    def stream(self, blocks: Iterable[BlockWeights], norms: Iterable[NormPair]) -> None:
+        """Take the weights of the blocks from somewhere else than the model, one block at a time, in every pass.
+
+        Args:
+            blocks: Yields the weights of every block, as long as they are needed.
+            norms: Yields their modulated norms likewise; a pass at a timestep that is new asks for them.
+        """
+        self.clear_cache()
+        self._streams = (blocks, norms)
+
+    def get_modulation(self, timestep: int) -> Modulation:
+        """Return what a timestep decides, remembered as long as the weights that it comes from stay the same."""
+        # Tensors made under inference mode keep no count of their changes.
+        versions = [
+            number
+            for weight in self._modulating
+            for number in (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        ]
+        if versions != self._versions:
+            self._modulations, self._versions = {}, versions
+        if timestep not in self._modulations:
+            with torch.inference_mode(False):
+                where = torch.full((), timestep, device=self.transformer.device)
+                self._modulations[timestep] = make_modulation(
+                    self.transformer, where, None if self._streams is None else self._streams[1]
+                )
+        return self._modulations[timestep]
+
+    def __call__(
+        self,
+        latents: Tensor,
+        prompt_embeds: Tensor,
+        timestep: int,
+        *,
+        wanted: int | None = None,
+        reads: tuple[int, ...] = (),
+        kv_scale: KVScale | None = None,
+    ) -> Tensor:
+        """Evaluate the rows.
+
+        Args:
+            latents: (rows, f, c, h, w) in the transformer's dtype.
+            prompt_embeds: (rows, tokens, width), same dtype.
+            timestep: Of all rows, 0 .. 999.
+            wanted: How many rows, the first, are wanted; ``None`` for all.
+            reads: For each of the first rows the row it reads.
+            kv_scale: How much they attend to what they read; ``None`` is 1 in every layer.
+
+        Returns:
+            (wanted rows, f, c, h, w) velocities, same dtype.
+        """
+        self.before_pass()
+        layout = RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, reads)
+        config = self.transformer.config
+        rotary = self._take_rotary(latents)
+        tokens = prompt_embeds.shape[1] + latents[0, :, 0].numel() // config.patch_size**2
+        shape = (layout.rows, config.num_attention_heads, tokens, config.attention_head_dim)
+        return run_rows(
+            self.transformer,
+            self.blocks,
+            self.get_modulation(timestep),
+            latents,
+            prompt_embeds,
+            rotary,
+            None if kv_scale is None or bool((kv_scale == 1.0).all()) else self._move(kv_scale, latents.device),
+            plan_layers(layout, kv_scale, self.num_layers, config.num_attention_heads, config.norm_eps),
+            self.attention.choose(shape, latents.dtype, latents.device),
+            self.run_block,
+        )
+
+    def get_rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the rotary table for latents of this size, ``None`` for a model without rotary embeddings."""
+        _, frames, _, height, width = latents.shape
+        key = (frames, height, width, latents.device)
+        if key not in self._rotary:
+            rotary = self.transformer.config.use_rotary_positional_embeddings
+            with torch.inference_mode(False):  # or a training that comes after could not use it
+                self._rotary[key] = make_rotary_table(self.transformer, *key) if rotary else None
+        return self._rotary[key]
+
+    def _take_rotary(self, latents: Tensor) -> Rotary | None:
+        """Return the table in the form that suits the way blocks are run."""
+        table = self.get_rotary(latents)
+        if table is None or self.run_block is not run_block or latents.dtype != torch.float32:
+            return table
+        return torch.complex(table[0][:, ::2], table[1][:, ::2])
+
+    def _move(self, kv_scale: KVScale, device: torch.device) -> Tensor:
+        key = (tuple(kv_scale.tolist()), device)
+        if key not in self._kv_scales:
+            self._kv_scales[key] = kv_scale.to(device)
+        return self._kv_scales[key]

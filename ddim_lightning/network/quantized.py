@@ -1,0 +1,157 @@
+"""The large products of the blocks are made in 8-bit floats, beside the exact ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ddim_lightning.network.network import Network
+from ddim_lightning.network.weights import BlockWeights, Linear, Modulation
+
+FP8_CAPABILITY = (8, 9)
+"""The first compute capability with products of 8-bit floats (Ada; Hopper is 9.0)."""
+
+_FP8 = torch.float8_e4m3fn
+_FP8_MAX = 448.0
+_FP8_MULTIPLE = 16
+
+
+class Fp8Linear(NamedTuple):
+    """An `Fp8Linear` is a linear layer that multiplies 8-bit floats; every token is scaled to their range.
+
+    Args:
+        weight: (out, in) float8_e4m3fn.
+        scale: (out,) float32, > 0: what a row has to be multiplied by.
+        bias: (out,), or ``None``.
+
+    Source: Micikevicius et al. 2022, "FP8 formats for deep learning", arXiv:2209.05433; a scale for each token and
+    each output as in torchao's ``PerRow``.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply it to (..., in); the result has the dtype of ``x`` and the precision of bfloat16, the kernel's."""
+        tokens, scale = _scale_rows(x.reshape(-1, x.shape[-1]), _FP8_MAX)
+        product = torch._scaled_mm(
+            tokens.to(_FP8),
+            self.weight.t(),
+            scale_a=scale,
+            scale_b=self.scale[None],
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
+        output: Tensor = product.to(x.dtype).unflatten(0, x.shape[:-1])
+        return output if self.bias is None else output + self.bias
+
+    def take(self, start: int, stop: int | None = None) -> Fp8Linear:
+        """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
+        return Fp8Linear(self.weight[start:stop], self.scale[start:stop], _cut(self.bias, start, stop))
+
+    def dequantize(self) -> Tensor:
+        """Return the weight that it multiplies by, (out, in) float32."""
+        return self.weight.float() * self.scale[:, None]
+
+
+def check_fp8(device: torch.device) -> None:
+    """Raise a ValueError unless a device multiplies 8-bit floats."""
+    found = device.type
+    if device.type == "cuda" and torch.version.cuda is not None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= FP8_CAPABILITY:
+            return
+        found = f"{torch.cuda.get_device_name(device)} with {capability[0]}.{capability[1]}"
+    least = ".".join(map(str, FP8_CAPABILITY))
+    raise ValueError(f"precision: fp8 needs a CUDA device of compute capability {least} or more, got {found}")
+
+
+@torch.no_grad()
+def quantize_block(weights: BlockWeights) -> BlockWeights:
+    """Bring the large products of a block to 8 bits: query, key and value, and the feed-forward part.
+
+    The projection behind the attention stays as it is, and so does all that is no part of a block's products: patches,
+    timestep, norms.
+
+    Args:
+        weights: Weights of the block, as gathered.
+
+    Raises:
+        ValueError: A projection whose sizes the kernel cannot take.
+    """
+    # What `gather_block` makes is plain.
+    qkv, up, down = (quantize_fp8(cast(Linear, part)) for part in (weights.qkv, weights.up, weights.down))
+    return weights._replace(qkv=qkv, up=up, down=down)
+
+
+def quantize_fp8(layer: Linear) -> Fp8Linear:
+    """Scale each row of a weight so that its largest is 448, the largest of the format, and round to the nearest.
+
+    No weight moves by more than a sixteenth of itself, or 2^-10 scales where it is less than 2^-6 of them.
+
+    Raises:
+        ValueError: A size that is no multiple of 16.
+    """
+    if any(size % _FP8_MULTIPLE for size in layer.weight.shape):
+        rule = f"fp8 needs projections whose sizes are multiples of {_FP8_MULTIPLE}"
+        raise ValueError(f"precision: {rule}, got {tuple(layer.weight.shape)}")
+    scaled, scale = _scale_rows(layer.weight, _FP8_MAX)
+    return Fp8Linear(scaled.to(_FP8), scale[:, 0], layer.bias)
+
+
+def _scale_rows(x: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """Return rows with ``largest`` as their largest magnitude, and their scales (rows, 1), both in float32."""
+    x = x.float()
+    scale = (x.abs().amax(dim=1, keepdim=True) / largest).clamp(min=torch.finfo(torch.float32).tiny)
+    return x / scale, scale
+
+
+def _cut(bias: Tensor | None, start: int, stop: int | None) -> Tensor | None:
+    return None if bias is None else bias[start:stop]
+
+
+class QuantizedNetwork(Network):
+    """A `QuantizedNetwork` is a `Network` over the same model that multiplies 8-bit floats.
+
+    The exact weights stay: the other stages run on them, and from them those in 8 bits are made anew where they change
+    or move. What a timestep decides is shared with the exact network.
+
+    Args:
+        exact: The network as loaded.
+
+    Raises:
+        ValueError: A projection whose sizes the kernel cannot take.
+    """
+
+    def __init__(self, exact: Network) -> None:
+        super().__init__(exact.transformer, exact.attention)
+        self.exact = exact
+        self._quantized: list[BlockWeights] = []
+        self._sources = [
+            weight
+            for block in exact.transformer.transformer_blocks
+            for part in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v, block.ff)
+            for weight in part.parameters()
+        ]
+        self._states: list[tuple[int, int]] = []
+        _ = self.blocks  # a model that cannot be brought to 8 bits is found out while it is loaded
+
+    @property
+    def blocks(self) -> Sequence[BlockWeights]:
+        """The weights of all blocks, brought to 8 bits anew where those of the model were changed or moved."""
+        exact = self.exact.blocks
+        # Tensors made under inference mode keep no count of their changes.
+        states = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in self._sources]
+        if states != self._states:
+            with torch.inference_mode(False):
+                self._quantized = [quantize_block(weights) for weights in exact]
+            self._states = states
+        return self._quantized
+
+    def get_modulation(self, timestep: int) -> Modulation:
+        """Return what a timestep decides; see `Network.get_modulation`."""
+        return self.exact.get_modulation(timestep)

@@ -1,0 +1,39 @@
+"""Rotary position embeddings are one table over the whole sequence, text and video."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+from torch import Tensor
+
+
+def make_rotary_table(
+    transformer: CogVideoXTransformer3DModel, frames: int, height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Make the rotary table over the whole sequence: identity rows for the text, then the video's rows.
+
+    With identity rows one multiplication covers the whole sequence, bit-equal to rotating the video's part alone.
+
+    Args:
+        transformer: Its config gives patch size, head size, text length and the native grid.
+        frames: Latent frames.
+        height: Latent height, a multiple of the patch size.
+        width: Latent width, likewise.
+        device: Where the table goes.
+
+    Returns:
+        cos and sin, (text + video tokens, channels of a head) float32 each.
+
+    Source: `CogVideoXPipeline._prepare_rotary_positional_embeddings`.
+    """
+    config = transformer.config
+    patch = config.patch_size
+    grid = (height // patch, width // patch)
+    crops = get_resize_crop_region_for_grid(grid, config.sample_width // patch, config.sample_height // patch)
+    cos, sin = get_3d_rotary_pos_embed(
+        embed_dim=config.attention_head_dim, crops_coords=crops, grid_size=grid, temporal_size=frames, device=device
+    )
+    text = (config.max_text_seq_length, cos.shape[1])
+    return torch.cat([cos.new_ones(text), cos]), torch.cat([sin.new_zeros(text), sin])

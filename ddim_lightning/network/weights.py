@@ -1,0 +1,266 @@
+"""The weights of a transformer are gathered once as plain tensors, for a forward pass of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, linear
+
+
+class Projection(Protocol):
+    """A `Projection` is a linear layer, in whatever form its weight is kept."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in)."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,), or ``None``."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply it to (..., in)."""
+        ...
+
+    def take(self, start: int, stop: int | None = None) -> Projection:
+        """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
+        ...
+
+
+class Linear(NamedTuple):
+    """A `Linear` is a linear layer that computes in the dtype of its weight.
+
+    Args:
+        weight: (out, in).
+        bias: (out,), or ``None``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply it to (..., in)."""
+        return linear(x, self.weight, self.bias)
+
+    def take(self, start: int, stop: int | None = None) -> Linear:
+        """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
+        return Linear(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
+
+class Norm(NamedTuple):
+    """A `Norm` is a layer norm over the last axis.
+
+    Args:
+        weight: (width,), or ``None``.
+        bias: (width,), or ``None``.
+        eps: Added to the variance.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply it to (..., width)."""
+        return layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+class BlockWeights(NamedTuple):
+    """`BlockWeights` are what one block multiplies by; its two modulated norms are in the `Modulation`.
+
+    Args:
+        qkv: Queries, keys and values of a token, (3 width, width), in this order.
+        norm_query: Over the channels of a head.
+        norm_key: Likewise.
+        out: After attention, (width, width).
+        up: Into the feed-forward part, (4 width, width).
+        down: Out of it, (width, 4 width).
+    """
+
+    qkv: Projection
+    norm_query: Norm
+    norm_key: Norm
+    out: Linear
+    up: Projection
+    down: Projection
+
+
+def gather_block(block: Any) -> BlockWeights:
+    """Gather the weights of a `CogVideoXBlock`.
+
+    The query, key and value projections become three parts of one matrix: the parameters of the block are made views
+    of it, so that nothing is held twice and optimisers, checkpoints and state dicts see what they saw before.
+
+    Args:
+        block: The block; its parameters keep their values.
+
+    Raises:
+        ValueError: A projection that is no plain linear layer, as adapters leave it.
+    """
+    attn, (project, _, down, *_) = block.attn1, block.ff.net
+    projections = {
+        "to_q": attn.to_q, "to_k": attn.to_k, "to_v": attn.to_v, "to_out": attn.to_out[0],
+        "ff up": project.proj, "ff down": down,
+    }  # fmt: skip
+    for name, module in projections.items():
+        if type(module) is not nn.Linear:
+            raise ValueError(
+                f"transformer: its projection {name} must be a plain linear layer, got {type(module).__name__}; "
+                "adapters have to be merged into the weights first (fuse_lora, then unload_lora_weights)"
+            )
+    return BlockWeights(
+        _fuse([attn.to_q, attn.to_k, attn.to_v]),
+        _take_norm(attn.norm_q),
+        _take_norm(attn.norm_k),
+        _take_linear(attn.to_out[0]),
+        _take_linear(project.proj),
+        _take_linear(down),
+    )
+
+
+def is_current(weights: BlockWeights, block: Any) -> bool:
+    """Whether gathered weights are still those of the block: moving a module to another device replaces its tensors."""
+    return bool(weights.qkv.weight.data_ptr() == block.attn1.to_q.weight.data_ptr())
+
+
+def place_block(block: Any, weights: BlockWeights) -> None:
+    """Make the parameters of a block those of a copy of what was gathered from it: `gather_block` backwards."""
+    attn, (project, _, down, *_) = block.attn1, block.ff.net
+    width = attn.to_q.weight.shape[0]
+    for k, module in enumerate((attn.to_q, attn.to_k, attn.to_v)):
+        _place(module, weights.qkv.take(k * width, (k + 1) * width))
+    _place(attn.norm_q, weights.norm_query)
+    _place(attn.norm_k, weights.norm_key)
+    _place(attn.to_out[0], weights.out)
+    _place(project.proj, weights.up)
+    _place(down, weights.down)
+
+
+class ModulatedNorm(NamedTuple):
+    """A `ModulatedNorm` holds the weights that make a norm out of a timestep, named as in `CogVideoXLayerNormZero`.
+
+    Args:
+        norm: The norm with its learnt affine part.
+        linear: From the timestep's embedding to shift, scale and gate of video and text, (6 width, time width).
+    """
+
+    norm: Norm
+    linear: Linear
+
+
+NormPair = tuple[ModulatedNorm, ModulatedNorm]
+"""Of one block: before attention, and before the feed-forward part."""
+
+
+def gather_norms(block: Any) -> NormPair:
+    """Gather the weights of a block's modulated norms."""
+    first, second = (
+        ModulatedNorm(_take_norm(norm.norm), _take_linear(norm.linear)) for norm in (block.norm1, block.norm2)
+    )
+    return first, second
+
+
+def place_norms(block: Any, norms: NormPair) -> None:
+    """Make the parameters of a block's modulated norms those of others, as `place_block` does."""
+    for module, norm in zip((block.norm1, block.norm2), norms, strict=True):
+        _place(module.norm, norm.norm)
+        _place(module.linear, norm.linear)
+
+
+class Modulation(NamedTuple):
+    """A `Modulation` is all that a timestep decides, for every row alike.
+
+    A norm with a learnt affine part followed by scale and shift is one norm with another affine part.
+
+    Args:
+        blocks: (layers, 2, 2, 3, width): before attention and before the feed-forward part; of video and text; the
+            norm's weight, its bias, and the gate of what comes back.
+        final: (2, width): weight and bias of the norm before the output projection.
+    """
+
+    blocks: Tensor
+    final: Tensor
+
+
+@torch.no_grad()
+def make_modulation(
+    transformer: CogVideoXTransformer3DModel, timestep: Tensor, norms: Iterable[NormPair] | None = None
+) -> Modulation:
+    """Work out what a timestep decides.
+
+    Args:
+        transformer: The model.
+        timestep: Scalar int64 on its device.
+        norms: The modulated norms of every block, where they are not to be those of the model.
+
+    Source: Peebles and Xie 2022, "Scalable diffusion models with transformers" (adaLN-Zero), arXiv:2212.09748, in the
+    form of `CogVideoXLayerNormZero`, which has a set for the video tokens and one for the text tokens.
+    """
+    embedded = transformer.time_embedding(transformer.time_proj(timestep[None]).to(transformer.dtype))
+    condition = torch.nn.functional.silu(embedded[0])
+    blocks = [
+        _modulate(norm.norm, norm.linear(condition).view(2, 3, -1))
+        for pair in norms or ((block.norm1, block.norm2) for block in transformer.transformer_blocks)
+        for norm in pair
+    ]
+    shift, scale = transformer.norm_out.linear(condition).chunk(2)
+    final = _fold(transformer.norm_out.norm, shift, 1.0 + scale)
+    return Modulation(torch.stack(blocks).unflatten(0, (-1, 2)), torch.stack(final))
+
+
+def _modulate(norm: nn.LayerNorm | Norm, parts: Tensor) -> Tensor:
+    """Fold shift and scale of video and text, (2, 3, width) with the gate as third, into the norm's affine part."""
+    shift, scale, gate = parts.unbind(1)
+    return torch.stack([*_fold(norm, shift, 1.0 + scale), gate], dim=1)
+
+
+def _fold(norm: nn.LayerNorm | Norm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    if norm.weight is None or norm.bias is None:
+        return scale, shift
+    return norm.weight * scale, norm.bias * scale + shift
+
+
+def _take_linear(module: Any) -> Linear:
+    return Linear(module.weight, module.bias)
+
+
+def _take_norm(module: Any) -> Norm:
+    return Norm(module.weight, module.bias, module.eps)
+
+
+@torch.inference_mode(False)
+def _place(module: Any, weights: Projection | Norm) -> None:
+    for parameter, weight in ((module.weight, weights.weight), (module.bias, weights.bias)):
+        if parameter is not None:
+            parameter.data = weight
+
+
+@torch.no_grad()
+def _fuse(modules: list[Any]) -> Linear:
+    """Put linear layers of equal size one below the other."""
+    bias = None if modules[0].bias is None else _join([module.bias for module in modules])
+    return Linear(_join([module.weight for module in modules]), bias)
+
+
+def _join(parameters: list[Tensor]) -> Tensor:
+    """Return one tensor of which the parameters are views, one behind the other, making them so if they are not yet."""
+    first = parameters[0]
+    whole = torch.Size([sum(parameter.shape[0] for parameter in parameters), *first.shape[1:]])
+    if (
+        all(
+            parameter.is_contiguous() and parameter.data_ptr() == first.data_ptr() + k * first.nbytes
+            for k, parameter in enumerate(parameters)
+        )
+        and first.untyped_storage().nbytes() >= whole.numel() * first.element_size()
+    ):
+        return first.detach().as_strided(whole, first.stride())
+    joined = torch.cat(parameters)
+    for parameter, part in zip(parameters, joined.split([parameter.shape[0] for parameter in parameters]), strict=True):
+        parameter.data = part
+    return joined

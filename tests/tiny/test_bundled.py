@@ -1,0 +1,34 @@
+"""The model that is shipped: small, of the sizes its training config makes, and a VAE that keeps what is in a clip."""
+
+from __future__ import annotations
+
+import torch
+
+from ddim_lightning.tiny.shapes import render, sample_scene
+from ddim_lightning.tiny.shapes_classifier import Labels, classify
+from ddim_lightning.data.streams import make_generator
+from ddim_lightning.metrics.functional import psnr
+from ddim_lightning.models.loading import load_components
+from ddim_lightning.tiny.model import BUNDLED
+from ddim_lightning.tiny.training import TRANSFORMER
+from ddim_lightning.models.vae import decode_latents, encode_video
+
+
+def test_it_is_small_and_says_what_it_is():
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*.safetensors")) <= 12e6
+    card = (BUNDLED / "README.md").read_text("utf-8")
+    for word in ("pink", "cyan\ntriangle", "red cross", "white circle", "ddim-lightning fit --config tiny_transformer"):
+        assert word in card
+
+
+def test_clips_survive_its_vae_and_it_is_what_the_training_makes():
+    parts = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)
+    assert {name: parts.transformer.config[name] for name in TRANSFORMER} == TRANSFORMER
+    scenes = [sample_scene(make_generator(1, "test", i)) for i in range(3)]
+    frames = torch.stack([render(scene) for scene in scenes])
+    with torch.inference_mode():
+        video = decode_latents(parts.vae, encode_video(parts.vae, frames))
+    for scene, truth, decoded in zip(scenes, frames, video, strict=True):
+        assert psnr(decoded, truth / 255) > 28
+        expected = Labels(scene.shape, scene.color, scene.background, scene.direction)
+        assert classify((decoded * 255).round().to(torch.uint8)) == expected
