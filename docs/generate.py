@@ -83,7 +83,9 @@ def read_help(arguments: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, cwd=ROOT, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
-    text = _COLORS.sub("", done.stdout).replace(str(ROOT), ".").replace(str(Path.home()), "~")
+    # jsonargparse puts control characters into its help.
+    text = "".join(letter for letter in _COLORS.sub("", done.stdout) if letter == "\n" or letter.isprintable())
+    text = text.replace(str(ROOT), ".").replace(str(Path.home()), "~")
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
 
 

@@ -24,7 +24,10 @@ RESULTS = ROOT / "benchmarks" / "results"
 SHOWN = frozenset({".md", ".png"})
 """Suffixes of the files of a result that the site shows."""
 
-MARKER = re.compile(r'<!-- table:(?P<name>[\w-]+) "(?P<heading>[^"]+)"(?: columns=(?P<columns>[\d,-]+))? -->')
+MARKER = re.compile(
+    r'^(?P<indent> *)<!-- table:(?P<name>[\w-]+) "(?P<heading>[^"]+)"(?: columns=(?P<columns>[\d,-]+))? -->$',
+    flags=re.MULTILINE,
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -58,7 +61,7 @@ def fill_tables(text: str, results: Path) -> str:
 
     Raises:
         OSError: A result that is not there.
-        ValueError: A heading without a table, or a column that a table does not have.
+        ValueError: A marker that cannot be read, a heading without a table, or a column that a table does not have.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -66,9 +69,14 @@ def fill_tables(text: str, results: Path) -> str:
         table = find_table(report, match["heading"])
         if match["columns"]:
             table = [_pick(line, parse_columns(match["columns"])) for line in table]
-        return "\n".join(table)
+        return "\n".join(match["indent"] + line for line in table)
 
-    return MARKER.sub(fill, text)
+    filled = MARKER.sub(fill, text)
+    if "<!-- table:" in filled:
+        raise ValueError(
+            'table: a marker must stand alone on its line, as <!-- table:FOLDER "HEADING" columns=1,3-5 -->'
+        )
+    return filled
 
 
 def find_table(report: str, heading: str) -> list[str]:
