@@ -14,13 +14,7 @@ from ddim_lightning.engine.config import Outputs, Runtime
 def check_edit(
     *, video: Video, run: Run, frames: Frames, method: Method, runtime: Runtime, outputs: Outputs, **_: object
 ) -> None:
-    """Check what the options of `edit` name.
-
-    Raises:
-        argparse.ArgumentError: Options that do not go with each other.
-        OSError: A file or a folder that is not there, is the other of both, or cannot be read or written to.
-        ValueError: A video of no bytes.
-    """
+    """Raise an OSError or a ValueError for a file of `edit` that will not do, and an ArgumentError for options."""
     if method.inversion_prompt is None and not frames.source_prompt:
         raise argparse.ArgumentError(None, "inversion_prompt: null takes the source_prompt, which is not given")
     kept = outputs.trajectory_dir
@@ -28,14 +22,12 @@ def check_edit(
         rule = "must not be the folder of output without save_trajectory"
         raise argparse.ArgumentError(None, f"trajectory_dir: {rule}, got {kept!r}")
     (request,) = find_clips([video.video], ClipRequest())
-    with request.video.open("rb") as file:
-        if not file.read(1):
-            raise ValueError(f"{request.video} is empty (0 bytes)")
+    if request.video.stat().st_size == 0:
+        raise ValueError(f"{request.video} is empty (0 bytes)")
     if frames.mask is not None:
         check_file(frames.mask, "mask")
-    if kept is not None and not Path(kept, request.id, "trajectory.safetensors").is_file():
-        former = Path(kept, request.id)
-        raise FileNotFoundError(f"trajectory_dir: {former} must hold the trajectory of a run with --save-trajectory")
+    if kept is not None and not (former := Path(kept, request.id, "trajectory.safetensors")).is_file():
+        raise FileNotFoundError(f"trajectory_dir: must be of a run of this clip with save_trajectory; no {former}")
     if runtime.exported is not None and not Path(runtime.exported).is_dir():
         raise NotADirectoryError(f"exported: must be a folder that export wrote, got {runtime.exported!r}")
 

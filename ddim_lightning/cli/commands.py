@@ -27,13 +27,7 @@ from ddim_lightning.types import VideoLimits
 def edit(
     *, run: Run, video: Video, frames: Frames, method: Method, schedule: Schedule, runtime: Runtime, outputs: Outputs
 ) -> int:
-    """Invert, reconstruct and edit one video, and return the exit status.
-
-    Raises:
-        ValueError: The file is no video or too short, the mask or the trajectory does not fit it, or an argument is out
-            of its range.
-        OSError: The video, the mask or the trajectory cannot be read, or the output folder not be written to.
-    """
+    """Invert, reconstruct and edit one video, and return the exit status."""
     outputs = replace(outputs, on_error="raise")
     module = DDIMInversionModule(**vars(method), schedule=schedule, runtime=runtime, outputs=outputs)
     data = VideoDataModule([video.video], video.prompt, **vars(frames))
@@ -51,12 +45,7 @@ def demo(*, run: Run) -> int:
 
 
 def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, schedule: Schedule, runtime: Runtime) -> int:
-    """Write the network of a model as files that PyTorch alone can run, and return the exit status.
-
-    Raises:
-        ValueError: A size that the model cannot take, or an argument out of its range.
-        OSError: The output folder cannot be written to.
-    """
+    """Write the network of a model as files that PyTorch alone can run, and return the exit status."""
     module = DDIMInversionModule(**vars(method), schedule=schedule, runtime=runtime)
     limits = module.video_limits
     count = limits.num_frames if frames.num_frames is None else frames.num_frames
@@ -72,23 +61,19 @@ def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, schedule
         if not (run.quiet or run.json):
             print(f"{graphs.format}: {layout_name(layout)}, {k + 1} of {total}", file=sys.stderr, flush=True)
 
-    options = {"size": size, "guidance_scale": module.guidance_scale, "on_layout": tell}
-    manifest = export_network(module.engine, Path(run.output), graphs.format, **options)
+    folder, scale = Path(run.output), module.guidance_scale
+    manifest = export_network(module.engine, folder, graphs.format, size=size, guidance_scale=scale, on_layout=tell)
     if run.json:
         print(json.dumps(asdict(manifest)))
     elif not run.quiet:
-        print(f"{Path(run.output, MANIFEST)}: {len(manifest.layouts)} graphs, latents of {size} a row")
+        print(f"{folder / MANIFEST}: {len(manifest.layouts)} graphs, latents of {size} a row")
     return 0
 
 
 def _check_frames(video: Video, frames: Frames, limits: VideoLimits) -> None:
     """Find out what is wrong with a video and its mask before gigabytes of weights are loaded."""
-    info = read_info(video.video)
-    start, count, stride = frames.start, frames.num_frames, frames.stride
-    try:
-        choice = choose_frames(info.num_frames, limits, start=start, num_frames=count, stride=stride)
-    except ValueError as error:
-        raise ValueError(f"{video.video}: {error}") from None
+    info, count = read_info(video.video), frames.num_frames
+    choice = choose_frames(info.num_frames, limits, start=frames.start, num_frames=count, stride=frames.stride)
     height, width = make_size(limits, frames.height, frames.width)
     if frames.mask is not None:
         read_mask(frames.mask, info, choice, height=height, width=width, fit=frames.fit)

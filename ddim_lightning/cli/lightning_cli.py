@@ -17,7 +17,6 @@ from ddim_lightning.cli.running import DONE, QUIET, plain_output, tell_results
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.writer import VideoWriter, read_results
 
-
 _TRAIN: dict[str, Any] = {"model_class": LightningModule, "save_config_kwargs": {"overwrite": True}}
 _PREDICT: dict[str, Any] = {
     "model_class": DDIMInversionModule,

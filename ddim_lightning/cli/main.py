@@ -12,8 +12,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import ddim_lightning
@@ -38,15 +37,7 @@ exit status: 0 done, 3 some clips were skipped, 2 wrong usage, 130 interrupted, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Args:
-        argv: The arguments; those of the process when ``None``.
-
-    Returns:
-        The exit status: 0 when all is done, 3 when some clips were skipped, 2 for wrong usage, 130 when interrupted,
-        1 for any other failure.
-    """
+    """Run the command line with the arguments, by default those of the process, and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words or os.environ.get(DEBUG, "0") not in {"", "0"}
     try:
@@ -55,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.path.insert(0, os.getcwd())
         if argv is None:  # the process is ours
             keep_freed_memory()
-        # A command and no call, so that few frames stand between here and the work.
-        command = _find_command([word for word in words if word != "--debug"])
-        return command()
-    except SystemExit as stop:  # how argparse ends after --help and --print-config
-        if not isinstance(stop.__context__, KeyboardInterrupt):  # and how Lightning ends after Ctrl-C
+        home, name, options = _read([word for word in words if word != "--debug"])
+        if home in ("commands", "lightning_cli"):  # through the door that finds out whether torch and torchvision fit
+            importlib.import_module("ddim_lightning.models")
+        return int(getattr(importlib.import_module(f"ddim_lightning.cli.{home}"), name)(**options))
+    except (SystemExit, KeyboardInterrupt) as stop:
+        # An exit is how argparse ends after --help and --print-config, and how Lightning ends after Ctrl-C.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             return stop.code if isinstance(stop.code, int) else DONE
-        failure, status = "interrupted", INTERRUPTED
-    except KeyboardInterrupt:
         failure, status = "interrupted", INTERRUPTED
     except Exception as error:
         if debug:
@@ -72,63 +63,42 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _find_command(words: Sequence[str]) -> Callable[[], int]:
-    """Find the verb, read and check its arguments, and import what does the work."""
+def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
+    """Read and check the arguments: the module and the name of the function that does the work, and its arguments."""
     verb, rest = (words[0], words[1:]) if words else ("", [])
-    match verb:
-        case "edit" | "demo" | "export":
-            return _find_own(verb, rest)
-        case "predict" | "fit" | "validate":
-            return _find_lightning(verb, rest)
-        case "benchmark":
-            return partial(_load("shipped", "benchmark"), rest)
-        case "env" if set(rest) <= {"--json"}:
-            return partial(_print_environment, as_json=bool(rest))
-        case "--version":
-            text = f"ddim-lightning {ddim_lightning.__version__}"
-        case _ if verb in ("-h", "--help") or {"-h", "--help"} & set(rest):
-            text = _HELP
-        case "--print-completion":
-            text = _load("parser", "make_completion")("".join(rest))
-        case _:
-            meant = get_nearest(verb, VERBS)
-            rule = f"the arguments must begin with one of {', '.join(VERBS)}, got {' '.join(words)!r}{meant}"
-            raise argparse.ArgumentError(None, rule)
-    return partial(_print, text)
+    if verb in ("edit", "demo", "export"):
+        from ddim_lightning.cli.checks import check_edit, check_places
+        from ddim_lightning.cli.parser import read_options
 
+        options = read_options(verb, rest)
+        if verb == "edit":
+            check_edit(**options)
+        check_places(options["run"], options.get("method"))
+        if not options["run"].quiet:
+            print(f"loading {getattr(options.get('method'), 'model', 'tiny')} ...", file=sys.stderr, flush=True)
+        return "commands", verb, options
+    if verb in ("predict", "fit", "validate"):
+        from ddim_lightning.cli.shipped import find_configs
 
-def _find_own(verb: str, words: Sequence[str]) -> Callable[[], int]:
-    from ddim_lightning.cli.checks import check_edit, check_places
-    from ddim_lightning.cli.parser import read_options
+        flags = find_configs([_with_underscores(word) for word in rest if word != "--json"])
+        if sys.stderr.isatty():
+            print("loading Lightning ...", file=sys.stderr, flush=True)
+        return "lightning_cli", "run_lightning", {"verb": verb, "flags": flags, "as_json": "--json" in rest}
+    if verb == "benchmark":
+        return "shipped", "benchmark", {"words": rest}
+    if verb == "env" and set(rest) <= {"--json"}:
+        return "main", "print_environment", {"as_json": bool(rest)}
+    if verb == "--print-completion":
+        from ddim_lightning.cli.parser import make_completion
 
-    options = read_options(verb, words)
-    if verb == "edit":
-        check_edit(**options)
-    check_places(options["run"], options.get("method"))
-    if not options["run"].quiet:
-        print(f"loading {getattr(options.get('method'), 'model', 'tiny')} ...", file=sys.stderr, flush=True)
-    _open_door()
-    return partial(_load("commands", verb), **options)
-
-
-def _find_lightning(verb: str, words: Sequence[str]) -> Callable[[], int]:
-    from ddim_lightning.cli.shipped import find_configs
-
-    flags = find_configs([_with_underscores(word) for word in words if word != "--json"])
-    if sys.stderr.isatty():
-        print("loading Lightning ...", file=sys.stderr, flush=True)
-    _open_door()
-    return partial(_load("lightning_cli", "run_lightning"), verb, flags, as_json="--json" in words)
-
-
-def _load(module: str, name: str) -> Callable[..., Any]:
-    command: Callable[..., Any] = getattr(importlib.import_module(f"ddim_lightning.cli.{module}"), name)
-    return command
-
-
-def _open_door() -> None:
-    """Find out whether torch and torchvision fit, before lightning stumbles over them."""
-    import ddim_lightning.models  # noqa: F401
+        text = make_completion("".join(rest))
+    elif {"--version", "-h", "--help"} & set(words):
+        text = f"ddim-lightning {ddim_lightning.__version__}" if verb == "--version" else _HELP
+    else:
+        rule = f"must begin with one of {', '.join(VERBS)}, got {' '.join(words)!r}{get_nearest(verb, VERBS)}"
+        raise argparse.ArgumentError(None, f"the arguments {rule}")
+    print(text)
+    sys.exit(DONE)
 
 
 def _with_underscores(word: str) -> str:
@@ -137,19 +107,14 @@ def _with_underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
-def _print(text: str) -> int:
-    print(text)
-    return DONE
-
-
-def _print_environment(*, as_json: bool) -> int:
-    # Straight from the report, not by way of the commands: it must answer where lightning cannot be imported.
+def print_environment(*, as_json: bool) -> int:
+    """Print what is installed; straight from the report, since it must answer where lightning cannot be imported."""
     from ddim_lightning.report.environment import read_environment
 
     report = read_environment()
-    rows = [(name, version or "not installed") for name, version in report["versions"].items()]
-    rows += [("platform", report["platform"]), ("CUDA", report["cuda"] or "none")]
-    for gpu in report["gpus"]:
-        rows += [("GPU", f"{gpu['name']}, {gpu['memory_gib']} GiB, compute capability {gpu['compute_capability']}")]
+    rows = [*report["versions"].items(), ("platform", report["platform"]), ("CUDA", report["cuda"])]
+    gpu = "{name}, {memory_gib} GiB, compute capability {compute_capability}"
+    rows += [("GPU", gpu.format(**facts)) for facts in report["gpus"]]
     rows += [("broken", f"{name}: {reason}") for name, reason in report["broken"].items()]
-    return _print(json.dumps(report) if as_json else "\n".join(f"{name:<16}{value}" for name, value in rows))
+    print(json.dumps(report) if as_json else "\n".join(f"{name:<16}{what or 'none'}" for name, what in rows))
+    return DONE

@@ -7,13 +7,9 @@ import difflib
 import re
 from collections.abc import Iterable
 
-DEBUG = "DDIM_LIGHTNING_DEBUG"
-"""The environment variable that shows the traceback of an error."""
-
+DEBUG = "DDIM_LIGHTNING_DEBUG"  # the environment variable that shows the traceback of an error
 _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
-_UNKNOWN = re.compile(
-    r"unrecognized arguments: (-\S+)|option '([^']+)' is not|not accept option '([^']+)'", re.IGNORECASE
-)
+_UNKNOWN = re.compile(r"(?i)unrecognized arguments: (-\S+)|option '([^']+)' is not|not accept option '([^']+)'")
 _KEY = re.compile(r'Parser key "([\w.]+)":')
 _WANTED = re.compile(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[(.+?)\])")
 _GOT = re.compile(r"(?:Got value|Given value): (.*)")
@@ -38,10 +34,10 @@ def suggest(message: str, flags: Iterable[str]) -> str:
 
 def explain(error: Exception) -> str:
     """Say in one line what went wrong."""
-    # What jsonargparse raises is a tree with the reason somewhere among its leaves.
-    lines = [line.strip() for line in str(error).splitlines()]
     if isinstance(error, argparse.ArgumentError) and (said := _say_type(str(error))):
         return said
+    # What jsonargparse raises is a tree with the reason somewhere among its leaves.
+    lines = [line.strip() for line in str(error).splitlines()]
     lines = [line.removeprefix("- ") for line in lines if line and not line.startswith(_NOISE)]
     if any(line.startswith(("Traceback", "Original Traceback")) for line in lines):
         return lines[-1]  # raised in another process, which sends its whole traceback as the message

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from types import NoneType
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
@@ -15,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from ddim_lightning.cli import VERBS
 from ddim_lightning.cli.mistakes import suggest
 from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
-from ddim_lightning.engine.config import Outputs, Runtime, Schedule
+from ddim_lightning.engine.config import CompileMode, Outputs, Runtime, Schedule
 from ddim_lightning.engine.recommended import read_recommended
 
 
@@ -36,6 +35,7 @@ _GROUPS: dict[str, dict[type[Any], set[str]]] = {
     "demo": {Run: set()},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
+_SWITCHED = {"true", "false", "null", *typing.get_args(CompileMode)}  # what may follow a switch as its value
 _ALIASES = {"--num-inference-steps": ["--steps"], "--accelerator": ["--device"]}
 
 
@@ -44,12 +44,11 @@ class HelpfulParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake, with the name that was probably meant."""
-        super().error(suggest(message, list(_list_flags(self))), ex)
+        super().error(suggest(message, _list_flags(self)), ex)
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         """Return the YAML of a configuration, with the recommendations of its model filled in."""
-        text: str = super().dump(_fill_recommended(namespace), *args, **kwargs)
-        return text
+        return str(super().dump(_fill_recommended(namespace), *args, **kwargs))
 
 
 class FlagParser(HelpfulParser):
@@ -65,20 +64,14 @@ class FlagParser(HelpfulParser):
             del kwargs["required"]
         if isinstance(kwargs.get("help"), str):
             kwargs["help"] = kwargs["help"].replace("`", "")
-        action: argparse.Action = super().add_argument(*flags, **kwargs)
-        return action
+        return typing.cast(argparse.Action, super().add_argument(*flags, **kwargs))
 
 
 def make_parser(verb: str) -> FlagParser:
     """Make the parser of ``edit``, ``export`` or ``demo``."""
-    own = "VIDEO --prompt TEXT --output DIR" if verb == "edit" else "--output DIR"
-    parser = FlagParser(
-        prog=f"ddim-lightning {verb}",
-        usage=f"ddim-lightning {verb} {own} ...",
-        description=VERBS[verb],
-        exit_on_error=False,
-        print_config="--print-config",
-    )
+    name, own = f"ddim-lightning {verb}", "VIDEO --prompt TEXT --output DIR" if verb == "edit" else "--output DIR"
+    about: dict[str, Any] = {"prog": name, "usage": f"{name} {own} ...", "description": VERBS[verb]}
+    parser = FlagParser(**about, exit_on_error=False, print_config="--print-config")
     parser.add_argument("--config", action="config", help="YAML file of options, by the names of the flags")
     for kind, left_out in _GROUPS[verb].items():
         group = parser.add_argument_group(kind.__name__.lower())
@@ -96,56 +89,33 @@ def make_completion(shell: str) -> str:
 
 
 def read_options(verb: str, words: Sequence[str]) -> dict[str, Any]:
-    """Read what follows a verb into the options' classes, by their names in lower case.
-
-    Raises:
-        argparse.ArgumentError: An argument that is not known, is missing, or is out of its range.
-    """
-    values = make_parser(verb).parse_args(_spell_out(words, _find_switches(verb)))
+    """Read what follows a verb into the options' classes, by their names in lower case."""
+    switches = {field.name for kind in _GROUPS[verb] for field in fields(kind) if str(field.type).startswith("bool")}
+    values = make_parser(verb).parse_args(_spell_out(words, switches)).as_dict()
+    names = {kind: values.keys() & _all_but(kind) for kind in _GROUPS[verb]}
     try:
-        return {kind.__name__.lower(): kind(**_pick(values, kind)) for kind in _GROUPS[verb]}
+        return {kind.__name__.lower(): kind(**{name: values[name] for name in names[kind]}) for kind in names}
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error)) from error
 
 
-def _pick(values: Namespace, kind: type[Any]) -> dict[str, Any]:
-    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
-
-
-def _find_switches(verb: str) -> dict[str, set[str]]:
-    """Find the flags that may stand without a value, and the values that each may have."""
-    hints = {name: hint for kind in _GROUPS[verb] for name, hint in typing.get_type_hints(kind).items()}
-    kinds = {name: typing.get_args(hint) or (hint,) for name, hint in hints.items()}
-    values = {bool: {"true", "false"}, NoneType: {"null"}}
-    return {
-        "--" + name.replace("_", "-"): set[str]().union(*(values.get(one) or typing.get_args(one) for one in several))
-        for name, several in kinds.items()
-        if bool in several
-    }
-
-
-def _spell_out(words: Sequence[str], switches: dict[str, set[str]]) -> list[str]:
-    """Spell arguments as jsonargparse knows them.
-
-    ``--a_b`` becomes ``--a-b``, a switch ``--fast`` becomes ``--fast=true`` and ``--no-fast`` ``--fast=false``, and
-    each ``--prompt`` becomes one more text of a list.
-    """
+def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:
+    """Spell ``--a_b`` with dashes, ``--fast`` and ``--no-fast`` as ``--fast=true`` and ``false``, prompts as a list."""
     spelled: list[str] = []
     for word, following in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
-        positive = f"--{flag.removeprefix('--no-')}"
-        if not word.startswith("--"):
-            if spelled[-1:] == ["--prompt"]:
-                spelled[-1] = f"--prompt+={json.dumps([word])}"
-            else:
-                spelled.append(word)
+        name = flag.removeprefix("--").replace("-", "_")
+        if spelled[-1:] == ["--prompt"] and not word.startswith("--"):
+            spelled[-1] = f"--prompt+={json.dumps([word])}"
+        elif not word.startswith("--"):
+            spelled.append(word)
         elif flag == "--prompt" and equals:
             spelled.append(f"--prompt+={json.dumps([value])}")
-        elif flag in switches and not equals and following.lower() not in switches[flag]:
+        elif name in switches and not equals and following.lower() not in _SWITCHED:
             spelled.append(f"{flag}=true")
-        elif flag not in switches and positive in switches:
-            spelled.append(f"{positive}=false")
+        elif name.startswith("no_") and name.removeprefix("no_") in switches:
+            spelled.append(f"--{flag.removeprefix('--no-')}=false")
         else:
             spelled.append(f"{flag}{equals}{value}")
     return spelled
@@ -163,9 +133,8 @@ def _fill_recommended(namespace: Namespace) -> Namespace:
     return filled
 
 
-def _list_flags(parser: argparse.ArgumentParser) -> Iterator[str]:
-    for action in parser._actions:
-        yield from action.option_strings
-        if isinstance(action.choices, dict):  # the verbs of Lightning's command line
-            for verb in action.choices.values():
-                yield from _list_flags(verb)
+def _list_flags(parser: argparse.ArgumentParser) -> list[str]:
+    inner = [verb for action in parser._actions if isinstance(action.choices, dict) for verb in action.choices.values()]
+    return [flag for action in parser._actions for flag in action.option_strings] + [
+        flag for verb in inner for flag in _list_flags(verb)
+    ]

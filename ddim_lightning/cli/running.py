@@ -21,10 +21,8 @@ from ddim_lightning.report.tables import print_paths, print_results
 from ddim_lightning.writer import RESULTS, VideoWriter, read_results
 
 DONE, SOME_SKIPPED = 0, 3
-QUIET: dict[str, Any] = dict.fromkeys(
-    ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False
-)
-"""Of the Trainer: results have a folder of their own, and the progress a callback."""
+_LOUD = ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
+QUIET: dict[str, Any] = dict.fromkeys(_LOUD, False)  # results have a folder of their own, and the progress a callback
 
 
 def predict_clips(
@@ -32,13 +30,11 @@ def predict_clips(
 ) -> list[dict[str, Any]]:
     """Run `Trainer.predict` on one device, write the results, and return the records of all clips."""
     with plain_output(run.json), _silent_lightning():
-        shown = [] if run.quiet else [ProgressPrinter()]
-        callbacks = [VideoWriter(run.output), *callbacks, *shown]
+        callbacks = [VideoWriter(run.output), *callbacks, *([] if run.quiet else [ProgressPrinter()])]
         try:
             trainer = Trainer(accelerator=run.accelerator, devices=1, callbacks=callbacks, **QUIET)
         except (MisconfigurationException, ValueError) as error:  # the only setting here that is the user's
-            rule = f"must be one that is here, got {run.accelerator!r}"
-            raise ValueError(f"accelerator: {rule}: {error}") from error
+            raise ValueError(f"accelerator: must be one that is here, got {run.accelerator!r}: {error}") from error
         trainer.predict(module, data, return_predictions=False)
     return read_results(run.output)
 

@@ -58,7 +58,7 @@ def benchmark(words: Sequence[str]) -> int:
         print("usage: ddim-lightning benchmark NAME ...; NAME --help says what each one takes\n")
         for name in BENCHMARKS:
             what = ast.get_docstring(ast.parse(folder.joinpath(f"{name}.py").read_text("utf-8"))) or ""
-            print(f"  {name:<18}{what.partition(chr(10))[0]}")
+            print(f"  {name:<18}{what.partition(':')[0].partition('.')[0]}")
         return 0
     name = words[0].replace("-", "_")
     if name not in BENCHMARKS:
@@ -67,5 +67,4 @@ def benchmark(words: Sequence[str]) -> int:
     in_wheel = folder.parent == Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(folder.parents[1 if in_wheel else 0]))
     module = importlib.import_module(f"{'ddim_lightning.' if in_wheel else ''}benchmarks.{name}")
-    status: int = module.main(list(words[1:]))
-    return status
+    return int(module.main(list(words[1:])))

@@ -85,5 +85,5 @@ def find_mask(denoiser: Denoiser, inversion: Inversion, request: EditRequest, th
 
 
 def count_probe_nfe(schedule: NoiseSchedule) -> int:
-    """Return how many rows `find_mask` evaluates."""
+    """Return the NFE of `find_mask`."""
     return 2 * len(choose_probes(schedule))
