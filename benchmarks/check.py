@@ -7,18 +7,45 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import ablation, end_to_end, kernels, memory, scaling, step_latency, versus_reference
+from . import (
+    ablation,
+    edit_report,
+    end_to_end,
+    inversion_report,
+    kernels,
+    layer_scan,
+    memory,
+    scaling,
+    step_latency,
+    tiny_model,
+    versus_reference,
+)
 from .output import write_report
 
 SCHEMA_FILE = Path(__file__).with_name("result.schema.json")
 MODULES: dict[str, Any] = {
-    module.SCHEMA: module for module in (ablation, end_to_end, kernels, memory, scaling, step_latency, versus_reference)
+    module.SCHEMA: module
+    for module in (
+        ablation,
+        edit_report,
+        end_to_end,
+        inversion_report,
+        kernels,
+        layer_scan,
+        memory,
+        scaling,
+        step_latency,
+        tiny_model,
+        versus_reference,
+    )
 }
 """The benchmarks whose results are checked, by the name that these bear."""
+_BUSY = 0.5
+"""Share of the CPUs that others may keep busy."""
 
 
 def read_result(folder: Path) -> Any:
@@ -52,8 +79,20 @@ def list_faults(folder: Path, write: bool = False) -> list[str]:
     report = module.make_markdown(result)
     if write:
         write_report(folder, result, report, getattr(module, "write_plots", None))
+    faults = list_doubts(result["environment"])
     same = (folder / "README.md").read_text(encoding="utf-8") == report
-    return [] if same else ["README.md: is not what this result makes; --write makes it"]
+    return faults if same else [*faults, "README.md: is not what this result makes; --write makes it"]
+
+
+def list_doubts(environment: Mapping[str, Any]) -> list[str]:
+    """Return why numbers measured in an environment cannot be trusted; results older than the fields do not tell."""
+    doubts, load, cpus = [], environment["load_1min"], environment["cpus"]
+    if load is not None and cpus is not None and load > cpus * _BUSY:
+        rule = f"must be at most {cpus * _BUSY:g} on {cpus} CPUs before a benchmark begins"
+        doubts.append(f"$.environment.load_1min: {rule}, got {load:.2f}")
+    if environment["dirty"]:
+        doubts.append("$.environment.dirty: must be false, a result is of a commit, got true")
+    return doubts
 
 
 def main(argv: Sequence[str] | None = None) -> int:

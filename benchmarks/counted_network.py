@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.network.network import Network
-from benchmarks.flops import Flops, count_pass, make_sizes
 from ddim_lightning.types import KVScale
+
+from .flops import Flops, count_pass, make_sizes
 
 
 class CountedNetwork:

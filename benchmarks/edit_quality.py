@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ddim_lightning.tiny.shapes import render
-from ddim_lightning.tiny.shapes_classifier import classify
 from ddim_lightning.data.streams import make_generator
+from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
-from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
-from ddim_lightning.diffusion.sampling import quantize
+from ddim_lightning.models.vae import quantize
+from ddim_lightning.tiny.shapes import render
+from ddim_lightning.tiny.shapes_classifier import classify
 from ddim_lightning.types import Branch, EditRequest, Frames, Video
 
 from .edit_report import SHEET_EDITS, SHEET_JOBS, write_report
 from .edit_set import SPLITS, ShapesEdit, make_edit_set
 from .edit_variants import CEILING, DEFAULT, REFERENCE, VARIANTS, Job, Variant, make_jobs
-from .loading import build_engine
+from .loading import load_engine
 from .records import merge_records, open_records, parse_shard
 
 QUICK: dict[str, Any] = {"edits": 5, "steps": 4, "variants": [REFERENCE, DEFAULT, "plain inversion"], "guidance": [6.0]}
@@ -55,19 +55,19 @@ class Clip:
         self._inversions: dict[tuple[Any, ...], tuple[Inversion, float]] = {}
 
     def make_video(self, job: Job) -> tuple[Video, dict[str, float]]:
-        """Make the video of a job, and tell its calls and its seconds of processor time, decoding left out."""
+        """Make the video of a job, and count its NFE and its seconds of processor time, decoding left out."""
         if job.guidance is None:
             latents = self.truth if job.method == CEILING else self.latents
-            return self.engine.decode(latents), {"calls": 0, "inversion_calls": 0, "seconds": 0, "inversion_seconds": 0}
+            return self.engine.decode(latents), {"nfe": 0, "inversion_nfe": 0, "seconds": 0, "inversion_seconds": 0}
         variant, seed = VARIANTS[job.method], make_generator(job.seed, self.edit.id, 0).initial_seed()
         inversion, inversion_seconds = self._find_inversion(variant, seed)
-        engine = replace(self.engine, editor=variant.editor)  # with a count of calls of its own
+        engine, before = replace(self.engine, editor=variant.editor), self.engine.nfe
         start = time.process_time()
         latents = engine.edit(inversion, self._make_request(variant, job.guidance), seed=seed)
         seconds = time.process_time() - start
         return self.engine.decode(latents), {
-            "calls": engine.denoiser.rows + inversion.calls,
-            "inversion_calls": inversion.calls,
+            "nfe": engine.nfe - before + inversion.nfe,
+            "inversion_nfe": inversion.nfe,
             "seconds": seconds + inversion_seconds,
             "inversion_seconds": inversion_seconds,
         }
@@ -77,8 +77,8 @@ class Clip:
         if variant.tell_mask:
             spatial = self.edit.inside.shape[-1] // self.latents.shape[-1]
             mask = pool_mask(self.edit.inside, limits.temporal, spatial)
-        told = self.edit.source.caption if variant.get_source_prompt else None
-        return EditRequest(self.edit.target.caption, source_prompt=told, guidance_scale=guidance, mask=mask)
+        source_prompt = self.edit.source.caption if variant.source_prompt else None
+        return EditRequest(self.edit.target.caption, source_prompt=source_prompt, guidance_scale=guidance, mask=mask)
 
     def _find_inversion(self, variant: Variant, seed: int) -> tuple[Inversion, float]:
         """Return the inversion of a variant and its seconds, made once for all variants that share it."""
@@ -99,7 +99,7 @@ def measure_video(video: Video, edit: ShapesEdit) -> dict[str, Any]:
     """Compare a video with the truth of its edit, and read its words.
 
     Args:
-        video: (1, f, c, h, w) in 0 .. 1, not quantised.
+        video: (1, f, c, h, w) in 0 .. 1, not quantized.
         edit: Whose truth.
 
     Returns:
@@ -110,7 +110,7 @@ def measure_video(video: Video, edit: ShapesEdit) -> dict[str, Any]:
     return {
         "squared_error": {name: float(error[mask].sum()) for name, mask in where.items()},
         "values": {name: video.shape[2] * int(mask.sum()) for name, mask in where.items()},
-        "seen": vars(classify(quantize(video))),
+        "seen": vars(classify(quantize(video[0]))),
     }
 
 
@@ -133,7 +133,7 @@ def measure(
         for job in missing:
             video, cost = clip.make_video(job)
             if edit.id.endswith(SHEET_EDITS) and job in SHEET_JOBS:
-                write_strip(args.output / "clips" / f"{edit.id}-{job.method}.png", quantize(video))
+                write_strip(args.output / "clips" / f"{edit.id}-{job.method}.png", quantize(video[0]))
             records.add(job.make_key(edit.id), {**measure_video(video, edit), **cost})
         print(f"{edit.id}: {len(missing)} videos, {time.process_time() - start:.0f} s", flush=True)
 
@@ -146,10 +146,10 @@ def write_strip(path: Path, frames: Frames) -> None:
 
 
 def make_plan(engine: InversionEngine, jobs: Sequence[Job], count: int) -> str:
-    """Count the calls that an edit takes, and estimate the processor time of all edits."""
+    """Count the NFE of an edit, and estimate the processor time of all edits."""
     schedule, caption = engine.schedule, make_edit_set("dev", 1)[0].source.caption
     inversions: dict[tuple[Any, ...], int] = {}
-    rows: dict[str, int] = {}
+    nfe: dict[str, int] = {}
     for job in jobs:
         if job.guidance is None:
             continue
@@ -158,15 +158,15 @@ def make_plan(engine: InversionEngine, jobs: Sequence[Job], count: int) -> str:
         if variant.inverter is not None:
             inversions[variant.make_inversion_key(job.seed)] = variant.inverter.count_nfe(len(schedule))
         probes = 0 if variant.editor.velocity_mask is None else count_probe_nfe(schedule)
-        rows[job.method] = rows.get(job.method, 0) + probes + variant.editor.count_nfe(request, schedule)
+        nfe[job.method] = nfe.get(job.method, 0) + probes + variant.editor.count_nfe(request, schedule)
     row_seconds, video_seconds = time_parts(engine)
-    total = sum(rows.values()) + sum(inversions.values())
+    total = sum(nfe.values()) + sum(inversions.values())
     seconds = total * row_seconds + len(jobs) * video_seconds
-    parts = f"{row_seconds * 1e3:.1f} ms a call and {video_seconds * 1e3:.0f} ms a video"
+    parts = f"{row_seconds * 1e3:.1f} ms an evaluation and {video_seconds * 1e3:.0f} ms a video"
     lines = [
-        *(f"{calls:6} calls  {name}" for name, calls in rows.items()),
-        f"{sum(inversions.values()):6} calls  {len(inversions)} inversions, shared",
-        f"{total:6} calls and {len(jobs)} videos an edit: {seconds:.0f} s at {parts}",
+        *(f"{count:6} NFE  {name}" for name, count in nfe.items()),
+        f"{sum(inversions.values()):6} NFE  {len(inversions)} inversions, shared",
+        f"{total:6} NFE and {len(jobs)} videos an edit: {seconds:.0f} s at {parts}",
         f"{count} edits: {count * seconds / 60:.0f} minutes of processor time",
     ]
     return "\n".join(lines)
@@ -174,7 +174,7 @@ def make_plan(engine: InversionEngine, jobs: Sequence[Job], count: int) -> str:
 
 @torch.inference_mode()
 def time_parts(engine: InversionEngine) -> tuple[float, float]:
-    """Return the seconds of one row through the network and of one video decoded and judged."""
+    """Return the seconds of one row through the network and of one video decoded and classified."""
     edit = make_edit_set("dev", 1)[0]
     latents = engine.encode(render(edit.source))
     measure_video(engine.decode(latents), edit)
@@ -228,11 +228,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     jobs, edits = make_jobs(args.variants, args.guidance), make_edit_set(args.split, args.edits)
-    engine = build_engine(args.model, args.steps)
+    engine = load_engine(args.model, args.steps)
     if args.plan:
         print(make_plan(engine, jobs, args.edits))
         return 0
-    settings = {"model": args.model, "weights": digest_model(engine), "split": args.split, "steps": args.steps}
+    settings = {
+        "model": args.model,
+        "weights": digest_model(engine.components, engine.device),
+        "split": args.split,
+        "steps": args.steps,
+    }
     if not args.report_only:
         measure(engine, edits, jobs, settings, args)
     if args.report_only or args.shard == (0, 1):

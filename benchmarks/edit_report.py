@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddim_lightning.tiny.shapes import SIZE, WORDS, render
 from ddim_lightning.report.sheet import Row, write_sheet
+from ddim_lightning.tiny.shapes import SIZE, WORDS, render
 from ddim_lightning.types import Frames
 
 from .edit_set import KINDS, ShapesEdit
-from .edit_statistics import gather, judge, summarize
+from .edit_statistics import evaluate_goals, gather, summarize
 from .edit_variants import (
     BEGUN_AT,
     CEILING,
@@ -33,15 +33,14 @@ from .environment import read_block
 from .plots import Line, Point, plot_frontier, plot_limits
 from .records import dump_json, merge_records
 
-SCHEMA = "ddim-lightning/edit-quality/1"
-"""The scale of an edit that names none."""
+SCHEMA = "ddim-lightning/edit-quality/2"
 
 NOTES = (
-    "- PSNR in dB against the rendered truth, from one mean squared error over all unquantised values of a region.",
+    "- PSNR in dB against the rendered truth, from one mean squared error over all unquantized values of a region.",
     "- *Inside* is where the source's object or the truth's is, *outside* the rest.",
     "- *Edited* is the share of the words to change that the classifier then sees, *kept* that of the other words.",
     "- *±* is the standard deviation over the seeds, three where noise is drawn.",
-    "- A call is one latent under one embedding through the network, the inversion's included.",
+    "- NFE: one latent under one embedding through the network counts 1, the inversion's included.",
     "- Seconds are processor time of one thread, the inversion's included, the VAE's not.",
 )
 
@@ -75,13 +74,12 @@ def write_report(
         "settings": {**settings, "edits": len(complete), "missing": len(edits) - len(complete)},
         "default_guidance": DEFAULT_GUIDANCE,
         "rows": [summarize(method, cell) for method, cell in cells.items()],
-        "bars": judge(cells, settings["steps"], DEFAULT_GUIDANCE),
+        "bars": evaluate_goals(cells, settings["steps"], DEFAULT_GUIDANCE),
     }
     (folder / "result.json").write_text(dump_json(result, indent=2) + "\n", encoding="utf-8")
-    write_frontier(folder / "frontier.png", result)
-    has_limits = write_limits(folder / "limits.png", result)
+    write_plots(folder, result)
     write_clips(folder, [edit for edit in complete if edit.id.endswith(SHEET_EDITS)])
-    summary = make_markdown(result) + ("\n![What limits the edits](limits.png)\n" if has_limits else "")
+    summary = make_markdown(result)
     (folder / "README.md").write_text(summary, encoding="utf-8")
     return summary
 
@@ -116,7 +114,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
                 "±",
                 "kept",
                 *WORDS,
-                "calls",
+                "NFE",
                 "seconds",
             ),
             [_list_numbers(row) for row in rows],
@@ -129,6 +127,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         "![Preservation against prompt accuracy](frontier.png)",
         "",
         "![Some of the edits](sheet.png)",
+        *(["", "![What limits the edits](limits.png)"] if has_limits(result) else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -138,7 +137,7 @@ def list_bars(result: Mapping[str, Any]) -> list[str]:
     if not result["bars"]:
         return []
     lines = [f"- **{tell_met(bar)}**: {bar['bar']}: {bar['numbers']}" for bar in result["bars"]]
-    return [f"## The default (guidance {result['default_guidance']:g}) against the bars", "", *lines, ""]
+    return [f"## Goals: what is recommended (guidance {result['default_guidance']:g})", "", *lines, ""]
 
 
 def tell_met(bar: Mapping[str, Any]) -> str:
@@ -154,6 +153,12 @@ def make_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def tell_guidance(row: Mapping[str, Any]) -> str:
     """Return the guidance scale of a row as a table has it."""
     return "" if row["guidance"] is None else f"{row['guidance']:g}"
+
+
+def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
+    """Draw the frontier and, where it was measured, what limits the edits."""
+    write_frontier(folder / "frontier.png", result)
+    write_limits(folder / "limits.png", result)
 
 
 def write_frontier(path: Path, result: Mapping[str, Any]) -> None:
@@ -178,15 +183,21 @@ def write_frontier(path: Path, result: Mapping[str, Any]) -> None:
     )
 
 
-def write_limits(path: Path, result: Mapping[str, Any]) -> bool:
-    """Plot how much of the truth is left after the noise of a step, if that was measured; tell whether it was."""
+def has_limits(result: Mapping[str, Any]) -> bool:
+    """Return whether it was measured how much of the truth is left after the noise of a step."""
+    measured = {row["method"] for row in result["rows"]}
+    return measured >= {*TRUTH_FROM, *BEGUN_AT, DEFAULT}
+
+
+def write_limits(path: Path, result: Mapping[str, Any]) -> None:
+    """Plot how much of the truth is left after the noise of a step, if that was measured."""
+    if not has_limits(result):
+        return
     rows, scale = {(row["method"], row["guidance"]): row["all"] for row in result["rows"]}, result["default_guidance"]
     whole = {method: row["psnr_db"]["whole"][0] for method, row in rows.items()}
     truths = {(method, 1.0): step for method, step in TRUTH_FROM.items()}
     first = min(TRUTH_FROM.values())
     edits = {(DEFAULT, scale): first, **{(method, scale): step for method, step in BEGUN_AT.items()}}
-    if any(method not in whole for method in (*truths, *edits)):
-        return False
     words = ", ".join(f"{rows[method]['edited'][0]:.0%}" for method in edits)
     lines = [
         Line(label, list(steps.values()), [whole[method] for method in steps])
@@ -209,7 +220,6 @@ def write_limits(path: Path, result: Mapping[str, Any]) -> bool:
         x_label=f"step whose noise is added, of {result['settings']['steps']} (0 is pure noise)",
         y_label="PSNR over the whole frame (dB)",
     )
-    return True
 
 
 def name_point(row: Mapping[str, Any]) -> str:
@@ -254,7 +264,7 @@ def _list_numbers(row: Mapping[str, Any]) -> list[str]:
         spread["edited"],
         f"{part['kept'][0]:.0%}",
         *(f"{part['right'][word]:.0%}" for word in WORDS),
-        f"{row['calls']:.0f}",
+        f"{row['nfe']:.0f}",
         f"{row['seconds']:.1f}",
     ]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddim_lightning.tiny.shapes import WORDS, Scene, mask, render, sample_edit, sample_scene
 from ddim_lightning.data.streams import make_generator
+from ddim_lightning.tiny.shapes import WORDS, Scene, mask, render, sample_edit, sample_scene
 from ddim_lightning.types import Frames
 
 KINDS = {
@@ -31,7 +31,7 @@ class ShapesEdit:
     """One edit: two scenes that differ in the words of its kind and in nothing else.
 
     Args:
-        id: For example ``test-color-03``; fixed for good, with its scenes.
+        id: For example ``test-shape-03``; fixed for good, with its scenes.
         kind: One of `KINDS`.
         source: The clip that is edited.
         target: Its truth, which the prompt describes.
@@ -83,6 +83,8 @@ def make_edit_set(split: str, count: int) -> list[ShapesEdit]:
 
 
 def _make_edit(split: str, kind: str, index: int) -> ShapesEdit:
-    generator = make_generator(_SEED, f"edits/{split}/{kind}", index)
+    # The set was drawn when the word was spelled "colour": its seeds and ids stay, so that records stay comparable.
+    drawn_as = kind.replace("color", "colour")
+    generator = make_generator(_SEED, f"edits/{split}/{drawn_as}", index)
     source = sample_scene(generator)
-    return ShapesEdit(f"{split}-{kind}-{index:02}", kind, source, sample_edit(source, KINDS[kind], generator))
+    return ShapesEdit(f"{split}-{drawn_as}-{index:02}", kind, source, sample_edit(source, KINDS[kind], generator))

@@ -152,7 +152,7 @@ def summarize(method: Method, cell: Cell) -> dict[str, Any]:
         "guidance": guidance,
         "variant": repr(VARIANTS[name]) if name in VARIANTS else None,
         "seeds": seeds,
-        **{cost: cell.average(cost) for cost in ("calls", "inversion_calls", "seconds", "inversion_seconds")},
+        **{cost: cell.average(cost) for cost in ("nfe", "inversion_nfe", "seconds", "inversion_seconds")},
         "all": _summarise_part(cell),
         "kinds": {kind: _summarise_part(part) for kind in KINDS if (part := cell.take(of_kind(kind))).edits},
         "each_seed": {
@@ -162,7 +162,7 @@ def summarize(method: Method, cell: Cell) -> dict[str, Any]:
     }
 
 
-def judge(cells: Mapping[Method, Cell], steps: int, guidance: float) -> list[dict[str, Any]]:
+def evaluate_goals(cells: Mapping[Method, Cell], steps: int, guidance: float) -> list[dict[str, Any]]:
     """Compare the default editor with the bars.
 
     Args:
@@ -178,8 +178,8 @@ def judge(cells: Mapping[Method, Cell], steps: int, guidance: float) -> list[dic
         return []
     ceiling, nothing, reference, default = (cells[method] for method in needed)
     bars = [_judge_gap(region, reference, default, ceiling) for region in ("whole", "outside")]
-    calls = default.average("calls")
-    bars.append(_make_bar("calls at most 6 N", calls <= 6 * steps, f"{calls:.0f} of {6 * steps}"))
+    nfe = default.average("nfe")
+    bars.append(_make_bar("NFE at most 6 N", nfe <= 6 * steps, f"{nfe:.0f} of {6 * steps}"))
     bars += _judge_kinds(default, nothing, cells)
     words = [word for word in ("color", "shape", "direction") if any(word in edit.changed for edit in default.edits)]
     return bars + [_judge_word(word, reference, default) for word in words]

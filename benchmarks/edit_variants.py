@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from ddim_lightning.diffusion.editors import Editor, FlowEdit, KVInjection, DirectInversion
-from ddim_lightning.diffusion.editors.fast import make_fast
+from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
 from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
+
+from .loading import EDITOR, GUIDANCE_SCALE, INVERTER
 
 SEEDS = 3
 """Repetitions of what draws noise."""
@@ -23,7 +24,7 @@ class Variant:
         inverter: ``None`` where the editor uses nothing of an inversion but the clean latents: it then costs nothing.
         editor: The editor.
         invert_under_source: Whether the inversion's prompt is the source's caption instead of the empty prompt.
-        get_source_prompt: Whether the request brings the source's caption as its source prompt.
+        source_prompt: Whether the request brings the source's caption as its source prompt.
         tell_mask: Whether the request brings the true mask of both objects: no method, but what a perfect mask gives.
         from_truth: Whether the clip that is noised is the truth itself: no method, but what is left of it at a level.
         guidance: The scales it is measured at; ``None`` for those of the command line.
@@ -33,7 +34,7 @@ class Variant:
     inverter: Inverter | None
     editor: Editor
     invert_under_source: bool = False
-    get_source_prompt: bool = True
+    source_prompt: bool = True
     tell_mask: bool = False
     from_truth: bool = False
     guidance: tuple[float, ...] | None = None
@@ -52,33 +53,36 @@ class Variant:
 CEILING, NOTHING = "ceiling", "do nothing"
 """Rows without a method: the truth, and the source, through the VAE."""
 NO_INVERSION, REFERENCE, DEFAULT, INJECTION = "no inversion", "reference", "default", "KVInjection"
-FAST = "preset fast"
-DEFAULT_GUIDANCE = 2.0
-"""The scale that `DDIMInversionModule` has by default."""
+FAST = "default, fast"
+DEFAULT_GUIDANCE = GUIDANCE_SCALE
+"""The scale that is recommended for the tiny model."""
 
-DEEP = UniInv(first_step_iterations=5, extra_evals=0.0)
-"""Whose x_T has a deviation of about 1, as noise has, for what starts there; the default inverter leaves half of it."""
+FLOW_EDIT = cast(FlowEdit, EDITOR)
+DEEP = UniInv(first_step_iterations=5, extrapolate=True)
+"""Whose x_T has a deviation of about 1, as noise has, for what starts there; the recommended inverter leaves half of it."""
 
 METHODS = {
     # What there is to compare with. The script inverts under the empty prompt, starts from noise, tells its source rows
     # the edit prompt and guides by 6, constantly.
-    NO_INVERSION: Variant(None, KVInjection(kv_scale=0.0, initial="random"), guidance=(3.0, 6.0), seeds=SEEDS),
+    NO_INVERSION: Variant(None, Denoise(initial="random"), guidance=(3.0, 6.0), seeds=SEEDS),
     REFERENCE: Variant(
         DDIM(),
         KVInjection(source_rows="paired", initial="random"),
-        get_source_prompt=False,
+        source_prompt=False,
         guidance=(6.0,),
         seeds=SEEDS,
     ),
-    DEFAULT: Variant(UniInv(), FlowEdit(), guidance=(1.0, DEFAULT_GUIDANCE, 3.0, 6.0), seeds=SEEDS),
-    FAST: Variant(UniInv(), make_fast(FlowEdit()), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS),
-    "four noises": Variant(UniInv(), FlowEdit(num_noise_samples=4), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS),
-    "plain inversion": Variant(DEEP, KVInjection(kv_scale=0.0)),
+    DEFAULT: Variant(INVERTER, EDITOR, guidance=(1.0, DEFAULT_GUIDANCE, 3.0, 6.0), seeds=SEEDS),
+    FAST: Variant(INVERTER, EDITOR.fast(), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS),
+    "four noises": Variant(
+        INVERTER, replace(FLOW_EDIT, num_noise_samples=4), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS
+    ),
+    "plain inversion": Variant(DEEP, Denoise()),
     "DirectInversion": Variant(DEEP, DirectInversion()),
     "DirectInversion + K/V": Variant(DEEP, DirectInversion(kv_scale=1.0)),
     INJECTION: Variant(DEEP, KVInjection()),
-    "KVInjection fast": Variant(DEEP, make_fast(KVInjection())),
-    "EditFriendly": Variant(EditFriendly(), KVInjection(kv_scale=0.0, first_step=18), seeds=SEEDS),
+    "KVInjection fast": Variant(DEEP, KVInjection().fast()),
+    "EditFriendly": Variant(EditFriendly(), Denoise(first_step=18), seeds=SEEDS),
 }
 """Every editor, and what there is to compare with."""
 
@@ -99,7 +103,7 @@ OPTIONS = {
     "inverted by DDIM": _change_injection(DDIM()),
     "inverted by FixedPoint": _change_injection(FixedPoint()),
     "inverted under the source prompt": _change_injection(invert_under_source=True),
-    "no source prompt": _change_injection(get_source_prompt=False),
+    "no source prompt": _change_injection(source_prompt=False),
     "source rows told the edit": _change_injection(source_text="edit"),
     "two source rows": _change_injection(source_rows="paired", source_text="source"),
     "first half of the layers": _change_injection(layers=(0, 3)),
@@ -119,12 +123,12 @@ OPTIONS = {
 
 TRUTH_FROM = {f"truth from step {step}": step for step in (4, 12, 20)}
 LIMITS = {
-    name: Variant(None, KVInjection(kv_scale=0.0, initial="random", first_step=step), from_truth=True, guidance=(1.0,))
+    name: Variant(None, Denoise(initial="random", first_step=step), from_truth=True, guidance=(1.0,))
     for name, step in TRUTH_FROM.items()
 }
 BEGUN_AT = {f"default from step {step}": step for step in (12, 20)}
 LIMITS |= {
-    name: Variant(UniInv(), FlowEdit(first_step=step), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS)
+    name: Variant(INVERTER, replace(EDITOR, first_step=step), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS)
     for name, step in BEGUN_AT.items()
 }
 """What limits the edits, for 50 steps: what the noise of a step leaves of the truth itself, sampled down again under

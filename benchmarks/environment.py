@@ -1,7 +1,8 @@
-"""What a number was measured on and with: goes into every result file."""
+"""The environment block says what a number was measured on and with; it goes into every result file."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -13,6 +14,10 @@ import torch
 
 from ddim_lightning.report.environment import read_environment
 
+_LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+"""Load of the machine before the benchmark began: what others did on it."""
+_FOLDER = str(Path(__file__).parent)
+
 
 def read_block(commit: str | None = None) -> dict[str, Any]:
     """Return the environment block of a result, JSON-ready.
@@ -22,8 +27,11 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
     """
     block = read_environment()
     return {
-        "command": shlex.join(_tell_command()),
-        "commit": commit or _ask(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]),
+        "command": shlex.join(_make_command()),
+        "commit": commit or _ask(["git", "-C", _FOLDER, "rev-parse", "HEAD"]),
+        "dirty": _is_dirty(),
+        "load_1min": _LOAD,
+        "cpus": os.cpu_count(),
         "gpus": block["gpus"],
         "driver_and_power_limit": _ask(
             ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
@@ -37,7 +45,26 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
     }
 
 
-def _tell_command() -> list[str]:
+def _is_dirty() -> bool | None:
+    """Return whether files of the checkout differ from its commit; ``None`` where the code is no checkout."""
+    if _ask(["git", "-C", _FOLDER, "rev-parse", "HEAD"]) is None:
+        return None
+    # Results are what a benchmark writes.
+    changed = [
+        "git",
+        "-C",
+        _FOLDER,
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        ":/",
+        ":(exclude,top)benchmarks/results",
+    ]
+    return _ask(changed) is not None
+
+
+def _make_command() -> list[str]:
     """Return the command as it can be typed anywhere: programs by their names, without the folders they lie in."""
     script = Path(sys.argv[0])
     if script.suffix != ".py" and script.name in {Path(word).name for word in sys.orig_argv[1:2]}:

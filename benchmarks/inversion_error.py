@@ -17,24 +17,24 @@ from typing import Any
 
 import torch
 
-from ddim_lightning.tiny.shapes import Scene, render, sample_scene
 from ddim_lightning.data.streams import make_generator
+from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.sampling import reconstruct
-from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.metrics.diagnosis import describe_color, describe_noise, level_errors
 from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.metrics.latents import relative_l2
 from ddim_lightning.models.schedulers import make_noise_schedule
+from ddim_lightning.models.vae import quantize
 from ddim_lightning.report.sheet import Row, write_sheet
-from ddim_lightning.diffusion.sampling import quantize
-from ddim_lightning.types import Branch, Denoiser, Latents, Step, KVScale
+from ddim_lightning.tiny.shapes import Scene, render, sample_scene
+from ddim_lightning.types import Branch, Denoiser, KVScale, Latents, Step
 
 from .inversion_report import RESIDUAL, WITHOUT, find_typical_clip, make_source_key, write_report
 from .inversion_variants import Variant, make_variants
-from .loading import build_engine
+from .loading import INVERTER, load_engine
 from .records import merge_records, open_records, parse_shard
 
 SPLIT = "inversion-error"
@@ -80,11 +80,11 @@ class Clip:
 
 
 class GuidedDenoiser:
-    """A denoiser under another prompt, with guidance: for a way back that is not the inversion's own.
+    """A denoiser under another prompt, with guidance: for a reconstruction that is not the inversion's own.
 
     Args:
         denoiser: The model.
-        prompt: What it is told.
+        prompt: Its prompt.
         guidance_scale: Classifier-free guidance, away from the empty prompt.
     """
 
@@ -106,12 +106,12 @@ def measure_variant(engine: InversionEngine, clip: Clip, variant: Variant, seed:
     """Invert a clip and come back, every way that the variant asks for."""
     scheduler = engine.components.scheduler
     schedule = make_noise_schedule(scheduler, variant.steps, spacing=variant.spacing)
-    engine = replace(engine, schedule=schedule, inverter=variant.inverter)  # with a count of calls of its own
+    engine, before = replace(engine, schedule=schedule, inverter=variant.inverter), engine.nfe
     start = time.process_time()
     inversion = engine.invert(clip.latents, prompt=clip.scene.caption if variant.source_prompt else "", seed=seed)
     return {
         "seconds": time.process_time() - start,
-        "calls": engine.denoiser.rows,
+        "nfe": engine.nfe - before,
         "angles": list(schedule.angles),
         "noise": describe_noise(inversion.levels[0]),
         "back": [come_back(engine, clip, inversion, scale) for scale in variant.guidance_scales],
@@ -124,7 +124,7 @@ def come_back(engine: InversionEngine, clip: Clip, inversion: Inversion, guidanc
     guided = guidance_scale != 1.0
     denoiser = GuidedDenoiser(engine.denoiser, clip.scene.caption, guidance_scale) if guided else engine.denoiser
     passed = [bare.state[0]]
-    rows, start = engine.denoiser.rows, time.process_time()
+    before, start = engine.nfe, time.process_time()
     latents = reconstruct(denoiser, bare, callback=lambda step, latents: passed.append(latents))
     seconds = time.process_time() - start
     # The last step leads to what there is without the residual, which `reconstruct` adds after it.
@@ -132,7 +132,7 @@ def come_back(engine: InversionEngine, clip: Clip, inversion: Inversion, guidanc
     return {
         "guidance_scale": guidance_scale,
         "seconds": seconds,
-        "calls": engine.denoiser.rows - rows,
+        "nfe": engine.nfe - before,
         "level_errors": level_errors(inversion.levels, passed),
         **{name: clip.compare(end) for name, end in ends.items()},
     }
@@ -161,17 +161,17 @@ def measure(
 
 @torch.inference_mode()
 def write_washout(path: Path, engine: InversionEngine, clip: Clip, fewer: int) -> None:
-    """Write the sheet of one clip: the source, the VAE's ceiling, plain DDIM and the default inverter in two tables."""
-    videos = {"source": clip.frames, "VAE round trip": quantize(clip.round_trip)}
+    """Write the sheet of one clip: the source, the VAE's ceiling, plain DDIM and the recommended inverter in two schedules."""
+    videos = {"source": clip.frames, "VAE round trip": quantize(clip.round_trip[0])}
     texts = {"source": clip.scene.caption}
     for steps, name in itertools.product((len(engine.schedule), fewer), ("plain DDIM", "the default")):
-        inverter = DDIM() if name == "plain DDIM" else engine.inverter
+        inverter = DDIM() if name == "plain DDIM" else INVERTER
         schedule = make_noise_schedule(engine.components.scheduler, steps)
         method = replace(engine, inverter=inverter, schedule=schedule)
         inversion = method.invert(clip.latents)
         video = method.decode(method.reconstruct(inversion))
         label = f"{name}, {steps} steps"
-        videos[label] = quantize(video)
+        videos[label] = quantize(video[0])
         std, decibels = describe_noise(inversion.levels[0])["std"], psnr(video[0], clip.round_trip[0])
         texts[label] = f"{type(inverter).__name__}: {decibels:.1f} dB, deviation of x_T {std:.2f}"
     notes = {label: describe_color(frames / 255) for label, frames in videos.items()}
@@ -213,8 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    engine, variants = build_engine(args.model, args.steps), make_variants(args.steps, args.fewer)
-    settings = {"model": args.model, "weights": digest_model(engine), "split": SPLIT, "seed": args.seed}
+    engine, variants = load_engine(args.model, args.steps), make_variants(args.steps, args.fewer)
+    settings = {
+        "model": args.model,
+        "weights": digest_model(engine.components, engine.device),
+        "split": SPLIT,
+        "seed": args.seed,
+    }
     if not args.report_only:
         measure(engine, variants, settings, args)
     if args.report_only or args.shard == (0, 1):

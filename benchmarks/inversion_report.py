@@ -1,4 +1,4 @@
-"""What a person looks at of `inversion_error`: the result file, its summary and the error by level."""
+"""The report of `inversion_error`: the result file, its summary and the error by level."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from .environment import read_block
-from .inversion_variants import DEFAULT, OURS, PLAIN, Variant
+from .inversion_variants import DEEP, DEFAULT, OURS, PLAIN, Variant
 from .plots import Line, plot_levels
 from .records import dump_json, mean_interval, merge_records
 
-SCHEMA = "ddim-lightning/inversion-error/1"
+SCHEMA = "ddim-lightning/inversion-error/2"
 WITHOUT, RESIDUAL = "without_residual", "with_residual"
 """What a way back leads to, before and after the kept residual is added."""
 
 Rows = Mapping[str, Mapping[str, Any]]
 """Records by key."""
 
-_DASHES = {"UniInv as published": "--", "UniInv, 5 more calls next to clean": ":", "UniInv, source prompt": "-."}
+_DASHES = {"UniInv as published": "--", DEEP: ":", "UniInv, source prompt": "-."}
 """Lines of a method that has a plainer one beside it."""
 
 
@@ -53,12 +53,12 @@ def write_report(
         "schema": SCHEMA,
         "environment": read_block(commit),
         "settings": {**settings, "clips": len(complete), "missing": clips - len(complete)},
-        "source": summarise_source([rows[make_source_key(clip)] for clip in complete]),
+        "source": summarize_source([rows[make_source_key(clip)] for clip in complete]),
         "washout_clip": find_typical_clip(rows, variants, clips),
-        "rows": [row for variant in variants for row in summarise_variant(rows, variant, complete)],
+        "rows": [row for variant in variants for row in summarize_variant(rows, variant, complete)],
     }
     (folder / "result.json").write_text(dump_json(result, indent=2) + "\n", encoding="utf-8")
-    write_levels(folder / "per_level.png", result["rows"])
+    write_plots(folder, result)
     summary = make_markdown(result)
     (folder / "README.md").write_text(summary, encoding="utf-8")
     return summary
@@ -92,7 +92,7 @@ def find_typical_clip(rows: Rows, variants: Sequence[Variant], clips: int) -> in
     return sorted(errors, key=errors.__getitem__)[len(errors) // 2]
 
 
-def summarise_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return what the VAE alone does to the clips."""
     return {
         "vae_psnr": pool_errors([[row["squared_error"]] for row in rows]),
@@ -101,25 +101,25 @@ def summarise_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def summarise_variant(rows: Rows, variant: Variant, clips: Sequence[int]) -> list[dict[str, Any]]:
+def summarize_variant(rows: Rows, variant: Variant, clips: Sequence[int]) -> list[dict[str, Any]]:
     """Return the table's rows of a variant: one for each way back, without and with the residual."""
     by_clip = [[rows[variant.make_key(clip, seed)] for seed in variant.seeds] for clip in clips]
     return [
-        _summarise_way_back(variant, by_clip, position, end)
+        _summarize_way_back(variant, by_clip, position, end)
         for position, back in enumerate(by_clip[0][0]["back"])
         for end in (WITHOUT, RESIDUAL)
         if end in back
     ]
 
 
-def _summarise_way_back(
+def _summarize_way_back(
     variant: Variant, by_clip: Sequence[Sequence[Mapping[str, Any]]], position: int, end: str
 ) -> dict[str, Any]:
     records = [record for of_clip in by_clip for record in of_clip]
     backs = [record["back"][position] for record in records]
     ends = [back[end] for back in backs]
     scale = variant.guidance_scales[position]
-    # What is reported without the residual did not need its call.
+    # What is reported without the residual did not need its evaluation.
     unused = int(end == WITHOUT and RESIDUAL in backs[0])
     by_level = zip(*(back["level_errors"] for back in backs), strict=True)
     return {
@@ -132,15 +132,15 @@ def _summarise_way_back(
         "guidance_scale": scale,
         "residual": end == RESIDUAL,
         "seeds": len(variant.seeds),
-        "calls_up": round(statistics.fmean(record["calls"] for record in records)) - unused,
-        "most_calls_up": max(record["calls"] for record in records) - unused,
-        "calls_down": backs[0]["calls"],
+        "inversion_nfe": round(statistics.fmean(record["nfe"] for record in records)) - unused,
+        "most_inversion_nfe": max(record["nfe"] for record in records) - unused,
+        "reconstruction_nfe": backs[0]["nfe"],
         "psnr": pool_errors([[r["back"][position][end]["squared_error"] for r in of_clip] for of_clip in by_clip]),
         "relative_l2": statistics.fmean(row["relative_l2"] for row in ends),
         "noise": _average([record["noise"] for record in records]),
         "color": _average([{name: row[name] for name in ("saturation", "brightness")} for row in ends]),
-        "seconds_up": statistics.median(record["seconds"] for record in records),
-        "seconds_down": statistics.median(back["seconds"] for back in backs),
+        "inversion_s": statistics.median(record["seconds"] for record in records),
+        "reconstruction_s": statistics.median(back["seconds"] for back in backs),
         "angles": records[0]["angles"],
         "level_errors": [statistics.fmean(errors) for errors in by_level],
     }
@@ -162,8 +162,9 @@ def pool_errors(errors: Sequence[Sequence[float]]) -> dict[str, float]:
     return {name: _to_decibels(error) for name, error in names.items()}
 
 
-def write_levels(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
     """Plot the error by level of every inverter at the default setting, and of ours under the source prompt."""
+    rows = result["rows"]
     names = {(DEFAULT, row["name"]): row["name"] for row in rows}
     names["source prompt", OURS] = f"{OURS}, source prompt"
     lines = [
@@ -172,9 +173,9 @@ def write_levels(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if not row["residual"] and (name := names.get((row["factor"], row["name"])))
     ]
     plot_levels(
-        path,
+        folder / "per_level.png",
         lines,
-        title="How far the way back is from the way up, before any residual is added",
+        title="How far the reconstruction is from the inversion, before any residual is added",
         x_label="noise level (degrees; 90 is noise, 0 is clean)",
         y_label="relative root mean squared error",
     )
@@ -198,8 +199,8 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         "",
         "| | PSNR against the source | worst | saturation | brightness |",
         "|---|---|---|---|---|",
-        f"| source | | | {_tell_colour(source['source'])} |",
-        f"| VAE round trip | {_tell_psnr(source['vae_psnr'])} | {_tell_colour(source['round_trip'])} |",
+        f"| source | | | {_tell_color(source['source'])} |",
+        f"| VAE round trip | {_tell_psnr(source['vae_psnr'])} | {_tell_color(source['round_trip'])} |",
         "",
         "## Every inverter at the default setting",
         "",
@@ -219,16 +220,16 @@ def make_markdown(result: Mapping[str, Any]) -> str:
 
 
 _LEGEND = (
-    "PSNR in dB against the VAE round trip, from one mean squared error over all unquantised values of all clips.",
+    "PSNR in dB against the VAE round trip, from one mean squared error over all unquantized values of all clips.",
     "Its interval (95 %) resamples the clips; *worst* is the worst clip.",
-    "Nothing but x_T, the inverter's own state and, where a row says so, the kept residual reaches the way back.",
-    "*calls* are rows through the network, up (with the residual's where it is used) and back.",
+    "Nothing but x_T, the inverter's own state and, where a row says so, the kept residual reaches the reconstruction.",
+    "*NFE* of the inversion (with the residual's where it is used) and of the reconstruction.",
     "*next to clean* and *latents* are relative L2 errors: before the last step back, and of what is reconstructed.",
-    "x_T of Gaussian noise has mean 0, deviation 1 and no correlation of neighbours (frames, height, width).",
-    "Seconds are of one thread's processor time, up and back, the median of the clips, without the VAE.",
+    "x_T of Gaussian noise has mean 0, deviation 1 and no correlation of neighbors (frames, height, width).",
+    "Seconds are of one thread's processor time, inversion and reconstruction, the median of the clips, without the VAE.",
 )
 _HEAD = (
-    *("residual", "calls", "PSNR", "worst", "next to clean", "latents"),
+    *("residual", "NFE", "PSNR", "worst", "next to clean", "latents"),
     *("x_T mean", "deviation", "correlation f / h / w", "saturation", "brightness", "seconds"),
 )
 
@@ -243,21 +244,21 @@ def _list_numbers(row: Mapping[str, Any]) -> list[str]:
     correlations = [noise.get(f"correlation_{axis}") for axis in "fhw"]
     return [
         "kept" if row["residual"] else "",
-        f"{tell_calls(row)} + {row['calls_down']}",
+        f"{tell_nfe(row)} + {row['reconstruction_nfe']}",
         _tell_psnr(row["psnr"]),
         f"{row['level_errors'][-2]:.1e}",
         f"{row['relative_l2']:.1e}",
         f"{noise['mean']:.3f}",
         f"{noise['std']:.3f}",
         " / ".join("" if value is None else f"{value:.3f}" for value in correlations),
-        _tell_colour(row["color"]),
-        f"{row['seconds_up']:.2f} + {row['seconds_down']:.2f}",
+        _tell_color(row["color"]),
+        f"{row['inversion_s']:.2f} + {row['reconstruction_s']:.2f}",
     ]
 
 
-def tell_calls(row: Mapping[str, Any]) -> str:
-    """Return the calls of the way up: the mean of the clips and, for a method that may stop early, the most."""
-    mean, most = row["calls_up"], row["most_calls_up"]
+def tell_nfe(row: Mapping[str, Any]) -> str:
+    """Return the NFE of the inversion: the mean of the clips and, for a method that may stop early, the most."""
+    mean, most = row["inversion_nfe"], row["most_inversion_nfe"]
     return f"{mean}" if mean == most else f"{mean}, at most {most}"
 
 
@@ -265,7 +266,7 @@ def _tell_psnr(psnr: Mapping[str, float]) -> str:
     return f"{psnr['db']:.1f} ({psnr['low']:.1f} .. {psnr['high']:.1f}) | {psnr['worst']:.1f}"
 
 
-def _tell_colour(color: Mapping[str, float]) -> str:
+def _tell_color(color: Mapping[str, float]) -> str:
     return f"{color['saturation']:.3f} | {color['brightness']:.3f}"
 
 

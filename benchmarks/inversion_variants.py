@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,10 +12,12 @@ from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPo
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.types import Latents, Step, VelocityFn
 
+from .loading import INVERTER
+
 DEFAULT = "default"
 """The factor of what is measured at the default setting."""
-PLAIN, OURS = "DDIM", "UniInv"
-"""Names of the baseline and of the default inverter."""
+PLAIN, OURS, DEEP = "DDIM", "UniInv", "UniInv, 5 more NFE next to clean"
+"""Names of the baseline and of the recommended inverter, `UniInv` with extrapolation and extra evaluations."""
 GUIDED = 6.0
 """Guidance scale of the guided ways back, under the clip's caption."""
 
@@ -58,7 +60,7 @@ class BFloat16(Inverter):
         inner: The method.
     """
 
-    inner: Inverter = field(default_factory=UniInv)
+    inner: Inverter = INVERTER
 
     def init(self, latents: Latents, generator: torch.Generator | None) -> State:  # noqa: D102
         return self.inner.init(latents, generator)
@@ -70,8 +72,8 @@ class BFloat16(Inverter):
         return _round(self.inner.denoise_step(velocity_fn, state, schedule, i))
 
     def step_with_velocity(self, latents: Latents, velocity: Latents, state: State, step: Step) -> Latents:  # noqa: D102
-        (landed,) = _round((self.inner.step_with_velocity(latents, velocity, state, step),))
-        return landed
+        (denoised,) = _round((self.inner.step_with_velocity(latents, velocity, state, step),))
+        return denoised
 
     def count_nfe(self, num_steps: int) -> int:  # noqa: D102
         return self.inner.count_nfe(num_steps)
@@ -85,11 +87,11 @@ def make_variants(steps: int, fewer: Sequence[int]) -> list[Variant]:
         fewer: Step counts to compare with it.
     """
     ddim = Variant(PLAIN, DDIM(), steps=steps)
-    ours = Variant(OURS, UniInv(), steps=steps)
+    ours = Variant(OURS, INVERTER, steps=steps)
     fixed_point = Variant("FixedPoint", FixedPoint(), steps=steps)
     bdia = Variant("BDIA", BDIA(), steps=steps)
-    published = Variant("UniInv as published", UniInv(extrapolate=False, extra_evals=0.0), steps=steps)
-    deep = Variant("UniInv, 5 more calls next to clean", UniInv(first_step_iterations=5, extra_evals=0.0), steps=steps)
+    published = Variant("UniInv as published", UniInv(), steps=steps)
+    deep = Variant(DEEP, UniInv(first_step_iterations=5, extrapolate=True), steps=steps)
     edit_friendly = Variant("EditFriendly", EditFriendly(), steps=steps, seeds=(0, 1, 2))
     guided = [replace(variant, guidance_scales=(1.0, GUIDED)) for variant in (ddim, ours, bdia)]
     variants = [guided[0], published, guided[1], deep, fixed_point, guided[2], edit_friendly]

@@ -18,21 +18,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ddim_lightning.models.checkpoint import BUNDLED
 from ddim_lightning.network.attention import Attention, sdpa_attention
 from ddim_lightning.network.kernels import CPU_KERNELS, CUDA_KERNELS
-from benchmarks.published import COGVIDEOX_5B_TRANSFORMER
-from ddim_lightning.tiny.model import BUNDLED
-from benchmarks.flops import TransformerSizes, count_attention, count_linear, count_pass, make_sizes
 from ddim_lightning.runtime.timing import StepClock, summarize_ms
 
 from .arguments import make_parser, read_count
 from .environment import read_block
+from .flops import TransformerSizes, count_attention, count_linear, count_pass, make_sizes
 from .loading import name_model
 from .measuring import list_kernels, tell_kernel
 from .output import tell_origin, tell_place, write_files
 from .plots import Point, plot_roofline
+from .published import COGVIDEOX_5B_TRANSFORMER
 
-SCHEMA = "ddim-lightning/kernels/1"
+SCHEMA = "ddim-lightning/kernels/2"
 WARM_UP = 3
 """Calls of each kernel left out of the summaries: they pick plans and load code. Their samples are kept."""
 KEYS = {"own": 1, "double": 2}

@@ -1,7 +1,7 @@
-"""Which layers carry the source's structure: each alone reads the source, and the edit is compared with the source.
+"""Which layers carry the source's structure: each alone attends to the source, and the edit is compared with it.
 
-An edit in which no layer reads the source is the zero of the scale, one in which all do its other end. In between,
-layer by layer: how much closer to the source does the edit come when this layer, and no other, reads it?
+An edit in which no layer attends to the source is the zero of the scale, one in which all do its other end. In between,
+layer by layer: how much closer to the source does the edit come when this layer, and no other, attends to it?
 
 What the numbers say: which layers pull the edit towards the source, in structure (SSIM of the luma), in pixels (PSNR)
 and in latents. What they do not say: whether the edit still happened. A layer that copies the source and drops the edit
@@ -15,39 +15,62 @@ layers are vital whose removal, one at a time, changes a generated image most; h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddim_lightning.data.video import read_clip
+from ddim_lightning.diffusion.editors import KVInjection
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.parts import describe_part
+from ddim_lightning.metrics.functional import psnr, ssim
+from ddim_lightning.models.vae import quantize
 from ddim_lightning.tiny.shapes import WORDS, Scene
 from ddim_lightning.tiny.shapes_classifier import classify
-from ddim_lightning.diffusion.editors import KVInjection
-from ddim_lightning.diffusion.sampling import edit
-from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.metrics.functional import psnr, ssim
-from ddim_lightning.types import Clip, EditRequest, Frames, Latents, Progress, Stage, Video
+from ddim_lightning.tiny.shapes_datamodule import ShapesDataModule
+from ddim_lightning.types import Clip, EditRequest, Frames, Latents, Video
 
+from .arguments import read_count
+from .bars import Panel, write_bars
+from .environment import read_block
+from .loading import load_engine
+from .output import tell_origin, write_files
+
+SCHEMA = "ddim-lightning/layer-scan/2"
 NONE, ALL = "none", "all"
-"""What stands in place of a layer's number where no layer reads, and where all do."""
+"""What stands in place of a layer's number where no layer attends to the source, and where all do."""
 
 MEASURES = {"ssim": 1, "psnr_db": 1, "latent_error": -1, "edit_right": 1, "kept_right": 1}
 """The numbers of a `Score`, and whether more (1) or less (-1) of one is better."""
 
-Judge = Callable[[int, Frames], tuple[float, float]]
+EDITS = ("color", "background")
+"""What the edits of clips of shapes change: a new shape or direction would change the structure itself."""
+
+_TITLES = {
+    "ssim": "SSIM",
+    "psnr_db": "PSNR in dB",
+    "latent_error": "latent error",
+    "edit_right": "new words right",
+    "kept_right": "old words right",
+}
+
+Grade = Callable[[int, Frames], tuple[float, float]]
 """(position of the prompt, edited frames) -> ``edit_right`` and ``kept_right`` of a `Score`."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Score:
-    """How close one edit came to its source; not frozen, because Lightning rebuilds the dataclasses of a prediction.
+    """A `Score` says how close one edit came to its source.
 
     Args:
         clip: The clip's id.
         prompt: The edit's prompt.
-        layers: The layer that read the source, or `NONE` or `ALL`.
+        layers: The layer that attended to the source, or `NONE` or `ALL`.
         ssim: Structural similarity of the luma to the source's VAE round trip, -1 .. 1.
         psnr_db: PSNR against the source's VAE round trip in dB.
         latent_error: Distance of the edit's latents from the source's, relative to the source's norm.
@@ -71,41 +94,33 @@ def make_editors(num_layers: int) -> dict[str, KVInjection]:
     return {NONE: KVInjection(layers=(0, 0)), **alone, ALL: KVInjection(layers=(0, num_layers))}
 
 
-def make_judge(source: Scene, wanted: Sequence[Scene]) -> Judge:
-    """Make the judge of a clip of the world of shapes.
+def make_grader(source: Scene, wanted: Sequence[Scene]) -> Grade:
+    """Make a function that grades the edits of a clip of shapes by its words.
 
     Args:
         source: The scene of the clip.
         wanted: The edited scene of each prompt; one to three of the four words differ from the source's.
     """
 
-    def judge(position: int, frames: Frames) -> tuple[float, float]:
+    def grade(position: int, frames: Frames) -> tuple[float, float]:
         seen, truth = classify(frames), wanted[position]
         changed = [name for name in WORDS if getattr(source, name) != getattr(truth, name)]
         right = {name: getattr(seen, name) == getattr(truth, name) for name in WORDS}
         kept = [right[name] for name in WORDS if name not in changed]
         return sum(right[name] for name in changed) / len(changed), sum(kept) / len(kept)
 
-    return judge
+    return grade
 
 
-@torch.no_grad()
-def scan_clip(
-    engine: InversionEngine,
-    clip: Clip,
-    guidance_scale: float,
-    *,
-    judge: Judge | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-) -> list[Score]:
+@torch.inference_mode()
+def scan_clip(engine: InversionEngine, clip: Clip, guidance_scale: float, *, grade: Grade | None = None) -> list[Score]:
     """Invert a clip once, and edit it from there under each of its prompts: with no layer, each alone, and all.
 
     Args:
         engine: The loaded model; its own editor is not used.
         clip: The clip, with at least one prompt.
-        guidance_scale: Of the edits; 1 turns guidance off.
-        judge: Tells whether an edit is right, where the truth is known.
-        on_progress: Called when an inversion or an edit starts and after each of its steps.
+        guidance_scale: Guidance scale of the edits; 1 turns guidance off.
+        grade: Says whether an edit is right, where the truth is known.
 
     Returns:
         The scores, prompt by prompt in the order of `make_editors`.
@@ -113,26 +128,18 @@ def scan_clip(
     Raises:
         ValueError: An edit that is not finite.
     """
-    editors, num_steps = make_editors(engine.denoiser.num_layers), len(engine.schedule)
-    texts = clip.negative_prompt, clip.source_prompt
-    requests = [EditRequest(prompt, *texts, guidance_scale) for prompt in clip.prompts]
-    invert_rows = engine.inverter.count_nfe(num_steps)
-    edit_rows = [editor.count_nfe(request, engine.schedule) for request in requests for editor in editors.values()]
-    make_tick = _TickMaker(clip.id, num_steps, invert_rows + sum(edit_rows), on_progress)
     source = engine.encode(clip.frames.to(engine.device))
-    inversion = engine.invert(source, callback=make_tick("invert", "invert", invert_rows))
-    reference = engine.decode(source)
+    inversion, reference = engine.invert(source), engine.decode(source)
     scores: list[Score] = []
-    for position, request in enumerate(requests):
-        for k, (layers, editor) in enumerate(editors.items(), 1):
-            label = f"edit {position + 1}/{len(requests)}, {describe_layers(layers)} ({k}/{len(editors)})"
-            tick = make_tick("edit", label, edit_rows[len(scores)])
-            edited = edit(engine.denoiser, inversion, editor, request, callback=tick)
+    for position, prompt in enumerate(clip.prompts):
+        request = EditRequest(prompt, clip.negative_prompt, clip.source_prompt, guidance_scale)
+        for layers, editor in make_editors(engine.denoiser.num_layers).items():
+            edited = replace(engine, editor=editor).edit(inversion, request)
             if not edited.isfinite().all():
                 raise ValueError(f"edit: values must stay finite, got infinity or NaN with {describe_layers(layers)}")
             video = engine.decode(edited)
-            right = (None, None) if judge is None else judge(position, _quantize(video))
-            scores.append(Score(clip.id, request.prompt, layers, *_compare(video, reference, edited, source), *right))
+            right = (None, None) if grade is None else grade(position, quantize(video[0]))
+            scores.append(Score(clip.id, prompt, layers, *_compare(video, reference, edited, source), *right))
     return scores
 
 
@@ -165,31 +172,169 @@ def rank_layers(rows: Sequence[dict[str, Any]]) -> list[int]:
 
 
 def describe_layers(layers: str) -> str:
-    """Say which layers read: ``layer 3``, ``no layer`` or ``all layers``."""
+    """Say which layers attend to the source: ``layer 3``, ``no layer`` or ``all layers``."""
     return {NONE: "no layer", ALL: "all layers"}.get(layers, f"layer {layers}")
 
 
-class _TickMaker:
-    """Makes the callbacks of the stages of a clip, and keeps count of the rows that are left."""
+def make_clips(args: argparse.Namespace, engine: InversionEngine) -> list[tuple[Clip, Grade | None]]:
+    """Make what is scanned: one video, or clips of shapes with what grades their edits.
 
-    def __init__(self, clip_id: str, num_steps: int, rows: int, on_progress: Callable[[Progress], None]) -> None:
-        self.clip_id, self.num_steps, self.rows_left, self.on_progress = clip_id, num_steps, rows, on_progress
+    Raises:
+        ValueError: A video without a prompt, or one that the model cannot take.
+        OSError: The video cannot be read.
+    """
+    limits = engine.components.limits
+    if args.video is None:
+        data = ShapesDataModule(predict_clips=args.clips, edits=EDITS)
+        grades = [make_grader(*scenes) for scenes in data.predict_scenes()]
+        return list(zip(data.predict_dataloader(), grades, strict=True))
+    if not args.prompt:
+        raise ValueError("prompt: must be given with a video, got none")
+    size = {"height": limits.height, "width": limits.width}
+    frames, fps, _ = read_clip(args.video, limits=limits, start=0, num_frames=None, stride=1, fit="crop", **size)
+    return [(Clip(Path(args.video).stem, frames, fps, tuple(args.prompt), args.source_prompt), None)]
 
-    def __call__(self, stage: Stage, label: str, rows: int) -> Callable[..., None]:
-        self.rows_left -= rows
-        done, rows_left, per_step = -1, self.rows_left, rows / self.num_steps
 
-        def tick(*_: object) -> None:
-            nonlocal done
-            done += 1
-            self.on_progress(Progress(self.clip_id, stage, label, done, self.num_steps, per_step, rows_left))
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Scan every clip and return the result, JSON-ready."""
+    engine = load_engine(args.model, args.steps)
+    scores: list[Score] = []
+    clips = make_clips(args, engine)
+    for clip, grade in clips:
+        scores += scan_clip(engine, clip, args.guidance_scale, grade=grade)
+        print(f"{clip.id}: {len(scores)} edits so far", flush=True)
+    rows = summarize(scores)
+    return {
+        "schema": SCHEMA,
+        "environment": read_block(args.commit),
+        "settings": {
+            "model": args.model,
+            "steps": args.steps,
+            "guidance_scale": args.guidance_scale,
+            "inverter": describe_part(engine.inverter),
+            "video": None if args.video is None else Path(args.video).name,
+            "clips": len(clips),
+        },
+        "nfe": engine.nfe,
+        "ranking": rank_layers(rows),
+        "layers": rows,
+        "scores": [asdict(score) for score in scores],
+    }
 
-        tick()
-        return tick
+
+def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
+    """Draw what each layer does as bars."""
+    none, *shown = result["layers"]
+    panels = []
+    for measure in MEASURES:
+        if none[measure] is None:
+            continue
+        # Shares of right words speak for themselves; the others are compared with the edit in which no layer reads.
+        share = measure.endswith("_right")
+        panels.append(
+            Panel(
+                _TITLES[measure] + (", share; dashed: with no layer" if share else ": closer to the source by"),
+                [row[measure]["mean" if share else "gain"] for row in shown],
+                [None if share else row[measure]["gain_spread"] for row in shown],
+                baseline=none[measure]["mean"] if share else None,
+                limits=(0.0, 1.0) if share else None,
+            )
+        )
+    bars = (
+        "bars: mean over clips; lines: standard deviation"
+        if result["settings"]["clips"] > 1
+        else "one clip, hence no spread"
+    )
+    subtitle = f"{describe_settings(result)}\n{bars}"
+    names, title = [row["layers"] for row in shown], "Layer scan: one layer at a time reads the source"
+    write_bars(folder / "layers.png", names, panels, title=title, subtitle=subtitle, axis="layer")
 
 
-def _quantize(video: Video) -> Frames:
-    return (video[0] * 255.0).round().to(torch.uint8).cpu()
+def make_markdown(result: Mapping[str, Any]) -> str:
+    """Write the report that a person reads."""
+    lines = [
+        "# Layer scan",
+        "",
+        tell_origin(result),
+        "",
+        f"{describe_settings(result)}, {result['nfe']} NFE. In each row that layer alone attends to the keys and",
+        "values of the source. SSIM of the luma, PSNR and the relative L2 distance of the latents compare the edit with",
+        "the source's VAE round trip; *closer* is how much nearer it is than with no layer, mean and standard deviation",
+        "over clips. A layer that copies the source and drops the edit is the closest of all: read the numbers beside",
+        "the share of words that a classifier finds right, the new ones, which the edit changes, and the old ones, which",
+        "it keeps.",
+        "",
+        _make_table(result["layers"]),
+        "",
+        f"Layers by their gain in SSIM: {', '.join(map(str, result['ranking']))}",
+        "",
+        "![The same as bars](layers.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _make_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table, padded so that it can be read as it is."""
+    measures = [measure for measure in MEASURES if rows[0][measure] is not None]
+    lines = [["layer"]]
+    for measure in measures:
+        lines[0] += [_TITLES[measure]] if measure.endswith("_right") else [_TITLES[measure], "closer"]
+    for row in rows:
+        cells = [row["layers"]]
+        for measure in measures:
+            cells += _format_cells(measure, row[measure], is_zero=row["layers"] == NONE)
+        lines.append(cells)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    padded = [
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    return "\n".join([padded[0], "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|", *padded[1:]])
+
+
+def _format_cells(measure: str, numbers: Mapping[str, float | None], *, is_zero: bool) -> list[str]:
+    if measure.endswith("_right"):
+        return [f"{numbers['mean']:.0%}"]
+    digits = 2 if measure == "psnr_db" else 3
+    spread = numbers["gain_spread"]
+    gain = f"{numbers['gain']:+.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+    return [f"{numbers['mean']:.{digits}f}", "" if is_zero else gain]
+
+
+def describe_settings(result: Mapping[str, Any]) -> str:
+    """Return what was scanned, in a few words."""
+    settings = result["settings"]
+    clips = "clips of shapes" if settings["clips"] > 1 else "clip of shapes"
+    what = f"{settings['clips']} {clips}" if settings["video"] is None else settings["video"]
+    return f"{settings['model']}, {settings['steps']} steps, guidance {settings['guidance_scale']:g}, {what}"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.layer_scan", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--model", default="tiny", help="'tiny' (bundled) or a folder (tiny)")
+    parser.add_argument("--video", help="a video to scan instead of clips of shapes")
+    parser.add_argument("--prompt", action="append", help="of the video's edit; repeat it for more edits")
+    parser.add_argument("--source-prompt", help="what the video shows")
+    parser.add_argument("--clips", type=read_count, default=8, help="clips of shapes (8)")
+    parser.add_argument("--steps", type=read_count, default=25, help="steps of each direction (25)")
+    parser.add_argument("--guidance-scale", type=float, default=3.0, help="of the edits (3)")
+    parser.add_argument("--threads", type=read_count, default=1, help="CPU threads (1)")
+    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="folder for JSON, Markdown and the plot")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Scan, print the report and write the files."""
+    args = make_parser().parse_args(argv)
+    torch.set_num_threads(args.threads)
+    result = measure(args)
+    report = make_markdown(result)
+    print(report)
+    write_files(args.output, result, report, write_plots)
+    return 0
 
 
 def _compare(video: Video, reference: Video, latents: Latents, source: Latents) -> tuple[float, float, float]:
@@ -216,3 +361,7 @@ def _collect(scores: Sequence[Score], layers: str, measure: str) -> Tensor | Non
 
 def _average(values: Tensor) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std()) if len(values) > 1 else None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

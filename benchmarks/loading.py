@@ -1,25 +1,28 @@
-"""How a benchmark comes by a model, its engines and its inputs."""
+"""A benchmark comes by a model, its engines and its inputs here."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import T5EncoderModel
 
-from ddim_lightning.diffusion.editors import Editor, FlowEdit, KVInjection
-from ddim_lightning.diffusion.inverters import Inverter, UniInv
+from ddim_lightning.diffusion.editors import Editor, KVInjection
+from ddim_lightning.diffusion.inverters import Inverter
+from ddim_lightning.engine.build import make_engine as assemble_engine
+from ddim_lightning.engine.config import Offload, Precision, Runtime, Schedule
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.parts import make_part
+from ddim_lightning.engine.recommended import read_recommended
+from ddim_lightning.models.loading import Components, load_components, load_text_encoder
 from ddim_lightning.models.text import PromptEncoder
-from ddim_lightning.network.kernels import resolve_attention
-from ddim_lightning.models.loading import Components, load_components
-from benchmarks.published import make_random_5b
-from ddim_lightning.network.quantized import Precision
-from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.runtime.allocator import keep_freed_memory
-from ddim_lightning.runtime.compile import apply_compile
 from ddim_lightning.types import VideoLimits
+
+from .published import make_random_5b, make_random_t5_xxl
 
 TINY, FULL_SIZE = "tiny", "CogVideoX-5B's architecture, random weights"
 """What a result calls the two models."""
@@ -31,9 +34,15 @@ PROMPTS = (
 )
 """Texts of the edits: words that both tokenizers know."""
 
+_RECOMMENDED = read_recommended(TINY)
+INVERTER: Inverter = make_part(_RECOMMENDED["inverter"], Inverter, "ddim_lightning.diffusion.inverters", "inverter")
+EDITOR: Editor = make_part(_RECOMMENDED["editor"], Editor, "ddim_lightning.diffusion.editors", "editor")
+GUIDANCE_SCALE: float = _RECOMMENDED["guidance_scale"]
+"""What is recommended for the tiny model, and measured as the default."""
 
-def build_engine(model: str, num_inference_steps: int) -> InversionEngine:
-    """Load a model onto the CPU in float32, with the default inverter and K/V injection.
+
+def load_engine(model: str, num_inference_steps: int) -> InversionEngine:
+    """Load a model onto the CPU in float32, with the recommended inverter and K/V injection.
 
     Args:
         model: ``tiny`` or a folder.
@@ -67,43 +76,64 @@ def load_parts(args: argparse.Namespace, on_host: Sequence[str] = ()) -> Compone
     return load_components("tiny", device=device, dtype=dtype, on_host=on_host)
 
 
+def make_prompts(parts: Components, device: torch.device, seed: int = 0) -> PromptEncoder:
+    """Make the prompt encoder of a loaded model; that of random weights is random, too.
+
+    Args:
+        parts: The model.
+        device: Where embeddings go.
+        seed: Seed of random weights.
+    """
+    where: dict[str, Any] = {"dtype": parts.transformer.dtype}
+
+    def load(device: torch.device) -> T5EncoderModel:
+        if parts.folder is None:
+            return make_random_t5_xxl(device=device, seed=seed, **where)
+        return load_text_encoder(str(parts.folder), device=device, **where)
+
+    return PromptEncoder(parts.tokenizer, load, parts.transformer.config.max_text_seq_length, device)
+
+
 def make_engine(
     parts: Components,
     num_inference_steps: int,
     *,
-    inverter: Inverter | None = None,
-    editor: Editor | None = None,
+    prompts: PromptEncoder | None = None,
+    inverter: Inverter = INVERTER,
+    editor: Editor = EDITOR,
+    device: torch.device | None = None,
     attention: str = "auto",
     precision: Precision = "none",
     compiled: bool = False,
+    offload: Offload = "none",
 ) -> InversionEngine:
-    """Make an engine of a loaded model; several may share one.
+    """Make an engine of a loaded model; several may share one, and its prompt encoder.
 
     Args:
         parts: The model.
         num_inference_steps: Steps of its schedule.
-        inverter: `UniInv`, the default, where there is none.
-        editor: `FlowEdit`, the default, where there is none.
+        prompts: Its prompt encoder; made where there is none.
+        inverter: The inversion method.
+        editor: The editing method.
+        device: Where it works; where its weights are if ``None``.
         attention: Name of the kernel.
-        precision: Of the large products while edits are made.
+        precision: Precision of the large products while edits are made.
         compiled: Whether blocks are compiled.
+        offload: What waits in host memory.
     """
-    assert parts.tokenizer is not None
-    assert parts.text_encoder is not None
-    engine = InversionEngine(
+    device = device or parts.transformer.device
+    return assemble_engine(
         parts,
-        PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length),
-        make_noise_schedule(parts.scheduler, num_inference_steps),
-        UniInv() if inverter is None else inverter,
-        FlowEdit() if editor is None else editor,
-        attention=resolve_attention(attention, parts.transformer.device),
-        precision=precision,
+        prompts or make_prompts(parts, device),
+        inverter,
+        editor,
+        device,
+        schedule=Schedule(num_inference_steps=num_inference_steps),
+        # As the weights are laid out already; nothing of the VAE is changed here.
+        runtime=Runtime(
+            attention=attention, precision=precision, compile=compiled, offload=offload, channels_last=False
+        ),
     )
-    if compiled:
-        for network in (engine.network, engine.quantized):
-            if network is not None:
-                apply_compile(network, True)
-    return engine
 
 
 def make_video(limits: VideoLimits, seed: int) -> Tensor:

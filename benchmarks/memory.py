@@ -1,4 +1,4 @@
-"""Memory by stage for every memory preset, and whether what comes out is the same to the last byte.
+"""Memory by stage for every offload preset, and whether what comes out is the same to the last byte.
 
 Each preset has a process of its own: what one has touched would count for the next. On a GPU a stage is told by what is
 allocated and reserved at its end, by its peak, and by what the driver says is taken of the whole device, other programs
@@ -12,24 +12,23 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ddim_lightning.diffusion.editors import FlowEdit
-from ddim_lightning.runtime.offload import PRESETS
+from ddim_lightning.engine.config import Offload
 from ddim_lightning.runtime.timing import StageTimer, read_memory_gib
 
 from .arguments import add_attention, add_steps, make_parser
 from .edit_report import make_table
 from .environment import read_block
-from .loading import FULL_SIZE, name_model
+from .loading import EDITOR, FULL_SIZE, name_model
 from .output import tell_origin, tell_place, write_files
 from .plots import Bars, plot_bars
 from .stages import STAGES, Job, run_fresh
 
-SCHEMA = "ddim-lightning/memory/1"
+SCHEMA = "ddim-lightning/memory/2"
 KINDS = {
     "peak_gib": "peak of what is allocated",
     "allocated_gib": "allocated at the end",
@@ -68,10 +67,10 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
-def measure_preset(args: argparse.Namespace, preset: str) -> dict[str, Any]:
+def measure_preset(args: argparse.Namespace, preset: Offload) -> dict[str, Any]:
     """Do the whole job once under a preset."""
     watch = StageMemory(torch.device(args.device))
-    job = Job(args, watch.stage, FlowEdit(), memory=preset)
+    job = Job(args, watch.stage, EDITOR, offload=preset)
     outputs = job.run(watch.stage)
     return {
         "preset": preset,
@@ -84,7 +83,7 @@ def measure_preset(args: argparse.Namespace, preset: str) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure every preset and return the result, JSON-ready."""
-    presets = [run_fresh(measure_preset, args, preset) for preset in PRESETS]
+    presets = [run_fresh(measure_preset, args, preset) for preset in get_args(Offload)]
     for row in presets:
         row["same_bytes"] = row["digests"] == presets[0]["digests"]
     return {
@@ -118,8 +117,8 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         lines += ["", f"GiB, {KINDS[kind]}:", "", *make_table(("preset", *STAGES), rows)]
     spent = [(row["preset"], *(f"{row['seconds'][stage]:.2f}" for stage in STAGES)) for row in presets]
     lines += ["", "Seconds, of the first and only run:", "", *make_table(("preset", *STAGES), spent), ""]
-    told = ", ".join(f"{row['preset']} {'yes' if row['same_bytes'] else 'NO'}" for row in presets[1:])
-    lines.append(f"- same latents and frames as `exact`, to the last byte: {told}")
+    same = ", ".join(f"{row['preset']} {'yes' if row['same_bytes'] else 'NO'}" for row in presets[1:])
+    lines.append(f"- same latents and frames as `none`, to the last byte: {same}")
     if settings["model"] == FULL_SIZE:
         lines.append("- random weights are drawn on the device, so that *load* holds all of them under every preset")
     if settings["device"] == "cpu":

@@ -13,11 +13,11 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from transformers import T5Config, T5EncoderModel
 
+from benchmarks.random_weights import make_random
 from ddim_lightning.models.checkpoint import make_limits
 from ddim_lightning.models.loading import Components
-from benchmarks.random_weights import make_random
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER, make_schedulers
-from ddim_lightning.tiny.model import make_tokenizer
+from ddim_lightning.tiny.training import make_tokenizer
 
 COGVIDEOX_5B_TRANSFORMER: dict[str, Any] = {
     "activation_fn": "gelu-approximate",
@@ -84,7 +84,6 @@ def make_random_5b(*, device: torch.device, dtype: torch.dtype, seed: int = 0) -
     return make_random_components(
         COGVIDEOX_5B_TRANSFORMER,
         COGVIDEOX_5B_VAE,
-        T5_XXL,
         COGVIDEOX_5B_SCHEDULER,
         device=device,
         dtype=dtype,
@@ -92,10 +91,17 @@ def make_random_5b(*, device: torch.device, dtype: torch.dtype, seed: int = 0) -
     )
 
 
+def make_random_t5_xxl(*, device: torch.device, dtype: torch.dtype, seed: int = 0) -> T5EncoderModel:
+    """Make the text encoder of CogVideoX-5B, T5-XXL, at random weights drawn where it will run."""
+    encoder: T5EncoderModel = make_random(
+        lambda: T5EncoderModel(T5Config(**T5_XXL)), device=device, dtype=dtype, seed=seed + 2
+    )
+    return encoder
+
+
 def make_random_components(
     transformer: Mapping[str, Any],
     vae: Mapping[str, Any],
-    text_encoder: Mapping[str, Any],
     scheduler: Mapping[str, Any],
     *,
     device: torch.device,
@@ -109,7 +115,6 @@ def make_random_components(
     Args:
         transformer: Arguments of `CogVideoXTransformer3DModel`.
         vae: Arguments of `AutoencoderKLCogVideoX`.
-        text_encoder: Arguments of `T5Config`.
         scheduler: Config of a CogVideoX scheduler.
         device: Where the weights are drawn; on the meta device they have shapes but no values.
         dtype: Of all weights.
@@ -123,7 +128,6 @@ def make_random_components(
     return Components(
         transformer=make_random(lambda: CogVideoXTransformer3DModel(**transformer), seed=seed, **draw),
         vae=make_random(lambda: AutoencoderKLCogVideoX(**vae), seed=seed + 1, **draw),
-        text_encoder=make_random(lambda: T5EncoderModel(T5Config(**text_encoder)), seed=seed + 2, **draw),
         tokenizer=make_tokenizer(),
         scheduler=forward,
         inverse_scheduler=inverse,

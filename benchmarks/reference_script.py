@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers import CogVideoXPipeline, DDIMInverseScheduler
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from ddim_lightning.models.loading import Components
 
@@ -46,18 +47,23 @@ class Reference:
     Args:
         script: From `load_script`.
         parts: The model. Its transformer keeps diffusers' own processors, which the script replaces while it edits.
+        text_encoder: Of the model.
         steps: Of each direction.
         guidance_scale: As the script passes it to both.
         text_tokens: Length of the prompts; ``None`` for the script's own 226.
     """
 
     def __init__(
-        self, script: Any, parts: Components, steps: int, guidance_scale: float, text_tokens: int | None = None
+        self,
+        script: Any,
+        parts: Components,
+        text_encoder: T5EncoderModel,
+        steps: int,
+        guidance_scale: float,
+        text_tokens: int | None = None,
     ) -> None:
         self.script, self.steps, self.guidance_scale = script, steps, guidance_scale
-        self.pipeline = CogVideoXPipeline(
-            parts.tokenizer, parts.text_encoder, parts.vae, parts.transformer, parts.scheduler
-        )
+        self.pipeline = CogVideoXPipeline(parts.tokenizer, text_encoder, parts.vae, parts.transformer, parts.scheduler)
         self.pipeline.set_progress_bar_config(disable=True)
         if text_tokens is not None:
             encode = functools.partial(self.pipeline.encode_prompt, max_sequence_length=text_tokens)

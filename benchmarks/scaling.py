@@ -16,23 +16,23 @@ import torch
 
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.sampling import invert
+from ddim_lightning.models.loading import Components
+from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.kernels import resolve_attention
-from ddim_lightning.models.loading import Components
 from ddim_lightning.network.network import Network
-from ddim_lightning.models.schedulers import make_noise_schedule
-from benchmarks.flops import count_pass, make_sizes
 from ddim_lightning.runtime.timing import read_memory_gib
 
 from .arguments import add_attention, make_parser, read_count
 from .edit_report import make_table
 from .environment import read_block
+from .flops import count_pass, make_sizes
 from .loading import load_parts, name_model
 from .measuring import name_clock, read_clock
 from .output import tell_origin, write_files
 from .plots import Line, plot_limits
 
-SCHEMA = "ddim-lightning/scaling/1"
+SCHEMA = "ddim-lightning/scaling/2"
 TINY = {
     "frames": ((1, 16, 16), (2, 16, 16), (3, 16, 16), (5, 16, 16)),
     "resolution": ((3, 8, 8), (3, 16, 16), (3, 24, 24)),

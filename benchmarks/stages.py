@@ -17,22 +17,21 @@ from torch import Tensor
 
 from ddim_lightning.data.video import write_video
 from ddim_lightning.diffusion.editors import Editor
-from ddim_lightning.engine.build import apply_memory, list_parts_on_host
+from ddim_lightning.engine.config import Offload
 from ddim_lightning.models.vae import order_channels_last
 from ddim_lightning.types import EditRequest
 
-from .loading import PROMPTS, load_parts, make_engine, make_video
+from .loading import GUIDANCE_SCALE, PROMPTS, load_parts, make_engine, make_prompts, make_video
 
 LOADING = ("load", "text")
 """What is done once, before the first video; the text encoder is released at its end."""
 WORKING = ("encode", "invert", "reconstruct", "edit", "decode", "write")
 """What is done with each video; *decode* makes the frames of the reconstruction and of the edit."""
 STAGES = (*LOADING, *WORKING)
-GUIDANCE_SCALE = 2.0
 
 T = TypeVar("T")
 EnterStage = Callable[[str], AbstractContextManager[None]]
-"""Watches what runs inside a stage, which it is told the name of."""
+"""Watches what runs inside a stage, by the stage's name."""
 
 
 class Job:
@@ -42,7 +41,7 @@ class Job:
         args: Of the command line: the model, the steps and the kernel.
         enter: Watches the stages of loading.
         editor: How the video is edited.
-        memory: A memory preset.
+        offload: What waits in host memory.
         compiled: Whether blocks are compiled.
     """
 
@@ -52,20 +51,28 @@ class Job:
         enter: EnterStage,
         editor: Editor,
         *,
-        memory: str = "exact",
+        offload: Offload = "none",
         compiled: bool = False,
     ) -> None:
         with enter("load"):
-            parts = load_parts(args, list_parts_on_host(memory))
+            device = torch.device(args.device)
+            parts = load_parts(args, () if offload == "none" else ("transformer", "vae"))
             if args.device.startswith("cuda"):  # as the module has it by default
                 order_channels_last(parts.vae)
-            self.engine = make_engine(parts, args.steps, editor=editor, attention=args.attention, compiled=compiled)
-            apply_memory(self.engine, memory, torch.device(args.device))
+            self.engine = make_engine(
+                parts,
+                args.steps,
+                prompts=make_prompts(parts, device, args.seed),
+                editor=editor,
+                device=device,
+                attention=args.attention,
+                compiled=compiled,
+                offload=offload,
+            )
         with enter("text"):
             for prompt in ("", PROMPTS[0]):
                 self.engine.prompts(prompt)
             self.engine.prompts.release()
-            parts.text_encoder = None
         self.video = make_video(parts.limits, args.seed)
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Milliseconds of every step: the inversion, the default edit, and edits that read the source's keys and values.
 
 Cases take turns. The first run of each picks kernels and, with ``--compile``, compiles: its samples are kept, and left
-out of the summaries. Steps are summarised by the rows that they evaluate, and stand beside the work of those rows in
+out of the summaries. Steps are summarized by their NFE, and stand beside the work of those in
 closed form and, with ``--roof``, beside the rates that kernels alone have reached.
 """
 
@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch._inductor.utils import fresh_cache
 
-from ddim_lightning.diffusion.editors import Editor, FlowEdit
-from ddim_lightning.diffusion.sampling import edit, invert
+from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.sampling import edit, invert
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.network import Network
-from benchmarks.flops import Flops, make_sizes
 from ddim_lightning.runtime.timing import StepClock, summarize_ms
 from ddim_lightning.types import EditRequest, Latents, Step
 
@@ -33,13 +32,15 @@ from .arguments import add_attention, add_steps, make_parser, read_count
 from .counted_network import CountedNetwork
 from .edit_report import make_table
 from .environment import read_block
-from .loading import PROMPTS, load_parts, make_engine, make_video, name_model
+from .flops import Flops, make_sizes
+from .loading import EDITOR, PROMPTS, load_parts, make_engine, make_prompts, make_video, name_model
+from .loading import GUIDANCE_SCALE as RECOMMENDED_SCALE
 from .measuring import list_kernels, relative_l2, tell_kernel
 from .output import tell_origin, tell_place, write_files
 from .plots import Line, plot_steps
 from .versus_reference import EDITORS, GUIDANCE_SCALE
 
-SCHEMA = "ddim-lightning/step-latency/1"
+SCHEMA = "ddim-lightning/step-latency/2"
 EAGER, COMPILED = "eager", "compiled"
 
 
@@ -60,7 +61,7 @@ class Case:
 
 CASES = (
     Case("inversion"),
-    Case("default edit", FlowEdit(), 2.0),
+    Case("default edit", EDITOR, RECOMMENDED_SCALE),
     *(Case(name, editor, GUIDANCE_SCALE) for name, editor in EDITORS.items()),
 )
 
@@ -79,10 +80,10 @@ class Runner:
         self.network = CountedNetwork(engine.network)
         self.runs: list[list[float]] = []
         """Milliseconds of every step of every run."""
-        self.rows: list[int] = []
-        """Rows of every step."""
+        self.nfe: list[int] = []
+        """NFE of every step."""
         self.work: list[Flops] = []
-        """What those rows compute."""
+        """What those evaluations compute."""
         self.finite = True
 
     def run(self, latents: Latents, inversion: Inversion) -> None:
@@ -103,7 +104,7 @@ class Runner:
             output = edit(denoiser, inversion, self.case.editor, request, generator=generator, callback=tick)
         self.runs.append(clock.read_ms())
         work, steps = self.network.count_work(), list(pairwise(ends))
-        self.rows = [sum(self.network.rows[start:end]) for start, end in steps]
+        self.nfe = [sum(self.network.rows[start:end]) for start, end in steps]
         self.work = [sum(work[start:end], Flops()) for start, end in steps]
         self.finite = self.finite and bool(output.isfinite().all())
 
@@ -125,23 +126,23 @@ def read_roof(folder: Path | None, tokens: int, args: argparse.Namespace) -> dic
 
 
 def summarize(runner: Runner, roof: Mapping[str, float] | None) -> list[dict[str, Any]]:
-    """Summarise the timed steps by the rows that they evaluate; a step without rows only carries on.
+    """Summarize the timed steps by their NFE; a step without any only carries on.
 
     Returns:
-        For each number of rows how many ``steps`` of a run have it, their times, ``tflop`` of one, ``tflops``, the rate
+        For each NFE how many ``steps`` of a run have it, their times, ``tflop`` of one, ``tflops``, the rate
         at the median, and ``of_roof``, the time that its products and its attention take at their best rates over the
         median.
     """
     summaries = []
-    for rows in sorted(set(runner.rows) - {0}):
-        places = [i for i, count in enumerate(runner.rows) if count == rows]
+    for nfe in sorted(set(runner.nfe) - {0}):
+        places = [i for i, count in enumerate(runner.nfe) if count == nfe]
         times = summarize_ms([run[i] for run in runner.runs[1:] for i in places], warm_up=0)
         del times["step_ms"]
         work, seconds = runner.work[places[0]], times["step_ms_median"] / 1e3
         best = roof and work.linear / roof["product_tflops"] + work.attention / roof["attention_tflops"]
         summaries.append(
             {
-                "rows": rows,
+                "nfe": nfe,
                 "steps": len(places),
                 **times,
                 "tflop": work.total / 1e12,
@@ -167,10 +168,10 @@ def describe(runner: Runner, eager: Network, roof: Mapping[str, float] | None) -
         "variant": runner.variant,
         "editor": None if runner.case.editor is None else repr(runner.case.editor),
         "guidance_scale": runner.case.guidance_scale,
-        "rows": runner.rows,
+        "nfe": runner.nfe,
         "step_ms": runner.runs,
         "cold_s": (cold - statistics.median(warm)) / 1e3,
-        "by_rows": summarize(runner, roof),
+        "by_nfe": summarize(runner, roof),
         "relative_l2": None if same else relative_l2(network.repeat().float(), network.repeat(eager).float()),
         "finite": runner.finite,
         "kernels": list_kernels(network.repeat, runner.engine.device),
@@ -186,8 +187,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """
     parts = load_parts(args)
     variants = (EAGER, COMPILED) if args.compile else (EAGER,)
+    prompts = make_prompts(parts, torch.device(args.device), args.seed)
     engines = {
-        name: make_engine(parts, args.steps, attention=args.attention, compiled=name == COMPILED) for name in variants
+        name: make_engine(parts, args.steps, prompts=prompts, attention=args.attention, compiled=name == COMPILED)
+        for name in variants
     }
     eager = engines[EAGER]
     latents = eager.encode(make_video(parts.limits, args.seed))
@@ -230,7 +233,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         (
             case["name"],
             case["variant"],
-            str(row["rows"]),
+            str(row["nfe"]),
             str(row["steps"]),
             *(f"{row[name]:.1f}" for name in ("step_ms_median", "step_ms_p10", "step_ms_p90")),
             f"{row['tflop']:.3g}",
@@ -238,7 +241,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
             "not measured" if row["of_roof"] is None else f"{row['of_roof']:.0%}",
         )
         for case in result["cases"]
-        for row in case["by_rows"]
+        for row in case["by_nfe"]
     ]
     runs = [
         (
@@ -252,13 +255,13 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         for case in result["cases"]
     ]
     explained = (
-        "Steps of equal rows are summarised together; those without rows carry on what former steps found. *Of the "
+        "Steps of equal NFE are summarized together; those without any carry on what former steps found. *Of the "
         "roof* is the time that the products and the attention of a step take at the best rates of kernels alone. "
         "*Cold* is what the first run takes longer than a later one: choosing kernels, and compiling. *Distance* is "
         "the relative L2 distance of a compiled pass to the eager one on the same inputs. The kernels are those that "
         "the profiler saw in one pass."
     )
-    head = ("case", "variant", "rows", "steps", "ms", "p10", "p90", "TFLOP", "TFLOP/s", "of the roof")
+    head = ("case", "variant", "NFE", "steps", "ms", "p10", "p90", "TFLOP", "TFLOP/s", "of the roof")
     return "\n".join(
         [
             "# Latency by step",
@@ -280,16 +283,16 @@ def make_markdown(result: Mapping[str, Any]) -> str:
 
 
 def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
-    """Draw the median of every step that evaluates rows, over the timed runs."""
+    """Draw the median of every step that evaluates the network, over the timed runs."""
     lines = []
     for case in result["cases"]:
         # An edit may begin later than at the first step, and all end at the last.
-        first = result["settings"]["steps"] - len(case["rows"]) + 1
-        evaluated = [i for i, rows in enumerate(case["rows"]) if rows]
+        first = result["settings"]["steps"] - len(case["nfe"]) + 1
+        evaluated = [i for i, nfe in enumerate(case["nfe"]) if nfe]
         medians = [statistics.median(run[i] for run in case["step_ms"][1:]) for i in evaluated]
         dash = "-" if case["variant"] == EAGER else "--"
         lines.append(Line(f"{case['name']}, {case['variant']}", [first + i for i in evaluated], medians, dash))
-    title = "Latency of the steps that evaluate rows"
+    title = "Latency of the steps that evaluate the network"
     plot_steps(folder / "latency.png", lines, title=title, x_label="step", y_label="ms")
 
 

@@ -1,4 +1,4 @@
-"""Puts the numbers of result files into the README, between ``<!-- table:NAME -->`` and ``<!-- end -->``."""
+"""A few numbers of result files are put into the README, between ``<!-- table:NAME -->`` and ``<!-- end -->``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .edit_report import make_table, tell_guidance, tell_met
-from .edit_variants import DEFAULT, LIMITS, NO_INVERSION, REFERENCE
-from .inversion_report import tell_calls
-from .versus_reference import GOALS
+from .edit_report import make_table
+from .edit_variants import CEILING, DEFAULT, FAST, REFERENCE
+from .inversion_report import tell_nfe
+from .inversion_variants import OURS, PLAIN
+from .versus_reference import SCRIPT
 
 ROOT = Path(__file__).resolve().parents[1]
 REGION = re.compile(r"<!-- table:(?P<name>[\w-]+) -->.*?<!-- end -->", flags=re.DOTALL)
@@ -21,72 +22,52 @@ Result = Mapping[str, Any]
 
 
 def make_inversion_table(result: Result) -> list[str]:
-    """Make the table of round trips: every inverter at the default setting, with and without its residual."""
-    rows = [row for row in result["rows"] if row["factor"] == "default"]
-    head = ("inverter", "kept residual", "calls", "PSNR (dB)", "worst clip", "std of x_T")
-    settings = result["settings"]
-    lines = make_table(
-        head,
+    """Make the table of round trips: a few inverters at the default setting, each at its best."""
+    shown = ((PLAIN, False), (OURS, True), ("FixedPoint", True), ("BDIA", False))
+    found = {(row["name"], row["residual"]): row for row in result["rows"] if row["factor"] == "default"}
+    rows = [found[key] for key in shown]
+    return make_table(
+        ("inverter", "NFE", "PSNR (dB)", "worst clip (dB)"),
         [
-            (
-                row["name"],
-                "yes" if row["residual"] else "",
-                tell_calls(row),
-                _tell_decibels(row["psnr"]["db"]),
-                _tell_decibels(row["psnr"]["worst"]),
-                f"{row['noise']['std']:.2f}",
-            )
+            (row["name"], tell_nfe(row), _tell_decibels(row["psnr"]["db"]), _tell_decibels(row["psnr"]["worst"]))
             for row in rows
         ],
     )
-    return [*lines, "", f"*{settings['clips']} held-out clips, {rows[0]['steps']} steps, {_link('inversion-error')}.*"]
 
 
 def make_edit_table(result: Result) -> list[str]:
-    """Make the table of edits: the default at every scale, the others where they do best, and the bars below."""
-    scale, whole = result["default_guidance"], lambda row: row["all"]["psnr_db"]["whole"][0]
-    shown = [row for row in result["rows"] if row["method"] not in LIMITS]
-    best = {row["method"]: row for row in sorted(shown, key=whole)}
-    rows = [row for row in shown if row["method"] in (REFERENCE, NO_INVERSION, DEFAULT) or row is best[row["method"]]]
-    head = ("method", "guidance", "whole (dB)", "outside (dB)", "color", "shape", "direction", "calls")
-    lines = make_table(
-        head,
+    """Make the table of edits: what there is to compare with, and what is recommended."""
+    scale = result["default_guidance"]
+    shown = ((CEILING, None), (REFERENCE, 6.0), (DEFAULT, scale), (FAST, scale))
+    names = {REFERENCE: "the reference script's settings", DEFAULT: "**recommended**", FAST: "recommended, fast"}
+    found = {(row["method"], row["guidance"]): row for row in result["rows"]}
+    return make_table(
+        ("method", "NFE", "whole (dB)", "outside (dB)", "color", "shape", "direction"),
         [
             (
-                f"**{row['method']}**" if (row["method"], row["guidance"]) == (DEFAULT, scale) else row["method"],
-                tell_guidance(row),
+                names.get(row["method"], row["method"]),
+                f"{row['nfe']:.0f}",
                 *(f"{row['all']['psnr_db'][region][0]:.1f}" for region in ("whole", "outside")),
                 *(f"{row['all']['edited_right'][word]:.0%}" for word in ("color", "shape", "direction")),
-                f"{row['calls']:.0f}",
             )
-            for row in rows
+            for row in (found[key] for key in shown)
         ],
     )
-    settings = result["settings"]
-    said = f"*{settings['edits']} edits, {settings['steps']} steps, {_link('edit-quality')}.*"
-    bars = [f"- {tell_met(bar)}: {bar['bar']}: {bar['numbers']}" for bar in result["bars"]]
-    return [*lines, "", said, *(["", *bars] if bars else [])]
 
 
 def make_versus_table(result: Result) -> list[str]:
-    """Make the table of the comparison with the reference script."""
-    settings, goals = result["settings"], {goal[:4]: goal[4] for goal in GOALS}
-    lines = make_table(
-        ("what", "ours", "against", "times as fast", "goal"),
-        [
-            (
-                row["what"],
-                row["variant"],
-                row["against"],
-                f"{row['median']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f})",
-                f"{goals[row['what'], row['case'], row['variant'], row['against']]:g}",
-            )
-            for row in result["ratios"]
-        ],
+    """Make the table of the comparison with the reference script: what is compiled, and the rows alone."""
+    shown = [row for row in result["ratios"] if (row["variant"], row["against"]) == ("compiled", SCRIPT)]
+    rows = [(row["what"], row["median"], row["lowest"], row["highest"]) for row in shown]
+    rows += [
+        (f"forward pass alone, {row['rows']} equal rows, eager", row["median"], row["lowest"], row["highest"])
+        for row in result.get("equal_rows", ())
+        if row["rows"] in (1, 4)
+    ]
+    return make_table(
+        ("what", "times as fast"),
+        [(what, f"{median:.2f} ({low:.2f} - {high:.2f})") for what, median, low, high in rows],
     )
-    model = "the tiny model" if settings["model"] == "tiny" else settings["model"]
-    said = f"{model}, {settings['device']}, {settings['steps']} steps, {settings['text_tokens']} text tokens"
-    return [*lines, "", f"*{said}, {settings['rounds']} rounds in turns, {_link('versus-reference')}.*"]
 
 
 MAKERS: Mapping[str, Callable[[Result], list[str]]] = {
@@ -120,10 +101,6 @@ def fill_tables(text: str, results: Path) -> str:
         return f"<!-- table:{name} -->\n{table}\n<!-- end -->"
 
     return REGION.sub(fill, text)
-
-
-def _link(name: str) -> str:
-    return f"[all numbers](benchmarks/results/{name}/README.md)"
 
 
 def _tell_decibels(value: float | None) -> str:

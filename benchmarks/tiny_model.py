@@ -19,23 +19,23 @@ from typing import Any
 
 import torch
 
+from ddim_lightning.data.streams import make_generator
+from ddim_lightning.diffusion.sampling import sample
+from ddim_lightning.metrics.functional import psnr
+from ddim_lightning.models.loading import Components, load_components
+from ddim_lightning.models.schedulers import make_noise_schedule
+from ddim_lightning.models.vae import decode_latents, encode_video, quantize
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.network.network import Network
+from ddim_lightning.report.sheet import Row, write_sheet
 from ddim_lightning.tiny.shapes import WORDS, Scene, render, sample_scene
 from ddim_lightning.tiny.shapes_classifier import Labels, classify
-from ddim_lightning.data.streams import make_generator
-from ddim_lightning.metrics.functional import psnr
-from ddim_lightning.models.text import PromptEncoder
-from ddim_lightning.network.denoiser import CogVideoXDenoiser
-from ddim_lightning.models.loading import Components, load_components
-from ddim_lightning.network.network import Network
-from ddim_lightning.models.schedulers import make_noise_schedule
-from ddim_lightning.models.vae import decode_latents, encode_video
-from ddim_lightning.report.sheet import Row, write_sheet
-from ddim_lightning.diffusion.sampling import quantize, sample
 from ddim_lightning.types import Branch
 
 from .environment import read_block
+from .loading import make_prompts
 
-SCHEMA = "ddim-lightning/tiny-model/1"
+SCHEMA = "ddim-lightning/tiny-model/2"
 SHEET_ROWS = 16
 WARM_UP = 2
 REPEATS = 10
@@ -57,7 +57,7 @@ def measure_vae(parts: Components, scenes: Sequence[Scene]) -> dict[str, Any]:
     decibels, labels = [], []
     for scene in scenes:
         frames = render(scene)
-        decoded = quantize(decode_latents(parts.vae, encode_video(parts.vae, frames[None])))
+        decoded = quantize(decode_latents(parts.vae, encode_video(parts.vae, frames[None]))[0])
         decibels.append(psnr(decoded / 255, frames / 255))
         labels.append(classify(decoded))
     return {
@@ -78,7 +78,7 @@ def measure_samples(
     for i, scene in enumerate(scenes):
         noise = torch.randn(find_size(parts), generator=make_generator(args.seed, "noise", i))
         frames = quantize(
-            decode_latents(parts.vae, sample(denoiser, noise, scene.caption, schedule, args.guidance_scale))
+            decode_latents(parts.vae, sample(denoiser, noise, scene.caption, schedule, args.guidance_scale))[0]
         )
         seen = classify(frames)
         labels.append(seen)
@@ -128,11 +128,9 @@ def measure_speed(parts: Components, denoiser: CogVideoXDenoiser) -> dict[str, A
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure everything and return the result, JSON-ready."""
     parts = load_components(args.model, device=torch.device("cpu"), dtype=torch.float32)
-    assert parts.tokenizer is not None
-    assert parts.text_encoder is not None
-    prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
+    prompts = make_prompts(parts, torch.device("cpu"))
     denoiser = CogVideoXDenoiser(Network(parts.transformer), prompts)
-    modules = {"transformer": parts.transformer, "text_encoder": parts.text_encoder, "vae": parts.vae}
+    modules = {"transformer": parts.transformer, "text_encoder": prompts.load(), "vae": parts.vae}
     return {
         "schema": SCHEMA,
         "environment": read_block(args.commit),

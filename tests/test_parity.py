@@ -6,20 +6,18 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from diffusers import CogVideoXTransformer3DModel
 from safetensors import safe_open
 from torch import Tensor
 
-from ddim_lightning.diffusion.editors import EditState, KVInjection
+from ddim_lightning.diffusion.editors import KVInjection
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.sampling import edit, invert, reconstruct
-from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.models.schedulers import make_noise_schedule, make_schedulers
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.network import Network
-from ddim_lightning.models.schedulers import make_schedulers, make_noise_schedule
 from ddim_lightning.types import EditRequest
 
 FOLDER = Path(os.environ.get("DDIM_PARITY_DIR", Path(__file__).parent / "parity"))
@@ -32,16 +30,16 @@ class FromNoise(KVInjection):
 
     noise: Tensor | None = None
 
-    def start(self, *arguments: Any) -> EditState:
+    def start(self, *arguments):
         return replace(super().start(*arguments), latents=self.noise)
 
 
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
+def relative_error(ours, theirs):
     assert ours.shape == theirs.shape
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def load_case(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], CogVideoXTransformer3DModel]:
+def load_case(path):
     with safe_open(path, framework="pt") as file:
         metadata = {name: json.loads(text) for name, text in file.metadata().items()}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -52,31 +50,31 @@ def load_case(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], CogVideoXT
     return metadata, tensors, transformer
 
 
-def make_editor(spec: dict[str, Any], noise: Tensor) -> KVInjection:
+def make_editor(spec, noise):
     guidance = "script_dynamic" if spec.get("dynamic") else "constant"
     if spec.get("start", "random") == "inverted":
         return KVInjection(source_rows="paired", initial="inverted", guidance=guidance)
     return FromNoise(source_rows="paired", initial="random", guidance=guidance, noise=noise)
 
 
-def test_parity_has_cases() -> None:
+def test_parity_has_cases():
     assert FILES, f"no parity files in {FOLDER}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_parity(path: Path) -> None:
+def test_parity(path):
     metadata, tensors, transformer = load_case(path)
     spec = metadata["spec"]
     embeds = {"": tensors["empty_embeds"], "edit": tensors["prompt_embeds"]}
     denoiser = CogVideoXDenoiser(Network(transformer), embeds.__getitem__)
     schedule = make_noise_schedule(make_schedulers(metadata["scheduler"])[0], spec["steps"])
 
-    inversion: Inversion = invert(denoiser, tensors["latents"], schedule, DDIM())
+    inversion = invert(denoiser, tensors["latents"], schedule, DDIM())
     for i, theirs in enumerate(tensors["inverse_trajectory"]):
         assert relative_error(inversion.levels[len(schedule) - 1 - i], theirs) <= 1e-4, f"inverse step {i}"
     assert relative_error(reconstruct(denoiser, inversion), tensors["plain_reconstruction"]) <= 1e-4
 
-    path_of_edit: list[Tensor] = []
+    path_of_edit = []
     request = EditRequest("edit", guidance_scale=spec["guidance"])
     edited = edit(
         denoiser,
@@ -88,5 +86,5 @@ def test_parity(path: Path) -> None:
     assert relative_error(edited, tensors["injected_reconstruction"]) <= 1e-4
     for i, theirs in enumerate(tensors["injected_trajectory"]):
         assert relative_error(path_of_edit[i], theirs) <= 1e-4, f"edit step {i}"
-    rows = 2 if spec["guidance"] == 1.0 else 4
-    assert denoiser.rows == (2 + rows) * len(schedule)
+    nfe_of_edit = 2 if spec["guidance"] == 1.0 else 4
+    assert denoiser.nfe == (2 + nfe_of_edit) * len(schedule)

@@ -19,8 +19,7 @@ def check_edit(
         raise argparse.ArgumentError(None, "inversion_prompt: null takes the source_prompt, which is not given")
     kept = outputs.trajectory_dir
     if kept is not None and not outputs.save_trajectory and os.path.realpath(kept) == os.path.realpath(run.output):
-        rule = "must not be the folder of output without save_trajectory"
-        raise argparse.ArgumentError(None, f"trajectory_dir: {rule}, got {kept!r}")
+        raise argparse.ArgumentError(None, f"trajectory_dir: must not be output without save_trajectory, got {kept!r}")
     (request,) = find_clips([video.video], ClipRequest())
     if request.video.stat().st_size == 0:
         raise ValueError(f"{request.video} is empty (0 bytes)")
@@ -28,13 +27,13 @@ def check_edit(
         check_file(frames.mask, "mask")
     if kept is not None and not (former := Path(kept, request.id, "trajectory.safetensors")).is_file():
         raise FileNotFoundError(f"trajectory_dir: must be of a run of this clip with save_trajectory; no {former}")
-    if runtime.exported is not None and not Path(runtime.exported).is_dir():
+    if runtime.exported is not None and not Path(runtime.exported).expanduser().is_dir():
         raise NotADirectoryError(f"exported: must be a folder that export wrote, got {runtime.exported!r}")
 
 
 def check_places(run: Run, method: Method | None = None) -> None:
     """Raise an OSError for an output folder that cannot be written to, or a model that could only be a folder."""
-    if method is not None:
+    if method is not None and method.model != "tiny":
         path = Path(method.model).expanduser()
         if not path.is_dir() and (path.exists() or method.model.startswith(("/", ".", "~"))):
             raise NotADirectoryError(f"model: must be a pipeline folder or a hub id, got {method.model!r}")

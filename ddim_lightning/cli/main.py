@@ -1,7 +1,6 @@
 """The command line: finds the verb, checks its arguments, hands over, and says in one line what went wrong.
 
-Neither torch nor lightning is imported here, nor jsonargparse before it is needed: ``--help`` answers at once, and a
-wrong argument or path is told in a fraction of a second.
+Neither torch nor lightning is imported here, nor jsonargparse before it is needed: help and mistakes are told at once.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ exit status: 0 done, 3 some clips were skipped, 2 wrong usage, 130 interrupted, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with the arguments, by default those of the process, and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in words or os.environ.get(DEBUG, "0") not in {"", "0"}
     try:
         # For classes of one's own: the current folder is where `python -m` looks, and a console script does not.
         if not {"", os.getcwd()} & set(sys.path):
@@ -56,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return stop.code if isinstance(stop.code, int) else DONE
         failure, status = "interrupted", INTERRUPTED
     except Exception as error:
-        if debug:
+        if "--debug" in words or os.environ.get(DEBUG, "0") not in {"", "0"}:
             traceback.print_exc()
         failure, status = explain(error), WRONG_USAGE if isinstance(error, argparse.ArgumentError) else FAILED
     print(f"error: {failure}", file=sys.stderr)

@@ -7,6 +7,7 @@ import json
 import typing
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
@@ -63,7 +64,7 @@ class FlagParser(HelpfulParser):
             flags = ["video"]
             del kwargs["required"]
         if isinstance(kwargs.get("help"), str):
-            kwargs["help"] = kwargs["help"].replace("`", "")
+            kwargs["help"] = kwargs["help"].replace("``None``", "null").replace("`", "")
         return typing.cast(argparse.Action, super().add_argument(*flags, **kwargs))
 
 
@@ -102,7 +103,7 @@ def read_options(verb: str, words: Sequence[str]) -> dict[str, Any]:
 def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:
     """Spell ``--a_b`` with dashes, ``--fast`` and ``--no-fast`` as ``--fast=true`` and ``false``, prompts as a list."""
     spelled: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
         name = flag.removeprefix("--").replace("-", "_")
@@ -134,7 +135,5 @@ def _fill_recommended(namespace: Namespace) -> Namespace:
 
 
 def _list_flags(parser: argparse.ArgumentParser) -> list[str]:
-    inner = [verb for action in parser._actions if isinstance(action.choices, dict) for verb in action.choices.values()]
-    return [flag for action in parser._actions for flag in action.option_strings] + [
-        flag for verb in inner for flag in _list_flags(verb)
-    ]
+    verbs = [verb for action in parser._actions if isinstance(action.choices, dict) for verb in action.choices.values()]
+    return [*parser._option_string_actions, *(flag for verb in verbs for flag in _list_flags(verb))]

@@ -67,8 +67,7 @@ def plain_output(as_json: bool) -> Iterator[None]:
     def show(message: Any, *_: Any, **__: Any) -> None:
         print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
-    stdout = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with warnings.catch_warnings(), stdout:
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         warnings.showwarning = show
         for category in (DeprecationWarning, FutureWarning):  # between our dependencies, not for who runs a command
             warnings.simplefilter("ignore", category)

@@ -38,11 +38,10 @@ def find_configs(words: Sequence[str]) -> list[str]:
     """Replace the name of a shipped config, ``--config edit``, by its path, where no file has that name."""
     found = list(words)
     for position, word in enumerate(words):
-        flag, equals, name = word.partition("=")
-        if flag not in {"--config", "-c"}:
-            continue
-        name = name if equals else "".join(words[position + 1 : position + 2])
-        if not name or Path(name).exists() or "\n" in name:  # what has lines is the text of a config
+        flag, equals, value = word.partition("=")
+        name = value if equals else "".join(words[position + 1 : position + 2])
+        # What has lines is the text of a config.
+        if flag not in {"--config", "-c"} or not name or "\n" in name or Path(name).exists():
             continue
         if Path(name).name != name:
             raise FileNotFoundError(f"config: {name} does not exist")

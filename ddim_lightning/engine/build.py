@@ -18,7 +18,7 @@ from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder
 from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
-from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.network.denoiser import CogVideoXDenoiser, RunsRows
 from ddim_lightning.network.kernels import resolve_attention
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork, check_fp8
@@ -60,7 +60,7 @@ def build_engine(
     schedule, runtime = schedule or Schedule(), runtime or Runtime()
     default = "float32" if device.type == "cpu" else "bfloat16"
     dtype = DTYPES[default if runtime.dtype == "auto" else runtime.dtype]
-    attention = resolve_attention(runtime.attention, device)
+    resolve_attention(runtime.attention, device)  # a kernel that is not there is found out before gigabytes are read
     if runtime.precision == "fp8":
         check_fp8(device)
     on_host = ("transformer", "vae") if runtime.offload != "none" else ()
@@ -71,6 +71,38 @@ def build_engine(
         require_rotary=runtime.require_rotary,
         on_host=on_host if runtime.exported is None else ("transformer",),
     )
+    prompts = _make_prompt_encoder(model, parts, runtime, device)
+    return make_engine(
+        parts, prompts, inverter, editor, device, schedule=schedule, runtime=runtime, inversion_prompt=inversion_prompt
+    )
+
+
+def make_engine(
+    parts: Components,
+    prompts: PromptEncoder,
+    inverter: Inverter,
+    editor: Editor,
+    device: torch.device,
+    *,
+    schedule: Schedule,
+    runtime: Runtime,
+    inversion_prompt: str | None = "",
+) -> InversionEngine:
+    """Make an engine of a model that is loaded already, and apply the switches of the runtime to it.
+
+    Args:
+        parts: The loaded model.
+        prompts: Its prompt encoder.
+        inverter: The inversion method.
+        editor: The editing method.
+        device: Where the model works; with an ``offload`` its weights may lie on the host.
+        schedule: The noise levels.
+        runtime: How the model runs.
+        inversion_prompt: The prompt of inversions; ``None`` where each clip brings its own.
+
+    Raises:
+        ValueError: An option that does not fit the model or the device.
+    """
     steps = make_noise_schedule(
         parts.scheduler,
         schedule.num_inference_steps,
@@ -81,24 +113,25 @@ def build_engine(
     if runtime.compile_cache is not None:
         load_compiled(Path(runtime.compile_cache).expanduser())
     _prepare_vae(parts, runtime, device)
-    network = Network(parts.transformer, attention)
+    network = Network(parts.transformer, resolve_attention(runtime.attention, device))
     quantized = QuantizedNetwork(network) if runtime.precision == "fp8" else None
     placement = apply_offload(parts, network, runtime.offload, device)
     if runtime.compile:
         for one in filter(None, (network, quantized)):
             apply_compile(one, runtime.compile)
-    prompts = _make_prompt_encoder(model, parts, runtime, placement, device)
+    exact: RunsRows = network
     if runtime.exported is not None:
         # Artifacts hold weights of their own, so that the transformer stays on the host.
         placement = Placement(torch.empty(0, device=device).device, {"transformer": (), "vae": ()})
-        artifacts = ArtifactNetwork(Path(runtime.exported).expanduser(), placement.device)
-        artifacts.check(digest_model(parts, placement.device))
-        denoiser = edit_denoiser = CogVideoXDenoiser(artifacts, prompts)
-    else:
-        everywhere = quantized if quantized is not None and runtime.quantize_inversion else network
-        denoiser = edit_denoiser = CogVideoXDenoiser(everywhere, prompts)
-        if quantized is not None and everywhere is not quantized:
-            edit_denoiser = CogVideoXDenoiser(quantized, prompts)
+        exact = ArtifactNetwork(Path(runtime.exported).expanduser(), placement.device)
+        exact.check(digest_model(parts, placement.device))
+    elif quantized is not None and runtime.quantize_inversion:
+        exact = quantized
+    denoiser = edit_denoiser = CogVideoXDenoiser(exact, prompts)
+    if quantized is not None and exact is not quantized:
+        edit_denoiser = CogVideoXDenoiser(quantized, prompts)
+    if placement is not None:
+        prompts.before_load = lambda: placement.use(None)  # makes room for the text encoder
     return InversionEngine(
         parts, prompts, steps, inverter, editor, network, denoiser, edit_denoiser, inversion_prompt, placement
     )
@@ -161,9 +194,7 @@ def _prepare_vae(parts: Components, runtime: Runtime, device: torch.device) -> N
         apply_vae_compile(parts.vae)
 
 
-def _make_prompt_encoder(
-    model: str, parts: Components, runtime: Runtime, placement: Placement | None, device: torch.device
-) -> PromptEncoder:
+def _make_prompt_encoder(model: str, parts: Components, runtime: Runtime, device: torch.device) -> PromptEncoder:
     dtype = parts.transformer.dtype
     cache = None
     if runtime.prompt_cache is not None:
@@ -171,8 +202,6 @@ def _make_prompt_encoder(
         cache = PromptCache(Path(runtime.prompt_cache).expanduser(), digest_text_encoder(parts.folder), dtype)
 
     def load(where: torch.device) -> T5EncoderModel:
-        if placement is not None:
-            placement.use(None)  # makes room
         return load_text_encoder(model, device=where, dtype=dtype)
 
     return PromptEncoder(parts.tokenizer, load, parts.transformer.config.max_text_seq_length, device, cache)

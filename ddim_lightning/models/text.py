@@ -40,6 +40,8 @@ class PromptEncoder:
         self.cache = cache
         self.text_encoder: T5EncoderModel | None = None
         """The text encoder, or ``None`` where it was released or was not needed yet."""
+        self.before_load: Callable[[], None] = lambda: None
+        """Called before the text encoder is loaded; weights that are not at work leave the device here."""
         self._load_text_encoder = load_text_encoder
         self._embeds: dict[str, Tensor] = {}
         self._warnings: dict[str, list[str]] = {}
@@ -68,6 +70,7 @@ class PromptEncoder:
     def load(self) -> T5EncoderModel:
         """Return the text encoder, loading it where it is not there."""
         if self.text_encoder is None:
+            self.before_load()
             self.text_encoder = self._load_text_encoder(self.device)
         return self.text_encoder
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 import pytest
@@ -10,7 +11,8 @@ from torch.utils.data import DistributedSampler
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.video import read_clip
-from ddim_lightning.types import UnreadableClip, Clip, FrameSelection, VideoLimits
+from ddim_lightning.types import Clip, FrameSelection, UnreadableClip, VideoLimits
+from tests.data.messages import make_pattern
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)
 
@@ -37,7 +39,7 @@ def test_a_clip_carries_what_was_asked_for(carphone):
     assert torch.equal(frames, wanted)
 
 
-def test_a_bad_file_does_not_stop_its_neighbours(tmp_path, carphone):
+def test_a_bad_file_does_not_stop_its_neighbors(tmp_path, carphone):
     text = tmp_path / "text.mp4"
     text.write_text("not a video")
     requests = [
@@ -48,22 +50,15 @@ def test_a_bad_file_does_not_stop_its_neighbours(tmp_path, carphone):
     ]
     dataset = VideoDataset(requests, limits=LIMITS)
     *bad, good = (dataset[i] for i in range(len(dataset)))
-    assert bad == [
-        UnreadableClip(
-            "text",
-            str(text),
-            f"{text} is not a video that can be read: Invalid data found when processing input",
-            ("a robot",),
-        ),
-        UnreadableClip(
-            "late",
-            str(carphone),
-            f"{carphone}: too few frames: 2 of 120 can be used (start=118, stride=1), at least 5 are needed",
-        ),
-        UnreadableClip(
-            "gone", str(tmp_path / "gone.mp4"), f"[Errno 2] No such file or directory: '{tmp_path / 'gone.mp4'}'"
-        ),
-    ]
+    reasons = (
+        f"{text} … not a video",
+        f"{carphone}: too few frames: 2 of 120 … start=118",
+        f"…{tmp_path / 'gone.mp4'}",
+    )
+    names = (("text", text, ("a robot",)), ("late", carphone, ()), ("gone", tmp_path / "gone.mp4", ()))
+    for clip, reason, (name, source, prompts) in zip(bad, reasons, names, strict=True):
+        assert re.match(make_pattern(reason), clip.reason)
+        assert clip == UnreadableClip(name, str(source), clip.reason, prompts)
     assert isinstance(good, Clip)
     assert good.frames.shape == (9, 3, 32, 48)
 
@@ -81,8 +76,8 @@ def test_a_mask_is_cut_as_its_clip_and_a_bad_one_makes_a_bad_clip(tmp_path, carp
     assert not right.mask[:, :, :27].any()
     assert right.mask[:, :, 28:].all()
     for bad, name in ((edge, "edge"), (none, "none")):  # a crop cuts the upper edge away
-        reason = f"mask: {tmp_path}/{name}.png must be white somewhere within 32 x 48 pixels, got black everywhere"
-        assert bad == UnreadableClip(name, str(carphone), reason)
+        assert re.match(make_pattern(f"mask: {tmp_path}/{name}.png … white … 32 x 48 … got black"), bad.reason)
+        assert bad == UnreadableClip(name, str(carphone), bad.reason)
     assert VideoDataset([ClipRequest(carphone, "all")], limits=LIMITS)[0].mask is None
 
 
@@ -91,15 +86,15 @@ def test_a_reason_is_one_line_whatever_the_file_is_called(tmp_path):
     path.touch()
     clip = VideoDataset([ClipRequest(path, "two")], limits=LIMITS)[0]
     assert isinstance(clip, UnreadableClip)
-    assert clip.reason == f"{tmp_path}/two lines.mp4 is empty (0 bytes)"
+    assert re.match(make_pattern(f"{tmp_path}/two lines.mp4 … empty"), clip.reason) and "\n" not in clip.reason
     assert clip.source == str(path)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"width": 100}, "^width must be a positive multiple of 16 pixels, got 100$"),
-        ({"stride": 0}, "^stride must be a number >= 1 or 'spread', got 0$"),
+        ({"width": 100}, "^width .*multiple of 16.*got 100"),
+        ({"stride": 0}, "^stride .*>= 1.*got 0"),
     ],
 )
 def test_wrong_settings_are_raised_before_a_file_is_opened(tmp_path, settings, message):
@@ -110,7 +105,7 @@ def test_wrong_settings_are_raised_before_a_file_is_opened(tmp_path, settings, m
 @pytest.mark.parametrize(("origin", "prefix"), [("", ""), ("clips.csv row 3", "clips.csv row 3: ")])
 def test_a_wrong_count_names_its_row(tmp_path, origin, prefix):
     requests = [ClipRequest(tmp_path / "gone.mp4", "gone", num_frames=8, origin=origin)]
-    with pytest.raises(ValueError, match=rf"^{prefix}num_frames must be 4k \+ 1 and at least 5, got 8$"):
+    with pytest.raises(ValueError, match=rf"^{prefix}num_frames .*4k \+ 1.*got 8"):
         VideoDataset(requests, limits=LIMITS)
 
 

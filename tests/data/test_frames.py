@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 
 from ddim_lightning.data.frames import check_num_frames, choose_frames, fit_frame, make_size
 from ddim_lightning.types import FrameSelection, VideoLimits
+from tests.data.messages import make_pattern
 
 LIMITS = VideoLimits(num_frames=49, height=480, width=720, multiple=16, temporal=4)
 
@@ -73,26 +73,26 @@ def test_spread_over_a_clip_shorter_than_the_model_takes():
 @pytest.mark.parametrize(
     ("total", "options", "message"),
     [
-        (4, {}, "too few frames: 4 of 4 can be used (start=0, stride=1), at least 5 are needed"),
-        (132, {"start": 200}, "too few frames: 0 of 132 can be used (start=200, stride=1), at least 5 are needed"),
-        (12, {"stride": 3}, "too few frames: 4 of 12 can be used (start=0, stride=3), at least 5 are needed"),
-        (4, {"stride": "spread"}, "too few frames: 4 of 4 can be used (start=0, stride=spread), at least 5 are needed"),
-        (132, {"num_frames": 8}, "num_frames must be 4k + 1 and at least 5, got 8"),
-        (132, {"num_frames": 1}, "num_frames must be 4k + 1 and at least 5, got 1"),
-        (132, {"num_frames": 53}, "num_frames must be at most 49, what the model takes, got 53"),
+        (4, {}, "too few frames: 4 of 4 … start=0, stride=1 … at least 5"),
+        (132, {"start": 200}, "too few frames: 0 of 132 … start=200, stride=1 … at least 5"),
+        (12, {"stride": 3}, "too few frames: 4 of 12 … start=0, stride=3 … at least 5"),
+        (4, {"stride": "spread"}, "too few frames: 4 of 4 … start=0, stride=spread … at least 5"),
+        (132, {"num_frames": 8}, "num_frames … 4k + 1 … at least 5, got 8"),
+        (132, {"num_frames": 1}, "num_frames … 4k + 1 … at least 5, got 1"),
+        (132, {"num_frames": 53}, "num_frames … at most 49 … got 53"),
         (
             20,
             {"num_frames": 21, "start": 2},
-            "num_frames must be at most 18, what the clip of 20 frames holds (start=2, stride=1), got 21",
+            "num_frames … at most 18 … 20 frames … start=2, stride=1 … got 21",
         ),
-        (132, {"stride": 0.5}, "stride must be a number >= 1 or 'spread', got 0.5"),
-        (132, {"stride": "wide"}, "stride must be a number >= 1 or 'spread', got 'wide'"),
-        (132, {"stride": float("nan")}, "stride must be a number >= 1 or 'spread', got nan"),
-        (132, {"stride": float("inf")}, "stride must be a number >= 1 or 'spread', got inf"),
+        (132, {"stride": 0.5}, "stride … >= 1 … got 0.5"),
+        (132, {"stride": "wide"}, "stride … >= 1 … got 'wide'"),
+        (132, {"stride": float("nan")}, "stride … >= 1 … got nan"),
+        (132, {"stride": float("inf")}, "stride … >= 1 … got inf"),
     ],
 )
 def test_broken_rules_are_named(total, options, message):
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=make_pattern(message)):
         choose_frames(total, LIMITS, **options)
 
 
@@ -105,13 +105,13 @@ def test_any_number_of_frames_without_temporal_compression():
 def test_size():
     assert make_size(LIMITS) == (480, 720)
     assert make_size(LIMITS, width=64) == (480, 64)
-    with pytest.raises(ValueError, match=r"^width must be a positive multiple of 16 pixels, got 100$"):
+    with pytest.raises(ValueError, match=r"^width .*multiple of 16.*got 100"):
         make_size(LIMITS, 32, 100)
-    with pytest.raises(ValueError, match=r"^height must be a positive multiple of 16 pixels, got 0$"):
+    with pytest.raises(ValueError, match=r"^height .*multiple of 16.*got 0"):
         make_size(LIMITS, 0, 32)
 
 
-def bars(height: int, width: int) -> torch.Tensor:
+def bars(height, width):
     """Red grows to the right, green grows downwards, blue is constant."""
     x = torch.linspace(0, 255, width).expand(height, width)
     y = torch.linspace(0, 255, height)[:, None].expand(height, width)

@@ -2,18 +2,18 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from ddim_lightning.data.manifest import ClipRequest, find_clips, read_manifest
+from tests.data.messages import make_pattern
 
 DEFAULT = ClipRequest(prompts=("a dog",), source_prompt="a cat", negative_prompt="blur", start=3, num_frames=9)
 HEADER = "video,prompts,source_prompt,negative_prompt,start,num_frames,seed,id\n"
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path):
     for name in ("b.mp4", "a.mov", "A.mp4", "notes.txt", ".hidden.mp4", "c.MKV"):
         (tmp_path / name).write_text("not looked into")
     (tmp_path / "sub.mp4").mkdir()
@@ -23,7 +23,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def names(requests: list[ClipRequest]) -> list[tuple[str, str]]:
+def names(requests):
     return [(request.id, request.video.name) for request in requests]
 
 
@@ -70,22 +70,22 @@ def test_no_clip_is_called_as_the_list_of_results_is(tmp_path):
     (tmp_path / "Results.jsonl.mp4").touch()
     assert find_clips([tmp_path / "Results.jsonl.mp4"], DEFAULT)[0].id == "Results.jsonl-2"
     (tmp_path / "clips.csv").write_text("video,id\nResults.jsonl.mp4,results.JSONL\n")
-    with pytest.raises(ValueError, match=r"row 2, column id: must be unique, got 'results\.JSONL' as in the list of "):
+    with pytest.raises(ValueError, match=r"row 2, column id: .*unique.*'results\.JSONL'"):
         find_clips(tmp_path / "clips.csv", DEFAULT)
 
 
 @pytest.mark.parametrize(
     ("videos", "error", "message"),
     [
-        ("{0}/missing.mp4", FileNotFoundError, "video {0}/missing.mp4 does not exist"),
-        ("{0}/missing", FileNotFoundError, "video {0}/missing does not exist"),
-        ("{0}/missing.csv", FileNotFoundError, "video {0}/missing.csv does not exist"),
-        ("{0}/sub.mp4", IsADirectoryError, "video {0}/sub.mp4 is a folder, not a file"),
-        (["{0}/b.mp4", "{0}/more"], IsADirectoryError, "video {0}/more is a folder, not a file"),
-        (["{0}/b.mp4", "{0}/x.mp4"], FileNotFoundError, "video {0}/x.mp4 does not exist"),
-        ([], ValueError, "videos must name at least one file, got an empty list"),
-        ("{0}/z*", ValueError, "videos must name at least one file, but {0}/z* holds no video (.3gp .avi"),
-        ("{0}/empty", ValueError, "videos must name at least one file, but {0}/empty holds no video (.3gp .avi"),
+        ("{0}/missing.mp4", FileNotFoundError, "video {0}/missing.mp4 … not exist"),
+        ("{0}/missing", FileNotFoundError, "video {0}/missing … not exist"),
+        ("{0}/missing.csv", FileNotFoundError, "video {0}/missing.csv … not exist"),
+        ("{0}/sub.mp4", IsADirectoryError, "video {0}/sub.mp4 … folder"),
+        (["{0}/b.mp4", "{0}/more"], IsADirectoryError, "video {0}/more … folder"),
+        (["{0}/b.mp4", "{0}/x.mp4"], FileNotFoundError, "video {0}/x.mp4 … not exist"),
+        ([], ValueError, "videos … at least one file … empty"),
+        ("{0}/z*", ValueError, "videos … at least one file … {0}/z* … .avi"),
+        ("{0}/empty", ValueError, "videos … at least one file … {0}/empty … .avi"),
     ],
 )
 def test_what_is_not_there(folder, videos, error, message):
@@ -95,7 +95,7 @@ def test_what_is_not_there(folder, videos, error, message):
     with pytest.raises(error) as caught:
         find_clips(videos, DEFAULT)
     assert type(caught.value) is error
-    assert str(caught.value).startswith(message.format(put))
+    assert re.match(make_pattern(message.format(put)), str(caught.value))
     assert "\n" not in str(caught.value)
 
 
@@ -147,73 +147,66 @@ def test_given_ids_come_before_made_ones(folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("video,start\nb.mp4,1\nb.mp4,x\n", "clips.csv row 3, column start: must be an integer >= 0, got 'x'"),
-        ("video,start\nb.mp4,-1\n", "clips.csv row 2, column start: must be an integer >= 0, got '-1'"),
-        ("video,num_frames\nb.mp4,8.5\n", "clips.csv row 2, column num_frames: must be an integer >= 0, got '8.5'"),
-        ("video,seed\nb.mp4,1_000\n", "clips.csv row 2, column seed: must be an integer >= 0, got '1_000'"),
+        ("video,start\nb.mp4,1\nb.mp4,x\n", "clips.csv row 3, column start: … integer >= 0, got 'x'"),
+        ("video,start\nb.mp4,-1\n", "clips.csv row 2, column start: … integer >= 0, got '-1'"),
+        ("video,num_frames\nb.mp4,8.5\n", "clips.csv row 2, column num_frames: … integer >= 0, got '8.5'"),
+        ("video,seed\nb.mp4,1_000\n", "clips.csv row 2, column seed: … integer >= 0, got '1_000'"),
         (
             "video,prompts\nb.mp4,a||b\n",
-            "clips.csv row 2, column prompts: must be prompts, none of them empty, got ['a', '', 'b']",
+            "clips.csv row 2, column prompts: … none … empty, got ['a', '', 'b']",
         ),
         (
             "video,id\nb.mp4,../up\n",
-            (
-                "clips.csv row 2, column id: must be a folder name: letters, digits, '_', '.', '-', "
-                "first no '.' or '-', at most 64, got '../up'"
-            ),
+            "clips.csv row 2, column id: must be a folder name … at most 64, got '../up'",
         ),
-        ("video,id\nb.mp4,x\na.mov,X\n", "clips.csv row 3, column id: must be unique, got 'X' as in {path} row 2"),
+        ("video,id\nb.mp4,x\na.mov,X\n", "clips.csv row 3, column id: … unique … 'X' … {path} row 2"),
         (
             "video,prompt\nb.mp4,x\n",
-            (
-                "clips.csv row 1, column 'prompt': must be one of video, prompts, source_prompt, negative_prompt, "
-                "start, num_frames, seed, id, mask"
-            ),
+            "clips.csv row 1, column 'prompt': must be one of … prompts",
         ),
-        ("video,seed,video\nb.mp4,1,b.mp4\n", "clips.csv row 1, column video: must appear once, got 2"),
-        ("prompts,seed\nx,1\n", "clips.csv row 1: must have the column video, got prompts, seed"),
-        ("", "clips.csv row 1: must have the column video, got no column"),
-        ("video\n", "clips.csv must have at least one row"),
-        ("video,seed\n,1\n", "clips.csv row 2, column video: must name a file, got nothing"),
-        ("video,prompts\nb.mp4,a, b\n", "clips.csv row 2: must have 2 cells, got 3 (quote cells that contain commas)"),
-        ('video,prompts\nb.mp4,"a\n', "clips.csv line 2: must be CSV, got a mistake in it: unexpected end of data"),
+        ("video,seed,video\nb.mp4,1,b.mp4\n", "clips.csv row 1, column video: … once, got 2"),
+        ("prompts,seed\nx,1\n", "clips.csv row 1: … column video, got prompts, seed"),
+        ("", "clips.csv row 1: … column video, got no column"),
+        ("video\n", "clips.csv … at least one row"),
+        ("video,seed\n,1\n", "clips.csv row 2, column video: … file, got nothing"),
+        ("video,prompts\nb.mp4,a, b\n", "clips.csv row 2: … 2 cells, got 3"),
+        ('video,prompts\nb.mp4,"a\n', "clips.csv line 2: … CSV … unexpected end"),
     ],
 )
 def test_mistakes_in_a_csv_name_row_and_column(folder, text, message):
     path = folder / "clips.csv"
     path.write_text(text)
-    message = f"{folder}/{message.format(path=path)}"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=make_pattern(f"{folder}/{message.format(path=path)}")):
         find_clips(path, DEFAULT)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"video": "b.mp4", "start": true}', "row 2, column start: must be an integer >= 0, got True"),
-        ('{"video": "b.mp4", "seed": 2.0}', "row 2, column seed: must be an integer >= 0, got 2.0"),
-        ('{"video": "b.mp4", "prompts": [1]}', "row 2, column prompts: must be prompts, none of them empty, got [1]"),
-        ('{"video": "b.mp4", "prompts": " "}', "row 2, column prompts: must be prompts, none of them empty, got ' '"),
-        ('{"video": "b.mp4", "source_prompt": 3}', "row 2, column source_prompt: must be text, got 3"),
-        ('{"video": "b.mp4", "negative_prompt": []}', "row 2, column negative_prompt: must be text, got []"),
-        ('{"video": 3}', "row 2, column video: must be text, got 3"),
-        ('{"video": null}', "row 2, column video: must name a file, got nothing"),
-        ('{"seed": 3}', "row 2: must have the column video, got seed"),
-        ('["b.mp4"]', 'row 2: must be one JSON object, got ["b.mp4"]'),
-        ('{"video": "b.mp4"', "row 2: must be one JSON object (Expecting ',' delimiter at character 17)"),
+        ('{"video": "b.mp4", "start": true}', "row 2, column start: … integer >= 0, got True"),
+        ('{"video": "b.mp4", "seed": 2.0}', "row 2, column seed: … integer >= 0, got 2.0"),
+        ('{"video": "b.mp4", "prompts": [1]}', "row 2, column prompts: … none … empty, got [1]"),
+        ('{"video": "b.mp4", "prompts": " "}', "row 2, column prompts: … none … empty, got ' '"),
+        ('{"video": "b.mp4", "source_prompt": 3}', "row 2, column source_prompt: … text, got 3"),
+        ('{"video": "b.mp4", "negative_prompt": []}', "row 2, column negative_prompt: … text, got []"),
+        ('{"video": 3}', "row 2, column video: … text, got 3"),
+        ('{"video": null}', "row 2, column video: … file, got nothing"),
+        ('{"seed": 3}', "row 2: … column video, got seed"),
+        ('["b.mp4"]', 'row 2: … JSON object, got ["b.mp4"]'),
+        ('{"video": "b.mp4"', "row 2: … JSON object … character 17"),
     ],
 )
 def test_mistakes_in_a_jsonl_name_row_and_column(folder, line, message):
     path = folder / "clips.jsonl"
     path.write_text('{"video": "b.mp4"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=f"^{re.escape(f'{path} {message}')}$"):
+    with pytest.raises(ValueError, match=make_pattern(f"{path} {message}")):
         find_clips(path, DEFAULT)
 
 
 @pytest.mark.parametrize("column", ["video", "mask"])
 @pytest.mark.parametrize(
     ("name", "error", "rest"),
-    [("x.mp4", FileNotFoundError, "does not exist"), ("more", IsADirectoryError, "is a folder, not a file")],
+    [("x.mp4", FileNotFoundError, "not exist"), ("more", IsADirectoryError, "folder")],
 )
 def test_files_missing_from_a_manifest_name_the_row(folder, column, name, error, rest):
     path = folder / "clips.csv"
@@ -222,10 +215,11 @@ def test_files_missing_from_a_manifest_name_the_row(folder, column, name, error,
     with pytest.raises(error) as caught:
         find_clips(path, DEFAULT)
     assert type(caught.value) is error
-    assert str(caught.value) == f"{path} row 3, column {column}: {column} {folder / name} {rest}"
+    wanted = make_pattern(f"{path} row 3, column {column}: … {folder / name} … {rest}")
+    assert re.match(wanted, str(caught.value))
 
 
 def test_a_manifest_must_be_utf8(folder):
     (folder / "clips.csv").write_bytes("video,prompts\nb.mp4,été\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"clips\.csv must be UTF-8 text: .+ at byte 20$"):
+    with pytest.raises(ValueError, match=r"clips\.csv .*UTF-8.* at byte 20"):
         find_clips(folder / "clips.csv", DEFAULT)

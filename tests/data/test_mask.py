@@ -1,28 +1,27 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from ddim_lightning.data.frames import FrameChoice, choose_frames
 from ddim_lightning.data.mask import read_mask
 from ddim_lightning.data.video import read_clip, read_info, write_video
 from ddim_lightning.types import VideoLimits
+from tests.data.messages import make_pattern
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)
 
 
-def make_blocks(f: int, h: int, w: int, side: int = 8, seed: int = 0) -> Tensor:
+def make_blocks(f, h, w, side=8, seed=0):
     """Frames (f, h, w) bool of blocks, each white with a probability of a half."""
     blocks = torch.rand(f, h // side, w // side, generator=torch.Generator().manual_seed(seed)) > 0.5
     return blocks.repeat_interleave(side, 1).repeat_interleave(side, 2)
 
 
-def write_masks(path: Path, mask: Tensor) -> Path:
+def write_masks(path, mask):
     """Write (f, h, w) bool as a video, or as an image where f is 1."""
     if path.suffix == ".mp4":
         write_video(path, (mask[:, None] * torch.tensor(255, dtype=torch.uint8)).expand(-1, 3, -1, -1), Fraction(8))
@@ -32,7 +31,7 @@ def write_masks(path: Path, mask: Tensor) -> Path:
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip(tmp_path_factory):
     """23 frames of 40 x 72 whose blocks change with every frame."""
     return write_masks(tmp_path_factory.mktemp("clip") / "clip.mp4", make_blocks(23, 40, 72))
 
@@ -46,7 +45,7 @@ def test_frames_and_pixels_are_those_of_the_clip(clip, fit, start, stride):
     mask = read_mask(clip, read_info(clip), choice, **size)
     assert (mask.shape, mask.dtype) == ((9, 48, 64), torch.bool)
     luma = frames.float().mean(1)
-    clear = (luma - 127.5).abs() > 20  # between blocks the clip is grey
+    clear = (luma - 127.5).abs() > 20  # between blocks the clip is gray
     assert clear.float().mean() > 0.8
     assert torch.equal(mask[clear], (luma > 127.5)[clear])
 
@@ -70,7 +69,7 @@ def test_a_side_may_be_rounded_and_not_more(tmp_path, clip, size, message):
     if message is None:
         assert read_mask(path, read_info(clip), choice, height=32, width=48).all()
         return
-    with pytest.raises(ValueError, match=f"^mask: {path} must have the shape of {clip}, 72 x 40, got {message}$"):
+    with pytest.raises(ValueError, match=f"^mask: {path} .*shape of {clip}, 72 x 40, got {message}"):
         read_mask(path, read_info(clip), choice, height=32, width=48)
 
 
@@ -96,11 +95,11 @@ def test_bars_are_not_editable_and_pixels_have_the_aspect_of_the_clips(tmp_path,
 @pytest.mark.parametrize(
     ("frames", "height", "width", "white", "message"),
     [
-        (22, 40, 72, "all", "must be an image or have as many frames as {clip}, 23, got 22"),
-        (23, 72, 40, "all", "must have the shape of {clip}, 72 x 40, got 40 x 72"),
-        (23, 40, 72, "none", "must be white somewhere within 32 x 48 pixels, got black everywhere"),
-        (23, 40, 72, "margin", "must be white somewhere within 32 x 48 pixels, got black everywhere"),
-        (23, 40, 72, "late", "must be white somewhere within 32 x 48 pixels, got black everywhere"),
+        (22, 40, 72, "all", "… as many frames as {clip}, 23, got 22"),
+        (23, 72, 40, "all", "… shape of {clip}, 72 x 40, got 40 x 72"),
+        (23, 40, 72, "none", "… white … 32 x 48 … got black"),
+        (23, 40, 72, "margin", "… white … 32 x 48 … got black"),
+        (23, 40, 72, "late", "… white … 32 x 48 … got black"),
     ],
 )
 def test_a_mask_that_does_not_fit_says_why(tmp_path, clip, frames, height, width, white, message):
@@ -108,14 +107,14 @@ def test_a_mask_that_does_not_fit_says_why(tmp_path, clip, frames, height, width
     chosen = {"all": ..., "none": slice(0), "margin": (..., slice(0, 5)), "late": slice(12, None)}[white]
     mask[chosen] = True  # the crop is of 60 columns, and of the first 9 frames
     path = write_masks(tmp_path / "mask.mp4", mask)
-    with pytest.raises(ValueError, match=f"^mask: {path} {message.format(clip=clip)}$"):
+    with pytest.raises(ValueError, match=make_pattern(f"mask: {path} {message.format(clip=clip)}")):
         read_mask(path, read_info(clip), choose_frames(23, LIMITS), height=32, width=48)
 
 
 def test_what_is_no_picture_names_the_mask(tmp_path, clip):
     (tmp_path / "mask.png").write_text("not a picture")
     choice = FrameChoice(23, 0, Fraction(1), 9, "")
-    with pytest.raises(ValueError, match=r"^mask: .*mask\.png is damaged: 0 of 1 frames could be decoded"):
+    with pytest.raises(ValueError, match=r"^mask: .*mask\.png is damaged: 0 of 1 frames"):
         read_mask(tmp_path / "mask.png", read_info(clip), choice, height=32, width=48)
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         read_mask(tmp_path / "gone.png", read_info(clip), choice, height=32, width=48)

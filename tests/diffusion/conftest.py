@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.guidance import combine
 from ddim_lightning.diffusion.schedule import NoiseSchedule
-from ddim_lightning.types import Branch, Step
 
 DEVIATION = 0.3
 MEANS = {"": 0.0, "left": -0.7, "right": 0.9, "up": 0.4}
@@ -29,17 +27,17 @@ SCHEDULE = {
 }
 
 
-def velocity_of(latents: Tensor, angle: float, prompt: str) -> Tensor:
+def velocity_of(latents, angle, prompt):
     """E[cos(p) e - sin(p) x0 | x] for x0 ~ N(mean, DEVIATION^2), e ~ N(0, 1)."""
     cos, sin, mean = math.cos(angle), math.sin(angle), MEANS[prompt]
-    centred = (latents - cos * mean) / (cos**2 * DEVIATION**2 + sin**2)
-    return cos * sin * (1.0 - DEVIATION**2) * centred - sin * mean
+    centered = (latents - cos * mean) / (cos**2 * DEVIATION**2 + sin**2)
+    return cos * sin * (1.0 - DEVIATION**2) * centered - sin * mean
 
 
-def transport(latents: Tensor, angle: float, angle_next: float, prompt: str) -> Tensor:
+def transport(latents, angle, angle_next, prompt):
     """The exact solution of the probability-flow ODE between two angles."""
 
-    def spread(p: float) -> float:
+    def spread(p):
         return math.sqrt((math.cos(p) * DEVIATION) ** 2 + math.sin(p) ** 2)
 
     mean = MEANS[prompt]
@@ -48,55 +46,57 @@ def transport(latents: Tensor, angle: float, angle_next: float, prompt: str) -> 
 
 
 class GaussianDenoiser:
-    """A `Denoiser`; what a branch reads pulls its velocity towards that of the branch it reads."""
+    """A `Denoiser`; a branch's source of keys and values pulls its velocity towards the source's own."""
 
     num_layers = 4
 
-    def __init__(self) -> None:
-        self.seen: list[tuple[list[Branch], Step, Tensor | None]] = []
+    def __init__(self):
+        self.seen = []
 
     @property
-    def rows(self) -> int:
+    def nfe(self):
         return sum(len(branch.prompts) * len(branch.latents) for branches, _, _ in self.seen for branch in branches)
 
-    def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: Tensor | None = None) -> list[Tensor | None]:
+    def __call__(self, branches, step, kv_scale=None):
         self.seen.append((list(branches), step, kv_scale))
-        return [self._evaluate(branch, branches, step, kv_scale) if branch.wanted else None for branch in branches]
+        return [
+            self._evaluate(branch, branches, step, kv_scale) if branch.needs_velocity else None for branch in branches
+        ]
 
-    def _evaluate(self, branch: Branch, branches: Sequence[Branch], step: Step, kv_scale: Tensor | None) -> Tensor:
+    def _evaluate(self, branch, branches, step, kv_scale):
         rows = [velocity_of(branch.latents, step.angle, prompt) for prompt in branch.prompts]
-        if branch.reads is not None:
+        if branch.kv_source is not None:
             assert kv_scale is not None
-            read = branches[branch.reads]
+            read = branches[branch.kv_source]
             pull = 0.5 * float(kv_scale.mean())
             rows = [(1 - pull) * row + pull * velocity_of(read.latents, step.angle, read.prompt) for row in rows]
         return rows[0] if len(rows) == 1 else combine(rows[0], rows[1], branch.guidance_scale)
 
 
 @pytest.fixture
-def toy() -> GaussianDenoiser:
+def toy():
     return GaussianDenoiser()
 
 
 @pytest.fixture
-def exact():  # type: ignore[no-untyped-def]
+def exact():
     return transport
 
 
 @pytest.fixture
-def closed_form():  # type: ignore[no-untyped-def]
+def closed_form():
     return velocity_of
 
 
 @pytest.fixture
-def clean() -> Tensor:
+def clean():
     """Pairwise different sizes: a swapped axis cannot pass."""
     return 0.3 * torch.randn(1, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.2
 
 
 @pytest.fixture
-def make_table():  # type: ignore[no-untyped-def]
-    def make(num_steps: int, snr_shift_scale: float = 1.0) -> NoiseSchedule:
+def make_schedule():
+    def make(num_steps, snr_shift_scale=1.0):
         scheduler = CogVideoXDDIMScheduler(**SCHEDULE, snr_shift_scale=snr_shift_scale)
         scheduler.set_timesteps(num_steps)
         return NoiseSchedule.make(scheduler.alphas_cumprod, scheduler.timesteps.tolist())
@@ -111,24 +111,37 @@ class Trained:
     denoiser: Any
     clean: Tensor
     caption: str
-    tables: dict[int, NoiseSchedule]
+    schedules: dict[int, NoiseSchedule]
 
 
 @pytest.fixture(scope="session")
-def trained() -> Trained:
-    from ddim_lightning.tiny.shapes import render, sample_scene
+def loaded():
+    """What takes time and no test changes: the bundled model's parts, its prompts, a clip's latents and caption."""
     from ddim_lightning.data.streams import make_generator
+    from ddim_lightning.models.loading import load_components, load_text_encoder
     from ddim_lightning.models.text import PromptEncoder
-    from ddim_lightning.network.denoiser import CogVideoXDenoiser
-    from ddim_lightning.models.loading import load_components
-    from ddim_lightning.network.network import Network
-    from ddim_lightning.models.schedulers import make_noise_schedule
     from ddim_lightning.models.vae import encode_video
+    from ddim_lightning.tiny.shapes import render, sample_scene
 
-    parts = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)
-    prompts = PromptEncoder(parts.tokenizer, parts.text_encoder, parts.transformer.config.max_text_seq_length)
+    cpu = torch.device("cpu")
+    parts = load_components("tiny", device=cpu, dtype=torch.float32)
+
+    def load_text(device):
+        return load_text_encoder("tiny", device=device, dtype=torch.float32)
+
+    prompts = PromptEncoder(parts.tokenizer, load_text, parts.transformer.config.max_text_seq_length, cpu)
     scene = sample_scene(make_generator(3, "test", 0))
     with torch.inference_mode():
         latents = encode_video(parts.vae, render(scene)[None])
-    tables = {n: make_noise_schedule(parts.scheduler, n) for n in (5, 10, 50)}
-    return Trained(CogVideoXDenoiser(Network(parts.transformer), prompts), latents.clone(), scene.caption, tables)
+    return parts, prompts, latents.clone(), scene.caption
+
+
+@pytest.fixture
+def trained(loaded):
+    from ddim_lightning.models.schedulers import make_noise_schedule
+    from ddim_lightning.network.denoiser import CogVideoXDenoiser
+    from ddim_lightning.network.network import Network
+
+    parts, prompts, latents, caption = loaded
+    schedules = {n: make_noise_schedule(parts.scheduler, n) for n in (5, 10, 50)}
+    return Trained(CogVideoXDenoiser(Network(parts.transformer), prompts), latents.clone(), caption, schedules)

@@ -1,11 +1,11 @@
-"""Several prompts in one pass: the same edits, the source's row once."""
+"""Several prompts in one pass: the same edits, the source evaluated once."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from ddim_lightning.diffusion.editors import FlowEdit, KVInjection, DirectInversion
+from ddim_lightning.diffusion.editors import Denoise, DirectInversion, FlowEdit, KVInjection
 from ddim_lightning.diffusion.inverters import EditFriendly, UniInv
 from ddim_lightning.diffusion.sampling import edit, edit_together, invert, merge_branches
 from ddim_lightning.types import Branch, EditRequest
@@ -18,8 +18,8 @@ def make_generators(count):
 
 
 @pytest.fixture
-def inversion(toy, clean, make_table):
-    found = invert(toy, clean, make_table(10), UniInv(), prompt="left")
+def inversion(toy, clean, make_schedule):
+    found = invert(toy, clean, make_schedule(10), UniInv(), prompt="left")
     toy.seen.clear()
     return found
 
@@ -29,7 +29,8 @@ def inversion(toy, clean, make_table):
     [
         KVInjection(),
         KVInjection(source_rows="paired", initial="random"),
-        KVInjection(source="replayed", steps=(2, 6), guidance_steps=(1, 8)),
+        KVInjection(steps=(2, 6), guidance_steps=(1, 8)),
+        Denoise(initial="random", guidance_steps=(1, 8)),
         KVInjection(first_step=3, initial="k_rnr", velocity_mask=0.4),
         DirectInversion(kv_scale=0.5, replay_steps=(2, 8)),
         FlowEdit(num_noise_samples=2, source_guidance=3.0),
@@ -54,24 +55,24 @@ def test_together_is_the_same_as_one_after_the_other(editor, toy, inversion):
     assert not any(torch.equal(apart[a], apart[b]) for a, b in ((0, 1), (1, 2), (0, 2)))
 
 
-def test_together_with_an_inverter_that_keeps_maps(toy, clean, make_table):
-    inversion = invert(toy, clean, make_table(6), EditFriendly(), generator=make_generators(1)[0])
+def test_together_with_an_inverter_that_keeps_maps(toy, clean, make_schedule):
+    inversion = invert(toy, clean, make_schedule(6), EditFriendly(), generator=make_generators(1)[0])
     requests = [EditRequest(prompt) for prompt in PROMPTS]
     together = edit_together(toy, inversion, KVInjection(), requests, generators=[None] * 3)
     assert all(torch.equal(a, edit(toy, inversion, KVInjection(), r)) for a, r in zip(together, requests, strict=True))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_source_row_is_evaluated_once(count, toy, inversion):
+def test_the_source_is_evaluated_once(count, toy, inversion):
     requests = [EditRequest(prompt, "", "left", 6.0) for prompt in PROMPTS[:count]]
     edit_together(toy, inversion, KVInjection(), requests, generators=[None] * count)
-    assert len(toy.seen) == 10 and toy.rows == 10 * (2 * count + 1)
+    assert len(toy.seen) == 10 and toy.nfe == 10 * (2 * count + 1)
     for branches, step, _ in toy.seen:
-        (source,) = [k for k, branch in enumerate(branches) if branch.reads is None]
+        (source,) = [k for k, branch in enumerate(branches) if branch.kv_source is None]
         assert torch.equal(branches[source].latents, inversion.levels[step.i]) and branches[source].prompt == "left"
-        targets = [branch for branch in branches if branch.reads is not None]
+        targets = [branch for branch in branches if branch.kv_source is not None]
         assert [branch.prompt for branch in targets] == list(PROMPTS[:count])
-        assert {branch.reads for branch in targets} == {source}
+        assert {branch.kv_source for branch in targets} == {source}
 
 
 def test_the_callback_sees_all_of_them_after_every_step(toy, inversion):
@@ -94,20 +95,20 @@ def test_a_generator_too_few_is_noticed(toy, inversion):
         edit_together(toy, inversion, KVInjection(), [EditRequest("up"), EditRequest("")], generators=[None])
 
 
-def test_merging_keeps_what_each_branch_reads_and_wants():
+def test_merging_keeps_the_source_and_the_need_of_each_branch():
     a, b, source = (torch.full((1, 1, 1, 1, 1), float(k)) for k in range(3))
-    stored, wanted = Branch(source[:], "left", wanted=False), Branch(source[:], "left", wanted=True)
-    other = Branch(source, "right", wanted=False)
+    stored, needed = (Branch(source[:], "left", needs_velocity=needs) for needs in (False, True))
+    other = Branch(source, "right", needs_velocity=False)
     merged, places = merge_branches(
         [
-            [Branch(a, "up", reads=1), stored],
-            [Branch(b, "up", reads=1), wanted],
-            [Branch(b, "up", reads=1), other],
+            [Branch(a, "up", kv_source=1), stored],
+            [Branch(b, "up", kv_source=1), needed],
+            [Branch(b, "up", kv_source=1), other],
         ]
     )
     assert places == [[0, 1], [2, 1], [3, 4]]
-    assert [branch.reads for branch in merged] == [1, None, 1, 4, None]
-    assert [branch.wanted for branch in merged] == [True, True, True, True, False]
+    assert [branch.kv_source for branch in merged] == [1, None, 1, 4, None]
+    assert [branch.needs_velocity for branch in merged] == [True, True, True, True, False]
     assert [branch.prompt for branch in merged] == ["up", "left", "up", "up", "right"]
 
 
@@ -118,12 +119,12 @@ def test_equal_branches_of_one_edit_and_equal_values_elsewhere_stay_apart():
 
 
 def test_the_trained_model_agrees_within_rounding_at_every_step(trained):
-    inversion = invert(trained.denoiser, trained.clean, trained.tables[5], UniInv(), prompt=trained.caption)
+    inversion = invert(trained.denoiser, trained.clean, trained.schedules[5], UniInv(), prompt=trained.caption)
     requests = [
         EditRequest(f"a {word} moving up on a blue background", guidance_scale=3.0)
         for word in ("red circle", "green cross")
     ]
-    before, path, alone = trained.denoiser.rows, [], [[], []]
+    path, alone = [], [[], []]
     edit_together(
         trained.denoiser,
         inversion,
@@ -132,7 +133,7 @@ def test_the_trained_model_agrees_within_rounding_at_every_step(trained):
         generators=[None] * 2,
         callback=lambda _, latents: path.append(latents),
     )
-    assert trained.denoiser.rows - before == 5 * 5
+    assert trained.denoiser.nfe == inversion.nfe + 5 * 5
     for k, request in enumerate(requests):
         edit(trained.denoiser, inversion, KVInjection(), request, callback=lambda _, x, k=k: alone[k].append(x))
     for i in range(5):
@@ -144,7 +145,7 @@ def test_the_trained_model_agrees_within_rounding_at_every_step(trained):
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_noised_source_is_evaluated_once_a_draw(count, toy, inversion):
     requests = [EditRequest(prompt, "", "left", 6.0) for prompt in PROMPTS[:count]]
-    editor = FlowEdit(first_step=0, guidance_steps=(0, None), num_noise_samples=2, stride=1)
+    editor = FlowEdit(first_step=0, num_noise_samples=2, source_guidance=1.0)
     generators = [torch.Generator().manual_seed(4) for _ in requests]
     edit_together(toy, inversion, editor, requests, generators=generators)
-    assert toy.rows == 10 * 2 * (2 * count + 1) == editor.count_nfe(requests[0], inversion.schedule, count)
+    assert toy.nfe == 10 * 2 * (2 * count + 1) == editor.count_nfe(requests[0], inversion.schedule, count)

@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddim_lightning.diffusion.editors import FlowEdit, KVInjection, DirectInversion
+from ddim_lightning.diffusion.editors import Denoise, DirectInversion, FlowEdit, KVInjection
 from ddim_lightning.diffusion.editors.base import extrapolate
-from ddim_lightning.diffusion.editors.fast import make_fast
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.sampling import edit, edit_together, invert
 from ddim_lightning.types import EditRequest
@@ -19,8 +18,8 @@ REQUEST = EditRequest("right", "up", source_prompt="left", guidance_scale=4.0)
 
 
 @pytest.fixture
-def inversion(toy, clean, make_table):
-    found = invert(toy, clean, make_table(10), DDIM(), prompt="left")
+def inversion(toy, clean, make_schedule):
+    found = invert(toy, clean, make_schedule(10), DDIM(), prompt="left")
     toy.seen.clear()
     return found
 
@@ -38,13 +37,13 @@ def test_a_line_is_carried_on_exactly():
     assert extrapolate(carried[:1], 0.4) is carried[0][1]
 
 
-@pytest.mark.parametrize(("stride", "first"), [(2, 0), (3, 1)])
-def test_steps_between_take_the_velocity_on_the_line(stride, first, toy, clean, inversion, closed_form):
-    """Written again: guided velocities at every stride-th step, a line through the last two of them between."""
-    editor = KVInjection(kv_scale=0.0, stride=stride, first_step=first)
+@pytest.mark.parametrize(("every", "first"), [(2, 0), (3, 1)])
+def test_steps_between_take_the_velocity_on_the_line(every, first, toy, clean, inversion, closed_form):
+    """Written again: guided velocities at every n-th step, a line through the last two of them between."""
+    editor = KVInjection(kv_scale=0.0, eval_every=every, first_step=first)
     schedule, latents, found = inversion.schedule, inversion.levels[first], []
     for step in list(schedule)[first:]:
-        if (step.i - first) % stride == 0:
+        if (step.i - first) % every == 0:
             negative, positive = (closed_form(latents, step.angle, text) for text in ("up", "right"))
             found.append((step.angle, negative + 4.0 * (positive - negative)))
             velocity = found[-1][1]
@@ -58,10 +57,10 @@ def test_steps_between_take_the_velocity_on_the_line(stride, first, toy, clean, 
     torch.testing.assert_close(run(toy, inversion, editor), latents, rtol=0, atol=1e-12)
 
 
-def test_inversion_free_moves_by_its_last_difference(toy, clean, inversion):
+def test_flow_edit_moves_by_its_last_difference(toy, clean, inversion):
     """With one noise and a model that is linear, two steps by one difference are one larger step."""
     options = {"first_step": 0, "guidance_steps": (0, None), "num_noise_samples": 1, "kv_scale": 0.0, "noise": "fixed"}
-    state = (editor := FlowEdit(stride=2, **options)).start(
+    state = (editor := FlowEdit(eval_every=2, **options)).start(
         inversion, REQUEST, torch.Generator().manual_seed(1), toy.num_layers
     )
     first, second = list(inversion.schedule)[:2]
@@ -76,28 +75,28 @@ def test_inversion_free_moves_by_its_last_difference(toy, clean, inversion):
 @pytest.mark.parametrize(
     "editor",
     [
-        KVInjection(stride=2),
-        KVInjection(stride=3, steps=(2, 7), guidance_steps=(0, 4), source_rows="paired"),
-        FlowEdit(stride=2),
-        FlowEdit(stride=4, first_step=3, source_guidance=2.0),
+        KVInjection(eval_every=2),
+        KVInjection(eval_every=3, steps=(2, 7), guidance_steps=(0, 4), source_rows="paired"),
+        FlowEdit(eval_every=2),
+        FlowEdit(eval_every=4, first_step=3, source_guidance=2.0),
     ],
     ids=repr,
 )
-def test_stated_rows_are_those_evaluated(editor, toy, inversion):
+def test_stated_nfe_are_those_spent(editor, toy, inversion):
     for count in (1, 2):
-        before = toy.rows
+        before = toy.nfe
         requests = [replace(REQUEST, prompt=prompt) for prompt in ("right", "up")[:count]]
         generators = [torch.Generator().manual_seed(0) for _ in requests]
         edit_together(toy, inversion, editor, requests, generators=generators)
-        assert toy.rows - before == editor.count_nfe(REQUEST, inversion.schedule, count)
-    assert editor.count_nfe(REQUEST, inversion.schedule) < replace(editor, stride=1).count_nfe(
+        assert toy.nfe - before == editor.count_nfe(REQUEST, inversion.schedule, count)
+    assert editor.count_nfe(REQUEST, inversion.schedule) < replace(editor, eval_every=1).count_nfe(
         REQUEST, inversion.schedule
     )
 
 
 def test_every_step_is_told_to_the_callback(toy, inversion):
     seen = []
-    edit(toy, inversion, KVInjection(stride=4), REQUEST, callback=lambda step, latents: seen.append(step.i))
+    edit(toy, inversion, KVInjection(eval_every=4), REQUEST, callback=lambda step, latents: seen.append(step.i))
     assert seen == list(range(10))
     assert {step.i for _, step, _ in toy.seen} == {0, 4, 8}
 
@@ -105,40 +104,50 @@ def test_every_step_is_told_to_the_callback(toy, inversion):
 def test_a_mask_holds_between_too(toy, clean, inversion):
     mask = torch.zeros(1, *clean.shape[1:2], 1, *clean.shape[3:])
     mask[..., :2] = 1.0
-    edited = run(toy, inversion, KVInjection(stride=3), replace(REQUEST, mask=mask))
+    edited = run(toy, inversion, KVInjection(eval_every=3), replace(REQUEST, mask=mask))
     assert torch.equal(edited[..., 2:], clean[..., 2:])
 
 
-def test_what_will_do_an_edit_no_good_is_told(make_table):
-    few, many = (make_table(steps) for steps in (4, 50))
+def test_what_will_do_an_edit_no_good_is_told(make_schedule):
+    few, many = (make_schedule(steps) for steps in (4, 50))
     told, untold = EditRequest("edit", source_prompt="source"), EditRequest("edit")
-    editor = FlowEdit()
+    editor = FlowEdit(first_step=0, eval_every=2)
     assert editor.check_request(told, many, "") == []
     assert editor.check_request(untold, many, "source") == []  # what the inversion was told is the source's prompt
     (missing,) = editor.check_request(untold, many, "")
     assert missing.startswith("source_prompt: not given")
-    assert editor.check_request(told, few, "") == [
-        "stride: 2 of 4 steps ask the network, which is few; take more steps"
-    ]
-    assert KVInjection().check_request(untold, few, "") == []
+    (sparse,) = editor.check_request(told, few, "")
+    assert sparse.startswith("eval_every: 2 of 4 steps")
+    assert FlowEdit(first_step=0).check_request(told, few, "") == []
+    assert KVInjection().check_request(untold, few, "") == Denoise().check_request(untold, few, "") == []
+    with pytest.raises(ValueError, match=r"^source_prompt: .*got None"):
+        Denoise(negative="source").check_request(untold, many, "")
 
 
-def test_the_fast_preset_keeps_all_other_options():
-    assert make_fast(FlowEdit(num_noise_samples=4)) == FlowEdit(num_noise_samples=4, stride=4)
-    assert make_fast(KVInjection(kv_scale=0.5)) == KVInjection(kv_scale=0.5, stride=2, steps=(0, 0.5))
-    assert make_fast(KVInjection(steps=(3, 9))) == KVInjection(steps=(3, 9), stride=2)
-    assert make_fast(FlowEdit(stride=7)) == FlowEdit(stride=7)
+def test_fast_evaluates_fewer_steps_and_keeps_all_other_options():
+    assert KVInjection(kv_scale=0.5).fast() == KVInjection(kv_scale=0.5, eval_every=2, steps=(0, 0.5))
+    assert KVInjection(steps=(3, 9)).fast() == KVInjection(steps=(3, 9), eval_every=2)
+    assert KVInjection(eval_every=5).fast() == KVInjection(eval_every=5, steps=(0, 0.5))
+    assert FlowEdit(num_noise_samples=4).fast() == FlowEdit(num_noise_samples=4, eval_every=4)
+    assert FlowEdit(eval_every=7).fast() == FlowEdit(eval_every=7)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: KVInjection(stride=0), "stride: must be at least 1, got 0"),
-        (lambda: KVInjection(stride=2, source="replayed"), "stride: must be 1 where the source runs freely, got 2"),
-        (lambda: make_fast(DirectInversion()), "preset: fast is for FlowEdit and KVInjection, got DirectInversion"),
-        (lambda: DirectInversion(stride=2), "stride: must be 1 where every step is replayed, got 2"),
-    ],
-)
-def test_strides_that_cannot_be_are_refused(make, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        make()
+@pytest.mark.parametrize("editor", [KVInjection(), FlowEdit()], ids=repr)
+def test_fast_costs_less_than_half(editor, inversion):
+    slow, fast = (found.count_nfe(REQUEST, inversion.schedule) for found in (editor, editor.fast()))
+    assert fast < slow / 2
+
+
+@pytest.mark.parametrize("editor", [Denoise(), DirectInversion()], ids=repr)
+def test_an_editor_that_needs_every_step_is_not_made_fast(editor, toy, inversion):
+    with pytest.raises(ValueError, match=f"^fast: {type(editor).__name__} needs every step"):
+        editor.fast()
+    state = editor.start(inversion, REQUEST, None, toy.num_layers)
+    with pytest.raises(TypeError, match=f"{type(editor).__name__} evaluates every step"):
+        editor.carry(state, inversion.schedule[0], inversion)
+
+
+@pytest.mark.parametrize("method", [KVInjection, FlowEdit])
+def test_fewer_than_every_step_cannot_be(method):
+    with pytest.raises(ValueError, match=r"^eval_every: must be at least 1, got 0"):
+        method(eval_every=0)

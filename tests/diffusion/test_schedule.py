@@ -1,4 +1,4 @@
-"""The step schedule: closed forms, and the diffusers schedulers as a second implementation."""
+"""The noise schedule: closed forms, and the diffusers schedulers as a second implementation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusers import CogVideoXDDIMScheduler
 
 from ddim_lightning.diffusion.schedule import NoiseSchedule, make_angle
 from ddim_lightning.diffusion.steps import denoise_step, inverse_step
-from ddim_lightning.models.schedulers import make_schedulers, make_noise_schedule
+from ddim_lightning.models.schedulers import make_noise_schedule, make_schedulers
 
 CONFIG = {
     "beta_start": 0.00085,
@@ -24,13 +24,13 @@ CONFIG = {
 }
 
 
-def test_angle_is_zero_when_clean_and_a_right_angle_at_zero_snr() -> None:
+def test_angle_is_zero_when_clean_and_a_right_angle_at_zero_snr():
     assert make_angle(1.0) == 0.0
     assert make_angle(0.0) == math.pi / 2
     assert make_angle(0.25) == pytest.approx(math.pi / 3, abs=1e-15)
 
 
-def test_table_joins_neighbouring_levels() -> None:
+def test_schedule_joins_neighboring_levels():
     alphas = torch.tensor([0.9, 0.75, 0.25, 0.0], dtype=torch.float64)
     schedule = NoiseSchedule.make(alphas, [3, 1])
     assert len(schedule) == 2
@@ -43,7 +43,7 @@ def test_table_joins_neighbouring_levels() -> None:
         schedule[2]
 
 
-def test_table_takes_a_final_level_that_is_not_clean() -> None:
+def test_schedule_takes_a_final_level_that_is_not_clean():
     alphas = torch.tensor([0.9, 0.0], dtype=torch.float64)
     assert NoiseSchedule.make(alphas, [1], final_alpha_cumprod=0.9).angles[1] == make_angle(0.9)
 
@@ -52,14 +52,14 @@ def test_table_takes_a_final_level_that_is_not_clean() -> None:
     ("timesteps", "message"),
     [([], "timesteps: at least one"), ([1, 3], "timesteps: must descend"), ([3, 3], "timesteps: must descend")],
 )
-def test_bad_tables_are_refused(timesteps: list[int], message: str) -> None:
+def test_bad_schedules_are_refused(timesteps, message):
     with pytest.raises(ValueError, match=message):
         NoiseSchedule.make(torch.tensor([0.9, 0.75, 0.25, 0.0]), timesteps)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("num_steps", [1, 10, 20, 25, 50])
-def test_steps_equal_the_diffusers_schedulers(num_steps: int, shift: float) -> None:
+def test_steps_equal_the_diffusers_schedulers(num_steps, shift):
     forward, inverse = make_schedulers(CONFIG | {"snr_shift_scale": shift})
     schedule = make_noise_schedule(forward, num_steps)
     forward.set_timesteps(num_steps)
@@ -75,7 +75,7 @@ def test_steps_equal_the_diffusers_schedulers(num_steps: int, shift: float) -> N
 
 
 @pytest.mark.parametrize("num_steps", [7, 28, 30])
-def test_odd_step_counts_hit_their_own_timesteps(num_steps: int) -> None:
+def test_odd_step_counts_hit_their_own_timesteps(num_steps):
     forward, _ = make_schedulers(CONFIG)
     schedule = make_noise_schedule(forward, num_steps)
     assert len(schedule) == num_steps
@@ -86,7 +86,7 @@ def test_odd_step_counts_hit_their_own_timesteps(num_steps: int) -> None:
     assert any(missed)
 
 
-def test_table_of_the_published_schedule() -> None:
+def test_angles_of_the_published_schedule():
     """Angles worked out from the formula: scaled-linear betas, rescaled to zero terminal SNR."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     root = torch.cumprod(1 - betas, 0).sqrt()

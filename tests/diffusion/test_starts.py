@@ -20,8 +20,8 @@ def seeded(seed=3):
 
 
 @pytest.fixture(params=[UniInv(), BDIA(), EditFriendly()], ids=repr)
-def inversion(request, toy, clean, make_table):
-    found = invert(toy, clean, make_table(10), request.param, generator=seeded(8))
+def inversion(request, toy, clean, make_schedule):
+    found = invert(toy, clean, make_schedule(10), request.param, generator=seeded(8))
     toy.seen.clear()
     return found
 

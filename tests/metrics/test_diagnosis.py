@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import re
 
 import pytest
 import torch
@@ -11,14 +12,14 @@ import torch
 from ddim_lightning.metrics.diagnosis import describe_color, describe_noise, diagnose, find_problems, level_errors
 
 NOISE = {"mean": 0.0, "std": 1.0, "correlation_f": 0.0, "correlation_h": 0.0, "correlation_w": 0.0}
-COLOUR = {"saturation": 0.5, "brightness": 0.4}
+COLOR = {"saturation": 0.5, "brightness": 0.4}
 
 
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def correlate(field: torch.Tensor, axis: int, rho: float) -> torch.Tensor:
+def correlate(field, axis, rho):
     """Turn white noise into a stationary AR(1) field along an axis."""
     slices = list(field.unbind(axis))
     for k in range(1, len(slices)):
@@ -44,7 +45,7 @@ def test_the_correlation_of_an_ar1_field_is_found_along_its_axis():
     assert noise["std"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_chequerboard_along_one_axis_has_correlation_minus_one_there_and_one_elsewhere():
+def test_a_checkerboard_along_one_axis_has_correlation_minus_one_there_and_one_elsewhere():
     signs = torch.tensor([1.0, -1.0] * 3).reshape(1, 1, 1, 6, 1).expand(1, 3, 2, 6, 5)
     noise = describe_noise(signs)
     assert noise["correlation_h"] == pytest.approx(-1.0, abs=1e-12)
@@ -57,7 +58,7 @@ def test_correlations_that_are_not_defined_are_left_out():
     assert describe_noise(torch.full((1, 3, 2, 4, 5), 0.25)) == {"mean": 0.25, "std": 0.0}
 
 
-def test_colours_are_those_of_colorsys_and_of_the_standard():
+def test_colors_are_those_of_colorsys_and_of_the_standard():
     video = torch.rand((2, 3, 4, 5), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     video[0, :, 1, 2] = 0.0  # black
     pixels = video.permute(0, 2, 3, 1).reshape(-1, 3).tolist()
@@ -78,51 +79,49 @@ def test_level_errors_are_relative_and_in_order():
 
 def test_a_healthy_inversion_has_no_problems():
     assert find_problems(NOISE) == []
-    assert find_problems(NOISE, [0.0, 0.001, 0.002], COLOUR, COLOUR) == []
+    assert find_problems(NOISE, [0.0, 0.001, 0.002], COLOR, COLOR) == []
 
 
 @pytest.mark.parametrize(
-    ("entry", "sentence"),
+    ("entry", "finding"),
     [
-        ({"std": 0.48}, "the inverted latent is not Gaussian: its standard deviation is 0.48, not 1"),
-        ({"std": 1.6}, "the inverted latent is not Gaussian: its standard deviation is 1.60, not 1"),
-        ({"mean": -0.3}, "the inverted latent is not Gaussian: its mean is -0.30, not 0"),
+        ({"std": 0.48}, "standard deviation.* 0.48"),
+        ({"std": 1.6}, "standard deviation.* 1.60"),
+        ({"mean": -0.3}, "mean.* -0.30"),
         (
             {"correlation_f": 0.61},
-            "the inverted latent is not Gaussian: its neighbours along frames correlate by 0.61, not 0",
+            "along frames.* 0.61",
         ),
         (
             {"correlation_h": -0.6},
-            "the inverted latent is not Gaussian: its neighbours along height correlate by -0.60, not 0",
+            "along height.* -0.60",
         ),
         (
             {"correlation_w": 0.7},
-            "the inverted latent is not Gaussian: its neighbours along width correlate by 0.70, not 0",
+            "along width.* 0.70",
         ),
     ],
 )
-def test_noise_that_is_not_gaussian_is_told(entry: dict[str, float], sentence: str):
-    assert find_problems(NOISE | entry) == [sentence]
+def test_noise_that_is_not_gaussian_is_told(entry, finding):
+    (sentence,) = find_problems(NOISE | entry)
+    assert re.search(f"inverted latent.*{finding}", sentence)
 
 
 def test_several_findings_on_the_noise_are_one_sentence():
     (sentence,) = find_problems(NOISE | {"std": 0.57, "correlation_w": 0.55})
-    findings = "its standard deviation is 0.57, not 1; its neighbours along width correlate by 0.55, not 0"
-    assert sentence == f"the inverted latent is not Gaussian: {findings}"
+    assert re.search("standard deviation.* 0.57.*along width.* 0.55", sentence) and "mean" not in sentence
 
 
 def test_the_largest_jump_of_the_error_is_told():
     (sentence,) = find_problems(NOISE, [0.0, 0.01, 0.21, 0.25, 0.1])
-    where = "the largest jump, 20.0%, is the step from level 1 to level 2 of 4"
-    assert sentence == f"the way back is up to 25.0% off the way up and ends 10.0% off: {where}"
+    assert re.search("25.0% .*10.0% .*20.0%.*level 1 to level 2 of 4", sentence)
 
 
 @pytest.mark.parametrize(("name", "before", "after"), [("brightness", 0.4, 0.3), ("saturation", 0.5, 0.56)])
-def test_colours_that_moved_are_told(name: str, before: float, after: float):
-    assert find_problems(NOISE, None, COLOUR, COLOUR | {name: after}) == [
-        f"the colors moved: {name} is {after:.2f} in the reconstruction, {before:.2f} in the source"
-    ]
-    assert find_problems(NOISE, None, COLOUR, COLOUR | {name: before + 0.04}) == []
+def test_colors_that_moved_are_told(name, before, after):
+    (sentence,) = find_problems(NOISE, None, COLOR, COLOR | {name: after})
+    assert re.search(f"{name}.* {after:.2f} in the reconstruction, {before:.2f} in the source", sentence)
+    assert find_problems(NOISE, None, COLOR, COLOR | {name: before + 0.04}) == []
 
 
 def test_a_diagnosis_collects_everything_and_is_json():
@@ -137,7 +136,7 @@ def test_a_diagnosis_collects_everything_and_is_json():
     assert diagnosis["color"] == {"source": describe_color(source), "reconstruction": describe_color(source * 0.5)}
     assert len(diagnosis["problems"]) == 2
     assert "from level 0 to level 1 of 2" in diagnosis["problems"][0]
-    assert diagnosis["problems"][1].startswith("the colors moved: brightness is 0.30 in the reconstruction, 0.61 in")
+    assert re.search("brightness.* 0.30 .*0.61 ", diagnosis["problems"][1])
 
 
 def test_a_diagnosis_without_a_reconstruction_tells_of_the_noise_alone():

@@ -10,7 +10,7 @@ import torch
 from ddim_lightning.metrics.functional import psnr, psnr_inside, psnr_outside, ssim
 
 
-def _videos(f: int = 3, c: int = 3, h: int = 17, w: int = 23) -> tuple[torch.Tensor, torch.Tensor]:
+def _videos(f=3, c=3, h=17, w=23):
     generator = torch.Generator().manual_seed(0)
     video = torch.rand((f, c, h, w), generator=generator)
     return video, (video + 0.1 * torch.randn(video.shape, generator=generator)).clamp(0, 1)
@@ -41,7 +41,7 @@ def test_ssim_is_the_published_formula():
     line = torch.exp(-(offsets**2) / (2 * 1.5**2))
     window = (line / line.sum())[:, None] * (line / line.sum())[None, :]
 
-    def blur(x: torch.Tensor) -> torch.Tensor:
+    def blur(x):
         padded = torch.nn.functional.pad(x.flatten(0, 1)[:, None], (5, 5, 5, 5), mode="reflect")
         return torch.nn.functional.conv2d(padded, window[None, None])
 
@@ -57,12 +57,12 @@ def test_ssim_is_the_published_formula():
 @pytest.mark.parametrize("measure", [psnr, ssim])
 def test_different_shapes_are_refused(measure):
     video, reference = _videos()
-    with pytest.raises(ValueError, match=r"^reference: must have the shape of the video, got \(2, 3, 17, 23\) for"):
+    with pytest.raises(ValueError, match=r"^reference: must have the shape .*got \(2, 3, 17, 23\)"):
         measure(video, reference[:2])
 
 
 def test_frames_smaller_than_the_window_are_refused():
-    with pytest.raises(ValueError, match=r"^video: ssim needs at least 6 x 6 pixels, got 5 x 9"):
+    with pytest.raises(ValueError, match=r"^video: .*at least 6 x 6.*got 5 x 9"):
         ssim(torch.zeros(1, 3, 5, 9), torch.zeros(1, 3, 5, 9))
 
 
@@ -88,13 +88,11 @@ def test_a_mask_pools_the_error_over_its_pixels():
 def test_masks_that_measure_nothing_are_refused():
     video, reference = _videos()
     mask = torch.zeros(3, 17, 23, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"^mask: must leave at least one pixel to measure, got none of 3 x 17 x 23$"):
+    with pytest.raises(ValueError, match=r"^mask: must leave at least one pixel .*got none of 3 x 17 x 23"):
         psnr_inside(video, reference, mask)
-    with pytest.raises(ValueError, match=r"^mask: must leave at least one pixel to measure, got none of 3 x 17 x 23$"):
+    with pytest.raises(ValueError, match=r"^mask: must leave at least one pixel .*got none of 3 x 17 x 23"):
         psnr_outside(video, reference, ~mask)
-    with pytest.raises(
-        ValueError, match=r"^mask: must have the shape \(f, h, w\) = \(3, 17, 23\) of the video, got \(3, 23"
-    ):
+    with pytest.raises(ValueError, match=r"^mask: must have the shape .*\(3, 17, 23\).*got \(3, 23"):
         psnr_inside(video, reference, mask.mT)
 
 

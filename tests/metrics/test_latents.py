@@ -33,6 +33,6 @@ def test_relative_error_is_rmse_over_the_root_mean_square_of_the_reference():
 
 @pytest.mark.parametrize("measure", [relative_l2, rmse])
 def test_shapes_that_would_broadcast_are_refused(measure):
-    match = r"^reference: must have the shape of the latents, got \(1, 1, 3, 4, 5\) for \(1, 2, 3, 4, 5\)$"
+    match = r"^reference: must have the shape .*got \(1, 1, 3, 4, 5\) for \(1, 2, 3, 4, 5\)"
     with pytest.raises(ValueError, match=match):
         measure(torch.ones(1, 2, 3, 4, 5), torch.ones(1, 1, 3, 4, 5))

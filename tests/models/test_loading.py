@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -24,37 +23,40 @@ from transformers.utils import logging as transformers_logging
 
 import ddim_lightning.models
 from ddim_lightning.models.loading import (
-    Components,
     load_components,
     load_text_encoder,
     read_limits,
     resolve_model,
 )
-from ddim_lightning.tiny.model import write_random_tiny
 from ddim_lightning.types import VideoLimits
+from tests.random_tiny import write_random_tiny
 
 CPU = torch.device("cpu")
 SIZES = {"sample_frames": 17, "sample_height": 20, "sample_width": 14}  # pairwise different, in latents
 LIMITS = VideoLimits(num_frames=17, height=80, width=56, multiple=8, temporal=4)
 
 
-def load(model: str | Path, **options: Any) -> Components:
+def load(model, **options):
     return load_components(str(model), **{"device": CPU, "dtype": torch.float32, **options})
 
 
+def load_text(model, **options):
+    return load_text_encoder(str(model), **{"device": CPU, "dtype": torch.float32, **options})
+
+
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory):
     return write_random_tiny(tmp_path_factory.mktemp("template"), transformer=SIZES)
 
 
 @pytest.fixture
-def folder(template: Path, tmp_path: Path) -> Path:
+def folder(template, tmp_path):
     """A copy to break."""
     return Path(shutil.copytree(template, tmp_path / "model"))
 
 
 @pytest.fixture(scope="module")
-def published_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published_layout(tmp_path_factory):
     """A miniature laid out as the published models: shards, ``spiece.model`` only, a DPM scheduler, SNR shift 3."""
     folder = write_random_tiny(
         tmp_path_factory.mktemp("published"),
@@ -84,30 +86,35 @@ def published_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def edit_json(path: Path, **changes: Any) -> None:
+@pytest.fixture
+def flat(tmp_path):
+    return write_random_tiny(tmp_path / "CogVideoX-2b", rotary=False)
+
+
+def edit_json(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def read_weights(folder):
     return {key: value for path in folder.glob("*.safetensors") for key, value in load_file(path).items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_folder_gives_the_real_objects_frozen_in_their_dtype(template: Path, dtype: torch.dtype) -> None:
+def test_a_folder_gives_the_real_objects_frozen_in_their_dtype(template, dtype):
     before = torch.get_rng_state()
     parts = load(template, dtype=dtype)
     assert torch.equal(torch.get_rng_state(), before)
     kinds = {
         "transformer": CogVideoXTransformer3DModel,
         "vae": AutoencoderKLCogVideoX,
-        "text_encoder": T5EncoderModel,
         "tokenizer": T5Tokenizer,
         "scheduler": CogVideoXDDIMScheduler,
         "inverse_scheduler": DDIMInverseScheduler,
     }
     assert {name: type(getattr(parts, name)) for name in kinds} == kinds
-    for name in ("transformer", "vae", "text_encoder"):
-        module = getattr(parts, name)
+    encoder = load_text(template, dtype=dtype)
+    assert type(encoder) is T5EncoderModel
+    for name, module in {"transformer": parts.transformer, "vae": parts.vae, "text_encoder": encoder}.items():
         weights = module.state_dict()
         assert not module.training
         assert {(p.dtype, p.requires_grad, p.device.type) for p in module.parameters()} == {(dtype, False, "cpu")}
@@ -116,27 +123,25 @@ def test_a_folder_gives_the_real_objects_frozen_in_their_dtype(template: Path, d
     assert parts.limits == LIMITS
 
 
-def test_the_published_layout_loads_whole(published_layout: Path) -> None:
+def test_the_published_layout_loads_whole(published_layout):
     assert len(list((published_layout / "transformer").glob("*.safetensors"))) > 3
-    parts = load(published_layout)
-    for name in ("transformer", "vae", "text_encoder"):
-        weights = getattr(parts, name).state_dict()
+    parts, encoder = load(published_layout), load_text(published_layout)
+    for name, module in {"transformer": parts.transformer, "vae": parts.vae, "text_encoder": encoder}.items():
+        weights = module.state_dict()
         written = read_weights(published_layout / name)
         assert weights.keys() - written.keys() <= {"encoder.embed_tokens.weight"}  # tied to shared.weight
         assert all(torch.equal(weights[key], value) for key, value in written.items())
-    assert parts.text_encoder is not None
-    assert torch.equal(parts.text_encoder.encoder.embed_tokens.weight, parts.text_encoder.shared.weight)
+    assert torch.equal(encoder.encoder.embed_tokens.weight, encoder.shared.weight)
 
 
-def test_spiece_model_alone_gives_sentencepieces_ids(published_layout: Path) -> None:
+def test_spiece_model_alone_gives_sentencepieces_ids(published_layout):
     reference = sentencepiece.SentencePieceProcessor(model_file=str(published_layout / "tokenizer" / "spiece.model"))
     tokenizer = load(published_layout).tokenizer
-    assert tokenizer is not None
     for text in ("a red circle", "the fox moving right", ""):
         assert tokenizer(text).input_ids == [*reference.encode(text), 1]
 
 
-def test_a_dpm_folder_with_shift_3_gets_both_ddim_schedulers_on_its_schedule(published_layout: Path) -> None:
+def test_a_dpm_folder_with_shift_3_gets_both_ddim_schedulers_on_its_schedule(published_layout):
     parts = load(published_layout)
     expected = CogVideoXDDIMScheduler.from_pretrained(published_layout, subfolder="scheduler")
     assert expected.config.snr_shift_scale == 3.0
@@ -146,49 +151,46 @@ def test_a_dpm_folder_with_shift_3_gets_both_ddim_schedulers_on_its_schedule(pub
     assert parts.scheduler.config.timestep_spacing == parts.inverse_scheduler.config.timestep_spacing == "trailing"
 
 
-def test_the_text_encoder_loads_alone(template: Path) -> None:
-    encoder = load_text_encoder(str(template), device=CPU, dtype=torch.bfloat16)
-    expected = load(template, dtype=torch.bfloat16).text_encoder
-    assert expected is not None
-    assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), expected.parameters(), strict=True))
-    assert not any(p.requires_grad for p in encoder.parameters())
+def test_the_text_encoder_loads_alone(template, flat):
+    """Of a model without rotary embeddings too: it is the transformer that is refused."""
+    before = torch.get_rng_state()
+    encoder = load_text(template, dtype=torch.bfloat16)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {(p.dtype, p.requires_grad) for p in encoder.parameters()} == {(torch.bfloat16, False)}
+    assert load_text(flat).encoder is not None
 
 
-def test_progress_bars_are_hidden_and_come_back(template: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    load(template)
+def test_progress_bars_are_hidden_and_come_back(template, capfd):
+    load(template), load_text(template)
     assert capfd.readouterr().err == ""
     assert diffusers_logging.is_progress_bar_enabled()
     assert transformers_logging.is_progress_bar_enabled()
 
 
-def test_limits_come_from_the_configs(template: Path, published_layout: Path) -> None:
+def test_limits_come_from_the_configs(template, published_layout):
     assert read_limits(str(template)) == read_limits(str(published_layout)) == LIMITS
 
 
-def test_keys_absent_from_an_old_config_have_the_defaults_of_their_class(folder: Path) -> None:
+def test_keys_absent_from_an_old_config_have_the_defaults_of_their_class(folder):
     path = folder / "transformer" / "config.json"
     absent = ("patch_size_t", "ofs_embed_dim", "patch_bias", "use_learned_positional_embeddings", "patch_size")
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in absent}))
     assert read_limits(str(folder)) == LIMITS
 
 
-@pytest.fixture
-def flat(tmp_path: Path) -> Path:
-    return write_random_tiny(tmp_path / "CogVideoX-2b", rotary=False)
-
-
+@pytest.mark.filterwarnings("ignore:model. .* no rotary position embeddings")
 @pytest.mark.parametrize(
     "use", [load, lambda model, **options: read_limits(str(model), **options)], ids=["load", "read"]
 )
-def test_a_model_without_rotary_embeddings_is_refused_unless_asked_for(flat: Path, use: Callable[..., Any]) -> None:
-    reason = r"2b is refused because its transformer has no rotary .*; use zai-org/CogVideoX-5b, or pass require_rot"
+def test_a_model_without_rotary_embeddings_is_refused_unless_asked_for(flat, use):
+    reason = r"^model: .*2b is refused .*rotary.*require_rotary=False"
     with pytest.raises(ValueError, match=reason):
         use(flat)
     assert use(flat, require_rotary=False) is not None
 
 
-def test_a_model_is_tiny_or_a_folder_or_a_hub_id(template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddim_lightning.tiny.model.BUNDLED", template)
+def test_a_model_is_tiny_or_a_folder_or_a_hub_id(template, monkeypatch):
+    monkeypatch.setattr("ddim_lightning.models.checkpoint.BUNDLED", template)
     monkeypatch.setenv("HOME", str(template.parent))
     monkeypatch.chdir(template.parent)
     assert resolve_model("tiny") == resolve_model(str(template)) == template
@@ -201,10 +203,8 @@ def test_a_model_is_tiny_or_a_folder_or_a_hub_id(template: Path, monkeypatch: py
 @pytest.mark.parametrize(
     "model", ["/no/such/folder", "./missing", "../a/b", "missing", "a/b/c", "~/missing/x", "a b/c", "a/"]
 )
-def test_a_missing_folder_is_not_looked_for_on_the_hub(model: str) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"model: no folder .*: give 'tiny', a pipeline folder or a hub id"
-    ) as caught:
+def test_a_missing_folder_is_not_looked_for_on_the_hub(model):
+    with pytest.raises(FileNotFoundError, match=r"^model: no folder ") as caught:
         resolve_model(model)
     assert "\n" not in str(caught.value)
 
@@ -212,32 +212,32 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(model: str) -> None:
 Break = Callable[[Path], None]
 
 
-def drop(name: str) -> Break:
+def drop(name):
     return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
-def edit(name: str, **changes: Any) -> Break:
+def edit(name, **changes):
     return lambda folder: edit_json(folder / name, **changes)
 
 
-def write(name: str, text: str) -> Break:
+def write(name, text):
     return lambda folder: (folder / name).write_text(text) and None
 
 
-def pickle_only(part: str) -> Break:
-    def change(folder: Path) -> None:
+def pickle_only(part):
+    def change(folder):
         for path in (folder / part).glob("*.safetensors"):
             path.rename(path.with_suffix(".bin"))
 
     return change
 
 
-def truncate(name: str) -> Break:
+def truncate(name):
     return lambda folder: os.truncate(folder / name, 5000)
 
 
-def change_weights(name: str, change: Callable[[dict[str, torch.Tensor], str], object], key: str) -> Break:
-    def apply(folder: Path) -> None:
+def change_weights(name, change, key):
+    def apply(folder):
         weights = load_file(folder / name)
         change(weights, key)
         save_file(weights, folder / name, {"format": "pt"})
@@ -245,37 +245,37 @@ def change_weights(name: str, change: Callable[[dict[str, torch.Tensor], str], o
     return apply
 
 
-def clear_cache(weights: dict[str, torch.Tensor], key: str) -> None:
+def clear_cache(weights, key):
     del weights[key]
 
 
-def reshape(weights: dict[str, torch.Tensor], key: str) -> None:
+def reshape(weights, key):
     weights[key] = torch.zeros(3)
 
 
 TRANSFORMER, TEXT = "transformer/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 BIAS, QUERY = "transformer_blocks.1.attn1.to_q.bias", "encoder.block.1.layer.0.SelfAttention.q.weight"
 
-WRONG_FOLDERS: dict[str, tuple[Break, type[Exception], str]] = {
+WRONG_FOLDERS = {
     "no model_index.json": (
         drop("model_index.json"),
         FileNotFoundError,
-        "is no pipeline folder: it has no model_index",
+        "no pipeline folder: .*model_index",
     ),
     "no transformer": (drop("transformer"), FileNotFoundError, r"has no transformer: .*config\.json is missing"),
     "no vae": (drop("vae"), FileNotFoundError, r"has no vae: .*config\.json is missing"),
     "no text encoder": (drop("text_encoder"), FileNotFoundError, r"has no text_encoder: .*config\.json is missing"),
     "no scheduler": (drop("scheduler"), FileNotFoundError, r"has no scheduler: .*scheduler_config\.json is missing"),
-    "no tokenizer": (drop("tokenizer"), FileNotFoundError, "has no tokenizer: .* needs tokenizer.json or spiece.model"),
+    "no tokenizer": (drop("tokenizer"), FileNotFoundError, "has no tokenizer: .*tokenizer.json or spiece.model"),
     "empty tokenizer": (
         drop("tokenizer/tokenizer.json"),
         FileNotFoundError,
-        "has no tokenizer: .* needs tokenizer.json or spiece.model",
+        "has no tokenizer: .*tokenizer.json or spiece.model",
     ),
     "another pipeline": (
         edit("model_index.json", _class_name="StableDiffusionPipeline"),
         ValueError,
-        "is a StableDiffusionPipeline, not a CogVideoXPipeline; use zai-org/CogVideoX-5b",
+        "StableDiffusionPipeline, not a CogVideoXPipeline",
     ),
     "another transformer": (
         edit("transformer/config.json", _class_name="ConsisIDTransformer3DModel"),
@@ -285,22 +285,22 @@ WRONG_FOLDERS: dict[str, tuple[Break, type[Exception], str]] = {
     "image-to-video pipeline": (
         edit("model_index.json", _class_name="CogVideoXImageToVideoPipeline"),
         ValueError,
-        "is an image-to-video model, which is not yet supported; use zai-org/CogVideoX-5b",
+        "image-to-video model.* not yet supported",
     ),
     "image-to-video channels": (
         edit("transformer/config.json", in_channels=16),
         ValueError,
-        r"is an image-to-video model \(16 input channels\), which is not yet supported",
+        r"image-to-video model \(16 input channels\).* not yet supported",
     ),
     "image-to-video ofs": (
         edit("transformer/config.json", ofs_embed_dim=512),
         ValueError,
-        "is an image-to-video model .*, which is not yet supported",
+        "image-to-video model .* not yet supported",
     ),
     "CogVideoX1.5": (
         edit("transformer/config.json", patch_size_t=2),
         ValueError,
-        r"is a CogVideoX1\.5 \(patch_size_t is 2\), which is not yet supported; use zai-org/CogVideoX-5b",
+        r"CogVideoX1\.5 \(patch_size_t is 2\).* not yet supported",
     ),
     "index is not JSON": (write("model_index.json", "{'a'"), ValueError, r"model_index\.json is not valid JSON: "),
     "config is a list": (
@@ -321,7 +321,7 @@ WRONG_FOLDERS: dict[str, tuple[Break, type[Exception], str]] = {
     "pickled transformer": (
         pickle_only("transformer"),
         ValueError,
-        r"has pickled weights only \(.*transformer/\*\.bin\).* only safetensors are read",
+        r"pickled weights only \(.*transformer/\*\.bin\).*safetensors",
     ),
     "pickled text encoder": (
         pickle_only("text_encoder"),
@@ -337,7 +337,7 @@ WRONG_FOLDERS: dict[str, tuple[Break, type[Exception], str]] = {
     "truncated text encoder": (truncate(TEXT), ValueError, r"model\.safetensors is truncated or damaged: "),
 }
 
-WRONG_CONTENTS: dict[str, tuple[Break, type[Exception], str]] = {
+WRONG_CONTENTS = {
     "unknown scheduler": (
         edit("scheduler/scheduler_config.json", _class_name="EulerDiscreteScheduler"),
         ValueError,
@@ -384,9 +384,7 @@ WRONG_CONTENTS: dict[str, tuple[Break, type[Exception], str]] = {
 
 @pytest.mark.parametrize(("change", "kind", "message"), WRONG_FOLDERS.values(), ids=WRONG_FOLDERS)
 @pytest.mark.parametrize("use", [load, lambda folder: read_limits(str(folder))], ids=["load", "read"])
-def test_a_wrong_folder_is_told_in_one_line(
-    folder: Path, change: Break, kind: type[Exception], message: str, use: Callable[[Path], object]
-) -> None:
+def test_a_wrong_folder_is_told_in_one_line(folder, change, kind, message, use):
     change(folder)
     with pytest.raises(kind, match=f"^model: .*{message}") as caught:
         use(folder)
@@ -394,14 +392,14 @@ def test_a_wrong_folder_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(("change", "kind", "message"), WRONG_CONTENTS.values(), ids=WRONG_CONTENTS)
-def test_wrong_contents_are_told_in_one_line(folder: Path, change: Break, kind: type[Exception], message: str) -> None:
+def test_wrong_contents_are_told_in_one_line(folder, change, kind, message):
     change(folder)
     with pytest.raises(kind, match=message) as caught:
-        load(folder)
+        load(folder), load_text(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_shard_is_named(published_layout: Path, tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(published_layout, tmp_path):
     folder = Path(shutil.copytree(published_layout, tmp_path / "model"))
     shard = sorted((folder / "transformer").glob("*.safetensors"))[2]
     shard.unlink()
@@ -409,20 +407,20 @@ def test_a_missing_shard_is_named(published_layout: Path, tmp_path: Path) -> Non
         load(folder)
 
 
-def test_a_file_is_no_model(template: Path) -> None:
+def test_a_file_is_no_model(template):
     with pytest.raises(NotADirectoryError, match=r"got the file .*model_index\.json"):
         load(template / "model_index.json")
 
 
 @pytest.fixture
-def offline_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def offline_hub(monkeypatch, tmp_path):
     """The hub's cache on this machine, with nothing behind it."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
-def test_a_hub_id_is_served_from_the_cache(offline_hub: Path, template: Path) -> None:
+def test_a_hub_id_is_served_from_the_cache(offline_hub, template):
     repository, commit = offline_hub / "models--someone--a-model", "0123456789abcdef0123456789abcdef01234567"
     shutil.copytree(template, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
@@ -433,28 +431,21 @@ def test_a_hub_id_is_served_from_the_cache(offline_hub: Path, template: Path) ->
 
 
 @pytest.mark.parametrize("model", ["zai-org/CogVideoX-5b", "a--b/c..d"])
-def test_a_hub_that_does_not_answer_is_one_line(offline_hub: Path, model: str) -> None:
-    with pytest.raises(
-        OSError, match=f"^model: no folder '{model}' here, and it cannot be had from the hub: .+"
-    ) as caught:
+def test_a_hub_that_does_not_answer_is_one_line(offline_hub, model):
+    with pytest.raises(OSError, match=f"^model: no folder '{model}' .*hub: .+") as caught:
         load(model)
     assert "\n" not in str(caught.value)
 
 
-def test_xformers_is_quiet_and_stays_so() -> None:
+def test_xformers_is_quiet_and_stays_so():
     assert not logging.getLogger("xformers").isEnabledFor(logging.WARNING)
     assert logging.getLogger("xformers").isEnabledFor(logging.ERROR)
 
 
-def test_a_torchvision_that_does_not_fit_torch_is_caught_at_the_door(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_torchvision_that_does_not_fit_torch_is_caught_at_the_door(tmp_path, monkeypatch):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision")
-    message = (
-        r"^torchvision does not fit torch 2\..* \(operator torchvision::nms does not exist\): .* torch torchvision'"
-    )
-    with pytest.raises(ImportError, match=message) as caught:
+    with pytest.raises(ImportError, match=r"^torchvision .*torch 2\..*operator torchvision::nms") as caught:
         importlib.reload(ddim_lightning.models)
     assert "\n" not in str(caught.value)

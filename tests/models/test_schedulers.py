@@ -1,4 +1,4 @@
-"""The scheduler pair against diffusers' own classes, and step tables against their timesteps."""
+"""The scheduler pair against diffusers' own classes, and noise schedules against their timesteps."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ddim_lightning.models.schedulers import (
     COGVIDEOX_5B_SCHEDULER,
     check_schedulers,
     make_inverse_scheduler,
-    make_schedulers,
     make_noise_schedule,
+    make_schedulers,
 )
 
 SHIFTED = {**COGVIDEOX_5B_SCHEDULER, "snr_shift_scale": 3.0}  # as CogVideoX-2B
 
 
 @pytest.mark.parametrize("config", [COGVIDEOX_5B_SCHEDULER, SHIFTED], ids=["shift-1", "shift-3"])
-def test_both_schedulers_have_the_published_schedule(config: dict[str, object]) -> None:
+def test_both_schedulers_have_the_published_schedule(config):
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     expected = torch.cumprod(1 - betas, 0)
     shift = config["snr_shift_scale"]
@@ -44,7 +44,7 @@ def test_both_schedulers_have_the_published_schedule(config: dict[str, object]) 
         assert made.config.clip_sample is False
 
 
-def test_a_dpm_config_gives_the_ddim_scheduler_on_its_schedule() -> None:
+def test_a_dpm_config_gives_the_ddim_scheduler_on_its_schedule():
     dpm = CogVideoXDPMScheduler(**{**SHIFTED, "beta_end": 0.02, "set_alpha_to_one": False})
     scheduler, inverse = make_schedulers({"_class_name": "CogVideoXDPMScheduler", **dpm.config})
     assert type(scheduler) is CogVideoXDDIMScheduler
@@ -53,7 +53,7 @@ def test_a_dpm_config_gives_the_ddim_scheduler_on_its_schedule() -> None:
 
 
 @pytest.mark.parametrize("count", [10, 25, 50])
-def test_inversion_walks_back_where_sampling_came_from(count: int) -> None:
+def test_inversion_walks_back_where_sampling_came_from(count):
     scheduler, inverse = make_schedulers(SHIFTED)
     scheduler.set_timesteps(count)
     inverse.set_timesteps(count)
@@ -69,20 +69,20 @@ def test_inversion_walks_back_where_sampling_came_from(count: int) -> None:
     torch.testing.assert_close(sample, noise, rtol=0, atol=1e-7)
 
 
-def test_the_inverse_scheduler_of_diffusers_alone_is_caught() -> None:
+def test_the_inverse_scheduler_of_diffusers_alone_is_caught():
     scheduler = CogVideoXDDIMScheduler.from_config(SHIFTED)
     plain = DDIMInverseScheduler.from_config({k: v for k, v in SHIFTED.items() if k != "snr_shift_scale"})
-    with pytest.raises(ValueError, match=r"must agree to 1e-05, but alphas_cumprod is 0\.26 apart"):
+    with pytest.raises(ValueError, match=r"^scheduler: .*1e-05.*alphas_cumprod is 0\.26"):
         check_schedulers(scheduler, plain)
 
 
-def test_schedules_may_be_apart_by_the_tolerance_and_no_more() -> None:
+def test_schedules_may_be_apart_by_the_tolerance_and_no_more():
     scheduler = CogVideoXDDIMScheduler.from_config(COGVIDEOX_5B_SCHEDULER)
     inverse = make_inverse_scheduler(scheduler)
     inverse.alphas_cumprod[500] += 9e-6
     check_schedulers(scheduler, inverse)
     inverse.alphas_cumprod[500] += 2e-6
-    with pytest.raises(ValueError, match=r"alphas_cumprod is 1\.1e-05 apart"):
+    with pytest.raises(ValueError, match=r"alphas_cumprod is 1\.1e-05"):
         check_schedulers(scheduler, inverse)
 
 
@@ -90,14 +90,14 @@ def test_schedules_may_be_apart_by_the_tolerance_and_no_more() -> None:
     ("change", "message"),
     [
         ({"set_alpha_to_one": False}, "alpha of a clean sample is"),
-        ({"prediction_type": "epsilon"}, "prediction_type is v_prediction for sampling, epsilon for inversion"),
+        ({"prediction_type": "epsilon"}, "prediction_type is v_prediction .*epsilon"),
         ({"clip_sample": True}, "the inversion step to timestep"),
-        ({"timestep_spacing": "leading"}, "timesteps of inversion are not those of sampling in reverse"),
-        ({"num_train_timesteps": 500}, "alphas_cumprod is of different lengths"),
+        ({"timestep_spacing": "leading"}, "timesteps of inversion"),
+        ({"num_train_timesteps": 500}, "alphas_cumprod .*different lengths"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_each_disagreement_is_told(change: dict[str, object], message: str) -> None:
+def test_each_disagreement_is_told(change, message):
     scheduler = CogVideoXDDIMScheduler.from_config(COGVIDEOX_5B_SCHEDULER)
     config = {k: v for k, v in COGVIDEOX_5B_SCHEDULER.items() if k != "snr_shift_scale"}
     with pytest.raises(ValueError, match=message):
@@ -107,24 +107,24 @@ def test_each_disagreement_is_told(change: dict[str, object], message: str) -> N
 class NoisyScheduler(CogVideoXDDIMScheduler):
     """A sampler with eta > 0."""
 
-    def step(self, model_output: torch.Tensor, timestep: int, sample: torch.Tensor) -> object:
+    def step(self, model_output, timestep, sample):
         stepped = super().step(model_output, timestep, sample)
         stepped.prev_sample = stepped.prev_sample + 1e-3 * torch.randn_like(sample)
         return stepped
 
 
-def test_a_sampler_that_adds_noise_is_caught() -> None:
+def test_a_sampler_that_adds_noise_is_caught():
     scheduler = NoisyScheduler.from_config(COGVIDEOX_5B_SCHEDULER)
     with pytest.raises(ValueError, match="the sampling step at timestep 999 is"):
         check_schedulers(scheduler, make_inverse_scheduler(scheduler))
 
 
-def test_another_schedulers_config_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"scheduler: must be one of CogVideoXDDIM.*, got EulerDiscreteScheduler$"):
+def test_another_schedulers_config_is_refused():
+    with pytest.raises(ValueError, match=r"^scheduler: must be one of .*got EulerDiscreteScheduler"):
         make_schedulers({**COGVIDEOX_5B_SCHEDULER, "_class_name": "EulerDiscreteScheduler"})
 
 
-def test_noise_prediction_is_refused() -> None:
+def test_noise_prediction_is_refused():
     with pytest.raises(ValueError, match="prediction_type must be v_prediction, got epsilon"):
         make_schedulers({**COGVIDEOX_5B_SCHEDULER, "prediction_type": "epsilon"})
 
@@ -132,13 +132,13 @@ def test_noise_prediction_is_refused() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "used"), [("timestep_spacing", "leading", "trailing"), ("clip_sample", True, False)]
 )
-def test_ignored_settings_warn(key: str, value: object, used: object) -> None:
-    with pytest.warns(UserWarning, match=f"scheduler: {key}={value} is ignored, {used} is used"):
+def test_ignored_settings_warn(key, value, used):
+    with pytest.warns(UserWarning, match=f"scheduler: {key}={value} .*{used}"):
         scheduler, inverse = make_schedulers({**COGVIDEOX_5B_SCHEDULER, key: value})
     assert scheduler.config[key] == inverse.config[key] == used
 
 
-def test_the_published_config_does_not_warn() -> None:
+def test_the_published_config_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_schedulers(COGVIDEOX_5B_SCHEDULER)
@@ -146,7 +146,7 @@ def test_the_published_config_does_not_warn() -> None:
 
 @pytest.mark.parametrize("config", [COGVIDEOX_5B_SCHEDULER, SHIFTED], ids=["shift-1", "shift-3"])
 @pytest.mark.parametrize("count", [1, 7, 10, 25, 28, 30, 50])
-def test_step_tables_hit_their_own_timesteps(count: int, config: dict[str, object]) -> None:
+def test_noise_schedules_hit_their_own_timesteps(count, config):
     scheduler, _ = make_schedulers(config)
     schedule = make_noise_schedule(scheduler, count)
     assert scheduler.num_inference_steps is None  # the caller's scheduler is left alone
@@ -158,7 +158,7 @@ def test_step_tables_hit_their_own_timesteps(count: int, config: dict[str, objec
 
 
 @pytest.mark.parametrize("count", [10, 25, 50])
-def test_step_tables_step_as_the_scheduler_does(count: int) -> None:
+def test_noise_schedules_step_as_the_scheduler_does(count):
     scheduler, _ = make_schedulers(SHIFTED)
     scheduler.set_timesteps(count)
     sample, velocity = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -171,21 +171,21 @@ def test_step_tables_step_as_the_scheduler_does(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [61, 103, 999, 1000])
-def test_counts_that_rounding_would_give_a_step_too_many(count: int) -> None:
+def test_counts_that_rounding_would_give_a_step_too_many(count):
     schedule = make_noise_schedule(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], count)
     assert len(schedule) == count
     assert min(schedule.timesteps) >= 0
 
 
 @pytest.mark.parametrize("count", [0, -3, 1001])
-def test_a_count_out_of_range_is_refused(count: int) -> None:
+def test_a_count_out_of_range_is_refused(count):
     with pytest.raises(ValueError, match=f"num_inference_steps: must be 1 .. 1000, got {count}"):
         make_noise_schedule(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], count)
 
 
 @pytest.mark.parametrize("config", [COGVIDEOX_5B_SCHEDULER, SHIFTED], ids=["shift-1", "shift-3"])
 @pytest.mark.parametrize("count", [1, 7, 10, 25])
-def test_angle_spacing_makes_every_step_the_same_rotation(count: int, config: dict[str, object]) -> None:
+def test_angle_spacing_makes_every_step_the_same_rotation(count, config):
     scheduler, _ = make_schedulers(config)
     schedule = make_noise_schedule(scheduler, count, spacing="angle")
     assert len(schedule) == count and schedule.angles[0] == math.pi / 2 and schedule.angles[-1] == 0.0
@@ -200,7 +200,7 @@ def test_angle_spacing_makes_every_step_the_same_rotation(count: int, config: di
         assert abs((step.angle - step.angle_next) - math.pi / 2 / count) <= resolution
 
 
-def test_angle_spacing_divides_between_noise_and_a_last_level_that_is_not_clean() -> None:
+def test_angle_spacing_divides_between_noise_and_a_last_level_that_is_not_clean():
     scheduler, _ = make_schedulers({**SHIFTED, "set_alpha_to_one": False})
     schedule = make_noise_schedule(scheduler, 9, spacing="angle")
     last = math.acos(math.sqrt(float(scheduler.final_alpha_cumprod)))
@@ -209,20 +209,18 @@ def test_angle_spacing_divides_between_noise_and_a_last_level_that_is_not_clean(
         assert angle == pytest.approx(math.pi / 2 + (last - math.pi / 2) * i / 9, abs=0.005)
 
 
-def test_angle_spacing_is_refused_where_a_timestep_would_come_twice() -> None:
+def test_angle_spacing_is_refused_where_a_timestep_would_come_twice():
     scheduler, _ = make_schedulers(COGVIDEOX_5B_SCHEDULER)
     assert len(set(make_noise_schedule(scheduler, 50, spacing="angle").timesteps)) == 50
-    rule = r"spacing 'angle' must not come to a timestep twice \(the cleanest one has 0\.0292 radians\), got 200"
-    with pytest.raises(ValueError, match=f"^num_inference_steps: {rule}$"):
+    with pytest.raises(ValueError, match=r"^num_inference_steps: .*timestep twice.*0\.0292.*got 200"):
         make_noise_schedule(scheduler, 200, spacing="angle")
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "angle"])
-def test_without_zero_snr_exactly_the_first_level_is_left_out(spacing: str) -> None:
+def test_without_zero_snr_exactly_the_first_level_is_left_out(spacing):
     scheduler, _ = make_schedulers(COGVIDEOX_5B_SCHEDULER)
     whole, short = (make_noise_schedule(scheduler, 10, spacing=spacing, zero_snr=zero) for zero in (True, False))
     assert short.timesteps == whole.timesteps[1:] and short.angles == whole.angles[1:]
     assert short.angles[0] < math.pi / 2
-    rule = "must be at least 2 without the zero-SNR level, got 1"
-    with pytest.raises(ValueError, match=f"^num_inference_steps: {rule}$"):
+    with pytest.raises(ValueError, match=r"^num_inference_steps: .*at least 2.*got 1"):
         make_noise_schedule(scheduler, 1, spacing=spacing, zero_snr=False)

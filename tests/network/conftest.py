@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from torch import Tensor
 
 
-def make_transformer(rotary: bool = True, seed: int = 0) -> CogVideoXTransformer3DModel:
+def make_transformer(rotary=True, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = CogVideoXTransformer3DModel(
@@ -33,22 +32,22 @@ def make_transformer(rotary: bool = True, seed: int = 0) -> CogVideoXTransformer
 
 
 @pytest.fixture
-def transformer() -> CogVideoXTransformer3DModel:
+def transformer():
     return make_transformer()
 
 
 @pytest.fixture
-def flat_transformer() -> CogVideoXTransformer3DModel:
+def flat_transformer():
     """Without rotary embeddings, as CogVideoX-2B."""
     return make_transformer(rotary=False)
 
 
 @pytest.fixture
-def latents() -> Tensor:
+def latents():
     return torch.randn(4, 3, 4, 8, 12, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
-def embeds() -> dict[str, Tensor]:
+def embeds():
     generator = torch.Generator().manual_seed(2)
     return {prompt: torch.randn(1, 7, 14, generator=generator) for prompt in ("", "cat", "dog", "bird")}

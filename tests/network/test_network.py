@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
-from diffusers.models.embeddings import apply_rotary_emb
-from torch import Tensor, nn
+from diffusers import CogVideoXTransformer3DModel
+from torch import nn
 
 from ddim_lightning.network.attention import Attention, sdpa_attention
-from ddim_lightning.network.block import rotate
-from ddim_lightning.models.text import make_rotary_table
 from ddim_lightning.network.kernels import CPU_KERNELS
 from ddim_lightning.network.network import Network
+from tests.network.reference import make_diffusers_rotary
 
-CPU = torch.device("cpu")
 SDPA = CPU_KERNELS["sdpa"]
 
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS = {
     "5B": {"use_rotary_positional_embeddings": True},
     "2B": {"use_rotary_positional_embeddings": False},
     "learned positions": {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True},
@@ -29,10 +24,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_variant(**settings: Any) -> CogVideoXTransformer3DModel:
+def make_variant(**settings):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        sizes: dict[str, Any] = {
+        sizes = {
             "num_attention_heads": 2,
             "attention_head_dim": 16,
             "in_channels": 4,
@@ -53,61 +48,27 @@ def make_variant(**settings: Any) -> CogVideoXTransformer3DModel:
     return transformer.eval().requires_grad_(False)
 
 
-class _Frame:
-    """The two attributes of a pipeline that its rotary method reads."""
-
-    vae_scale_factor_spatial = 8
-
-    def __init__(self, transformer) -> None:  # type: ignore[no-untyped-def]
-        self.transformer = transformer
-
-
-def make_diffusers_rotary(transformer, frames: int, height: int, width: int):  # type: ignore[no-untyped-def]
-    if not transformer.config.use_rotary_positional_embeddings:
-        return None
-    frame = _Frame(transformer)
-    return CogVideoXPipeline._prepare_rotary_positional_embeddings(frame, height * 8, width * 8, frames, CPU)  # type: ignore[arg-type]
-
-
-def run_diffusers(transformer, latents: Tensor, embeds: Tensor, timestep: int) -> Tensor:  # type: ignore[no-untyped-def]
-    rotary = make_diffusers_rotary(transformer, *(latents.shape[k] for k in (1, 3, 4)))
+def run_diffusers(transformer, latents, embeds, timestep):
+    rotary = None
+    if transformer.config.use_rotary_positional_embeddings:
+        rotary = make_diffusers_rotary(transformer, *(latents.shape[k] for k in (1, 3, 4)))
     told = torch.full((len(latents),), timestep)
-    output: Tensor = transformer(latents, embeds, told, image_rotary_emb=rotary).sample
-    return output
+    return transformer(latents, embeds, told, image_rotary_emb=rotary).sample
 
 
-def make_rows(rows: int, size: tuple[int, ...] = (3, 4, 8, 12)) -> tuple[Tensor, Tensor]:
+def make_rows(rows, size=(3, 4, 8, 12)):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(rows, *size, generator=generator), torch.randn(rows, 7, 14, generator=generator)
 
 
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
+def relative_error(ours, theirs):
     assert ours.shape == theirs.shape
     return float((ours - theirs).norm() / theirs.norm())
 
 
-@pytest.mark.parametrize("size", [(3, 8, 12), (2, 8, 4)])
-def test_rotary_table_is_the_pipelines_behind_identity_rows(transformer, size) -> None:  # type: ignore[no-untyped-def]
-    cos, sin = make_rotary_table(transformer, *size, CPU)
-    theirs = make_diffusers_rotary(transformer, *size)
-    assert torch.equal(cos[7:], theirs[0]) and torch.equal(sin[7:], theirs[1])
-    text = torch.randn(2, 2, 7, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(apply_rotary_emb(text, (cos[:7], sin[:7])), text)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_both_forms_of_the_rotation_are_diffusers(transformer, dtype) -> None:  # type: ignore[no-untyped-def]
-    cos, sin = make_rotary_table(transformer, 3, 8, 12, CPU)
-    x = torch.randn(2, 79, 2, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
-    theirs = apply_rotary_emb(x.transpose(1, 2), (cos, sin)).transpose(1, 2)
-    assert torch.equal(rotate(x, (cos, sin)), theirs)
-    if dtype == torch.float32:
-        torch.testing.assert_close(rotate(x, torch.complex(cos[:, ::2], sin[:, ::2])), theirs, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_network_equals_diffusers_forward(name: str, rows: int) -> None:
+def test_network_equals_diffusers_forward(name, rows):
     transformer = make_variant(**VARIANTS[name])
     network, (latents, embeds) = Network(transformer, SDPA), make_rows(rows)
     for timestep in (999, 20, 999):
@@ -115,7 +76,7 @@ def test_network_equals_diffusers_forward(name: str, rows: int) -> None:
         assert relative_error(network(latents, embeds, timestep), theirs) <= 2e-6
 
 
-def test_in_bfloat16_it_rounds_no_worse(transformer) -> None:  # type: ignore[no-untyped-def]
+def test_in_bfloat16_it_rounds_no_worse(transformer):
     latents, embeds = make_rows(2)
     exact = run_diffusers(transformer, latents, embeds, 500)
     transformer.to(torch.bfloat16)
@@ -125,7 +86,7 @@ def test_in_bfloat16_it_rounds_no_worse(transformer) -> None:  # type: ignore[no
     assert relative_error(ours.float(), exact) <= 1.1 * relative_error(rounded.float(), exact)
 
 
-def test_weights_are_shared_with_the_model(transformer) -> None:  # type: ignore[no-untyped-def]
+def test_weights_are_shared_with_the_model(transformer):
     names, before = list(transformer.state_dict()), {k: v.clone() for k, v in transformer.state_dict().items()}
     network = Network(transformer, SDPA)
     weights = network.blocks
@@ -142,13 +103,13 @@ def test_weights_are_shared_with_the_model(transformer) -> None:  # type: ignore
     assert all(ours is theirs for ours, theirs in zip(network.blocks, weights, strict=True))
 
 
-def test_weights_that_change_are_seen(transformer) -> None:  # type: ignore[no-untyped-def]
-    """In place, as an optimiser or a checkpoint changes them; and moved, as Lightning does."""
+def test_weights_that_change_are_seen(transformer):
+    """In place, as an optimizer or a checkpoint changes them; and moved, as Lightning does."""
     network, (latents, embeds) = Network(transformer, SDPA), make_rows(1)
     network(latents, embeds, 500)
     changes = {
         "moved": lambda: transformer.to(torch.float64).to(torch.float32),
-        "optimiser": lambda: [parameter.mul_(1.1) for parameter in transformer.parameters()],
+        "optimizer": lambda: [parameter.mul_(1.1) for parameter in transformer.parameters()],
         "checkpoint": lambda: transformer.load_state_dict({k: v * 0.9 for k, v in transformer.state_dict().items()}),
         "modulation": lambda: transformer.transformer_blocks[1].norm1.linear.weight.add_(0.1),
     }
@@ -160,19 +121,16 @@ def test_weights_that_change_are_seen(transformer) -> None:  # type: ignore[no-u
         assert (relative_error(before, theirs) > 1e-3) == (name != "moved")
 
 
-def test_adapters_are_refused_where_they_would_be_left_out(transformer) -> None:  # type: ignore[no-untyped-def]
+def test_adapters_are_refused_where_they_would_be_left_out(transformer):
     class LoraLinear(nn.Linear):
         pass
 
     transformer.transformer_blocks[2].attn1.to_k = LoraLinear(32, 32)
-    message = (
-        "^transformer: its projection to_k must be a plain linear layer, got LoraLinear; adapters have to be merged"
-    )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"^transformer: .*to_k must be .*got LoraLinear"):
         Network(transformer, SDPA)(*make_rows(1), 500)
 
 
-def test_a_model_made_under_inference_mode() -> None:
+def test_a_model_made_under_inference_mode():
     with torch.inference_mode():
         transformer, (latents, embeds) = make_variant(**VARIANTS["5B"]), make_rows(2)
         for _ in range(2):
@@ -183,10 +141,10 @@ def test_a_model_made_under_inference_mode() -> None:
 class Spy:
     """Records the rows of queries and of keys of every call of a kernel."""
 
-    def __init__(self) -> None:
-        self.seen: list[tuple[int, int, int]] = []
+    def __init__(self):
+        self.seen = []
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+    def __call__(self, query, key, value, bias):
         self.seen.append((query.shape[0], key.shape[0], key.shape[2] // query.shape[2]))
         return sdpa_attention(query, key, value, bias)
 
@@ -202,7 +160,7 @@ class Spy:
         ([0.0, 0.0, 0.0], [(2, 2, 1)] * 3),
     ],
 )
-def test_rows_that_are_only_read_end_at_the_last_layer_that_reads_them(transformer, kv_scale, calls) -> None:  # type: ignore[no-untyped-def]
+def test_rows_that_are_only_read_end_at_the_last_layer_that_reads_them(transformer, kv_scale, calls):
     spy, (latents, embeds) = Spy(), make_rows(3)
     told = None if kv_scale is None else torch.tensor(kv_scale)
     network = Network(transformer, Attention("spy", spy))

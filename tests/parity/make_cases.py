@@ -21,7 +21,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel, DDIMInverseScheduler
 from safetensors.torch import save_file
 
-from ddim_lightning.tiny.model import write_random_tiny
+from tests.random_tiny import write_random_tiny
 
 SCHEDULER = {
     "beta_start": 0.00085,

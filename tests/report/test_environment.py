@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import version
-from pathlib import Path
 
-import pytest
 import torch
 
 import ddim_lightning
@@ -30,14 +28,14 @@ def test_environment_is_json_and_knows_the_gpus():
     assert not report["broken"]
 
 
-def test_a_package_that_does_not_import_is_reported_not_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_package_that_does_not_import_is_reported_not_raised(tmp_path, monkeypatch):
     (tmp_path / "av.py").write_text("raise RuntimeError('operator torchvision::nms\\n does not exist')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "av", raising=False)
     assert read_environment()["broken"] == {"av": "RuntimeError: operator torchvision::nms does not exist"}
 
 
-def test_a_package_that_is_missing_has_no_version(monkeypatch: pytest.MonkeyPatch):
+def test_a_package_that_is_missing_has_no_version(monkeypatch):
     monkeypatch.setattr("ddim_lightning.report.environment._PACKAGES", ("torch", "no-such-package"))
     versions = read_versions()
     assert versions["no-such-package"] is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from PIL import Image
 from ddim_lightning.report.sheet import Row, make_sheet, write_sheet
 
 
-def _frames(colors: list[tuple[int, int, int]], height: int = 16, width: int = 24) -> torch.Tensor:
+def _frames(colors, height=16, width=24):
     return torch.tensor(colors, dtype=torch.uint8)[:, :, None, None].expand(-1, -1, height, width).contiguous()
 
 
@@ -21,7 +20,7 @@ REDS = [(200 - 5 * i, 10, 20) for i in range(13)]
 GREENS = [(10, 200 - 5 * i, 20) for i in range(13)]
 
 
-def _find_boxes(sheet: Image.Image, colors: list[tuple[int, int, int]]) -> dict[int, tuple[int, int, int, int]]:
+def _find_boxes(sheet, colors):
     """Where frame ``i`` is: left, top, right and bottom of the pixels of its color, all of which must be filled."""
     pixels = np.asarray(sheet)
     boxes = {}
@@ -59,7 +58,7 @@ def test_large_frames_shrink_and_keep_their_aspect():
 
 
 @pytest.mark.parametrize("text", ["word " * 200, "x" * 500, "a short one"])
-def test_no_text_runs_into_the_frames_or_the_next_row(text: str):
+def test_no_text_runs_into_the_frames_or_the_next_row(text):
     label = "a label of some length, longer than its column"
     rows = [Row(label, _frames(colors[:5]), text, text) for colors in (REDS, GREENS)]
     sheet = make_sheet(rows, title=text, subtitle=text, fps=Fraction(30000, 1001))
@@ -76,7 +75,7 @@ def test_no_text_runs_into_the_frames_or_the_next_row(text: str):
     assert (pixels[-40:] == 255).all()
 
 
-def test_equal_rows_give_equal_bytes(tmp_path: Path):
+def test_equal_rows_give_equal_bytes(tmp_path):
     for name in ("1", "2"):
         write_sheet(tmp_path / name, [Row("source", _frames(REDS), "a prompt")], title="clip", fps=Fraction(8))
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
@@ -85,5 +84,5 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path):
 
 def test_rows_of_different_shapes_are_refused():
     rows = [Row("source", _frames(REDS)), Row("edit", _frames(REDS[:9]))]
-    with pytest.raises(ValueError, match=r"^rows: must have one shape, got \[\(9, 3, 16, 24\), \(13, 3, 16, 24\)\]"):
+    with pytest.raises(ValueError, match=r"^rows: must have one shape.*\(9, 3, 16, 24\)"):
         make_sheet(rows, title="clip", fps=Fraction(8))

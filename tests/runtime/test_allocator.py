@@ -31,7 +31,7 @@ print(libc.mallinfo2().field8)  # fordblks, bytes that are free and were not giv
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs a GNU C library")
-def test_freed_memory_stays() -> None:
+def test_freed_memory_stays():
     kept, given_back = (
         int(subprocess.run([sys.executable, "-c", PROGRAM, way], capture_output=True, text=True, check=True).stdout)
         for way in ("keep", "give back")

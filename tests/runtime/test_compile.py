@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
@@ -16,7 +14,7 @@ from ddim_lightning.runtime.compile_cache import load_compiled, save_compiled
 COUNTERS = torch._dynamo.utils.counters
 
 
-def make_vae() -> AutoencoderKLCogVideoX:
+def make_vae():
     torch.manual_seed(0)
     one = {"block_out_channels": (4,), "layers_per_block": 1, "norm_num_groups": 2, "latent_channels": 2}
     blocks = {"down_block_types": ("CogVideoXDownBlock3D",), "up_block_types": ("CogVideoXUpBlock3D",)}
@@ -25,7 +23,7 @@ def make_vae() -> AutoencoderKLCogVideoX:
 
 @pytest.mark.slow
 @torch.inference_mode()
-def test_a_compiled_vae_agrees_and_serves_many_clips_with_few_graphs() -> None:
+def test_a_compiled_vae_agrees_and_serves_many_clips_with_few_graphs():
     torch._dynamo.reset()
     COUNTERS.clear()
     plain, compiled = make_vae(), make_vae()
@@ -42,8 +40,8 @@ def test_a_compiled_vae_agrees_and_serves_many_clips_with_few_graphs() -> None:
     assert first == graphs <= 4  # first frames and those after them, up and down
 
 
-def test_saved_graphs_are_found_by_a_process_with_empty_caches(tmp_path: Path) -> None:
-    def run() -> dict[str, int]:
+def test_saved_graphs_are_found_by_a_process_with_empty_caches(tmp_path):
+    def run():
         torch._dynamo.reset()
         COUNTERS.clear()
         torch.compile(lambda x: (x.sin() * 3.0).cumsum(0), fullgraph=True, dynamic=False)(torch.arange(5.0))

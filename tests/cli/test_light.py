@@ -1,0 +1,136 @@
+"""What a person asks for at once, and every mistake that needs no model to be found, waits for no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CODE = """
+import json, sys
+from ddim_lightning.cli.main import main
+for words in json.load(sys.stdin):
+    print("@@")
+    print("status", main(words))
+    print("heavy", *sorted({"torch", "lightning", "diffusers", "transformers", "numpy"} & set(sys.modules)))
+    print("parser", "jsonargparse" in sys.modules)
+"""
+
+
+def run(cwd: Path, *commands: list[str]) -> tuple[list[str], list[str]]:
+    """Run commands in one process; what each printed, with its status and what was imported, and all of stderr."""
+    words = json.dumps(commands)
+    ended = subprocess.run(
+        [sys.executable, "-c", CODE], input=words, capture_output=True, text=True, check=True, cwd=cwd
+    )
+    return ended.stdout.split("@@\n")[1:], ended.stderr.splitlines()
+
+
+def test_help_and_version_are_light(tmp_path: Path):
+    commands = [["--version"], ["--help"], ["benchmark"], ["edit", "--help"], ["demo", "--help"], ["export", "--help"]]
+    shown, errors = run(tmp_path, *commands)
+    assert errors == []
+    assert all("status 0\nheavy\n" in one for one in shown)
+    assert all("parser False" in one for one in shown[:3])
+    assert "--negative-prompt" in shown[3]
+    assert "--save-trajectory" in shown[3]
+
+
+MISTAKES = [
+    ([], 2, "edit"),
+    (["edti"], 2, "did you mean edit?"),
+    (["edit", "clip.mp4", "--output", "out"], 2, "required: prompt"),
+    (["edit", "clip.mp4", "--prompt", "x"], 2, "required: output"),
+    (["edit", "--prompt", "x", "--output", "out"], 2, "required: video"),
+    (["edit", "clip.mp4", "--prompt", "--output", "out"], 2, "--prompt"),
+    (["edit", "clip.mp4", "--prompt", " ", "--output", "out"], 2, "prompt: must not be blank"),
+    (["demo"], 2, "required: output"),
+    (["demo", "--output", "file/out"], 1, "output: must be a folder that can be written to, got 'file/out'"),
+    (["env", "--jsn"], 2, "--jsn"),
+    (["benchmark", "memry"], 2, "did you mean memory?"),
+    (["predict", "--config", "nope"], 1, "config: must be a file or one of the shipped "),
+    (["predict", "--config=./nope.yaml"], 1, "config: ./nope.yaml does not exist"),
+    *(
+        (["edit", "clip.mp4", "--prompt", "x", "--output", "out", *words], status, said)
+        for words, status, said in (
+            (["--promt", "y"], 2, "did you mean --prompt?"),
+            (["--num-inference-stepz", "3"], 2, "did you mean --num-inference-steps?"),
+            (["--num_inference_stepz=3"], 2, "did you mean --num-inference-steps?"),
+            (["--config", "key.yaml"], 2, "did you mean num_inference_steps?"),
+            (["--config", "value.yaml"], 2, "num_inference_steps: must be an integer of at least 1, got 0"),
+            (["--config", "none.yaml"], 2, "none.yaml"),
+            (["--steps", "many"], 2, "num_inference_steps: must be int, got 'many'"),
+            (["--steps", "0"], 2, "num_inference_steps: must be an integer of at least 1, got 0"),
+            (["--dtype", "f32"], 2, "dtype: must be 'auto', 'bfloat16', 'float16', 'float32', got 'f32'"),
+            (["--accelerator", "abacus"], 2, "accelerator: must be 'auto', "),
+            (["--guidance-scale=-1"], 2, "guidance_scale: must be finite and not negative, got -1.0"),
+            (["--stride", "two"], 2, "stride: must be int or float or 'spread', got 'two'"),
+            (["--stride", "0.5"], 2, "stride: must be at least 1, got 0.5"),
+            (["--height", "0"], 2, "height: must be at least 1, got 0"),
+            (["--offload", "model", "--exported", "empty"], 2, "offload: artifacts hold weights of their own"),
+            (["--inversion-prompt", "null"], 2, "inversion_prompt: null takes the source_prompt"),
+            (["--trajectory-dir", "./out"], 2, "trajectory_dir: must not be output without save_trajectory"),
+            (["--trajectory-dir", "empty"], 1, "empty/clip/trajectory.safetensors"),
+            (["--mask", "gone.png"], 1, "mask gone.png does not exist"),
+            (["--exported", "gone"], 1, "exported: must be a folder that export wrote, got 'gone'"),
+            (["--model", "./gone"], 1, "model: must be a pipeline folder or a hub id, got './gone'"),
+            (["--model", "file"], 1, "model: must be a pipeline folder or a hub id, got 'file'"),
+            (["--output", "file/out"], 1, "output: must be a folder that can be written to, got 'file/out'"),
+        )
+    ),
+    (["edit", "nope.mp4", "--prompt", "x", "--output", "out"], 1, "video nope.mp4 does not exist"),
+    (["edit", "empty", "--prompt", "x", "--output", "out"], 1, "video empty is a folder, not a file"),
+    (["edit", "zero.mp4", "--prompt", "x", "--output", "out"], 1, "zero.mp4 is empty"),
+]
+
+
+def test_a_mistake_is_one_line_with_its_status_before_anything_heavy(tmp_path: Path):
+    (tmp_path / "clip.mp4").write_text("not looked into")
+    (tmp_path / "zero.mp4").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "key.yaml").write_text("num_inference_stepz: 3\n")
+    (tmp_path / "value.yaml").write_text("num_inference_steps: 0\n")
+    shown, errors = run(tmp_path, *(words for words, _, _ in MISTAKES))
+    assert len(errors) == len(MISTAKES)
+    for (words, status, said), told, line in zip(MISTAKES, shown, errors, strict=True):
+        assert f"status {status}\nheavy\n" in told, (words, line)
+        assert line.startswith("error: "), words
+        assert said in line, words
+        assert line.count("did you mean") <= 1
+        assert len(line) < 250
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_first_line_comes_before_torch(tmp_path: Path):
+    (tmp_path / "clip.mp4").write_text("no video")
+    code = """
+import sys
+from ddim_lightning.cli.main import main
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Stop())
+print(main(sys.argv[1:]))
+"""
+    words = ["edit", "clip.mp4", "--prompt", "x", "--output", "out"]
+    for quiet, first in (([], ["loading tiny ..."]), (["--quiet"], [])):
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *words, *quiet], capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        assert ended.stdout == "130\n"
+        assert ended.stderr.splitlines() == [*first, "error: interrupted"]
+
+
+@pytest.mark.parametrize("arguments", [["edit"], ["predict", "--config", "nope"]])
+def test_the_package_runs_as_a_module(arguments: list[str]):
+    ended = subprocess.run(
+        [sys.executable, "-m", "ddim_lightning", *arguments], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode in (1, 2)
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
