@@ -1,4 +1,4 @@
-"""Plots of results; they need matplotlib, the extra ``plots``."""
+"""Plots of results; they need matplotlib, the extra ``benchmarks``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-_FILL, _FILL_LAST, _LINE, _FAINT = "#0072b2", "#999999", "#1c1c1e", "#6b6b70"  # blue and grey of Okabe and Ito
+_FILL, _FILL_LAST, _LINE, _FAINT = "#0072b2", "#999999", "#1c1c1e", "#6b6b70"  # blue and gray of Okabe and Ito
 _WIDTH, _BAR, _HEIGHT, _HEADER = 6.4, 0.24, 1.6, 0.75  # inches: least width, a bar, a panel, the titles
 _MOST_LABELS = 24
 
@@ -39,7 +39,7 @@ def write_bars(
 
     Args:
         path: The file, or where its bytes go.
-        names: Of the bars, from left to right; the last one, a total, stands apart in grey.
+        names: Of the bars, from left to right; the last one, a total, stands apart in gray.
         panels: From top to bottom.
         title: The first line.
         subtitle: The one or two smaller lines below it.
@@ -52,7 +52,7 @@ def write_bars(
 
     places = [*range(len(names) - 1), len(names) - 0.4]
     every = math.ceil(len(names) / _MOST_LABELS)
-    labelled = [k for k in range(len(names) - 1) if k % every == 0] + [len(names) - 1]
+    labeled = [k for k in range(len(names) - 1) if k % every == 0] + [len(names) - 1]
     width, height = max(_WIDTH, _BAR * len(names)), _HEIGHT * len(panels) + _HEADER
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - _HEADER / height))
@@ -73,6 +73,6 @@ def write_bars(
         ax.set_title(panel.title, loc="left", fontsize=9, color=_LINE)
         ax.spines[["top", "right", "bottom"]].set_visible(False)
         ax.tick_params(labelsize=8, colors=_LINE, bottom=False)
-    axes[-1].set_xticks([places[k] for k in labelled], [names[k] for k in labelled])
+    axes[-1].set_xticks([places[k] for k in labeled], [names[k] for k in labeled])
     axes[-1].set_xlabel(axis, fontsize=8, color=_LINE)
     figure.savefig(path, format="png")

@@ -44,8 +44,10 @@ MODULES: dict[str, Any] = {
     )
 }
 """The benchmarks whose results are checked, by the name that these bear."""
+UNTIMED = frozenset({edit_report.SCHEMA, inversion_report.SCHEMA, layer_scan.SCHEMA})
+"""Results that no other program disturbs: of what comes out, with the processor time of one thread at most."""
 _BUSY = 0.5
-"""Share of the CPUs that others may keep busy."""
+"""Share of the CPUs that other programs may keep busy where time is measured."""
 
 
 def read_result(folder: Path) -> Any:
@@ -79,15 +81,20 @@ def list_faults(folder: Path, write: bool = False) -> list[str]:
     report = module.make_markdown(result)
     if write:
         write_report(folder, result, report, getattr(module, "write_plots", None))
-    faults = list_doubts(result["environment"])
+    faults = list_doubts(result["environment"], timed=result["schema"] not in UNTIMED)
     same = (folder / "README.md").read_text(encoding="utf-8") == report
     return faults if same else [*faults, "README.md: is not what this result makes; --write makes it"]
 
 
-def list_doubts(environment: Mapping[str, Any]) -> list[str]:
-    """Return why numbers measured in an environment cannot be trusted; results older than the fields do not tell."""
+def list_doubts(environment: Mapping[str, Any], *, timed: bool) -> list[str]:
+    """Return why numbers measured in an environment cannot be trusted, one sentence each.
+
+    Args:
+        environment: The block of a result; the schema has seen that only results older than the fields lack them.
+        timed: Whether there are times among the numbers.
+    """
     doubts, load, cpus = [], environment["load_1min"], environment["cpus"]
-    if load is not None and cpus is not None and load > cpus * _BUSY:
+    if timed and load is not None and load > cpus * _BUSY:
         rule = f"must be at most {cpus * _BUSY:g} on {cpus} CPUs before a benchmark begins"
         doubts.append(f"$.environment.load_1min: {rule}, got {load:.2f}")
     if environment["dirty"]:

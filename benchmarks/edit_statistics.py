@@ -35,23 +35,22 @@ class Estimate:
 
     Args:
         value: The number.
-        num_noise_samples: (num_noise_samples,) float64; two estimates over the same edits are drawn alike, so that their difference is paired.
+        draws: (draws,) float64; two estimates over the same edits are drawn alike, so that their difference is
+            paired.
     """
 
     value: float
-    num_noise_samples: Tensor
+    draws: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Estimate:
         """Return the estimate of a function of the number."""
-        return Estimate(
-            float(function(torch.tensor(self.value, dtype=torch.float64))), function(self.num_noise_samples)
-        )
+        return Estimate(float(function(torch.tensor(self.value, dtype=torch.float64))), function(self.draws))
 
     @property
     def interval(self) -> list[float]:
         """The number and the ends of its percentile interval."""
         ends = torch.tensor([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], dtype=torch.float64)
-        return [self.value, *self.num_noise_samples.quantile(ends).tolist()]
+        return [self.value, *self.draws.quantile(ends).tolist()]
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,8 @@ def summarize(method: Method, cell: Cell) -> dict[str, Any]:
         "variant": repr(VARIANTS[name]) if name in VARIANTS else None,
         "seeds": seeds,
         **{cost: cell.average(cost) for cost in ("nfe", "inversion_nfe", "seconds", "inversion_seconds")},
-        "all": _summarise_part(cell),
-        "kinds": {kind: _summarise_part(part) for kind in KINDS if (part := cell.take(of_kind(kind))).edits},
+        "all": _summarize_part(cell),
+        "kinds": {kind: _summarize_part(part) for kind in KINDS if (part := cell.take(of_kind(kind))).edits},
         "each_seed": {
             "psnr_db": [part.estimate_psnr("whole").value for part in each],
             "edited": [part.estimate_right(list_changed()).value for part in each],
@@ -188,11 +187,9 @@ def evaluate_goals(cells: Mapping[Method, Cell], steps: int, guidance: float) ->
 def _judge_gap(region: str, reference: Cell, default: Cell, ceiling: Cell) -> dict[str, Any]:
     low, own, high = (cell.estimate_psnr(region) for cell in (reference, default, ceiling))
     closed = (own.value - low.value) / (high.value - low.value)
-    num_noise_samples = Estimate(
-        closed, (own.num_noise_samples - low.num_noise_samples) / (high.num_noise_samples - low.num_noise_samples)
-    ).interval
+    _, least, most = Estimate(closed, (own.draws - low.draws) / (high.draws - low.draws)).interval
     numbers = (
-        f"{closed:.0%} [{num_noise_samples[1]:.0%}, {num_noise_samples[2]:.0%}] of it: reference {low.value:.2f}, default {own.value:.2f}, "
+        f"{closed:.0%} [{least:.0%}, {most:.0%}] of it: reference {low.value:.2f}, default {own.value:.2f}, "
         f"ceiling {high.value:.2f} dB"
     )
     place = "over the whole frame" if region == "whole" else f"{region} the objects"
@@ -206,7 +203,7 @@ def _judge_kinds(default: Cell, nothing: Cell, cells: Mapping[Method, Cell]) -> 
         if not own.edits:
             continue
         ours, theirs = own.estimate_psnr("whole"), still.estimate_psnr("whole")
-        gain = Estimate(ours.value - theirs.value, ours.num_noise_samples - theirs.num_noise_samples).interval
+        gain = Estimate(ours.value - theirs.value, ours.draws - theirs.draws).interval
         numbers = f"{gain[0]:+.2f} [{gain[1]:+.2f}, {gain[2]:+.2f}] dB: {ours.value:.2f} against {theirs.value:.2f}"
         bar = _make_bar(f"better than doing nothing over the whole frame, {kind}", gain[0] > 0, numbers)
         noise = cells.get((NO_INVERSION, 3.0))
@@ -234,7 +231,7 @@ def _make_bar(text: str, met: bool, numbers: str) -> dict[str, Any]:
     return {"bar": text, "met": met, "exempt": False, "numbers": numbers}
 
 
-def _summarise_part(cell: Cell) -> dict[str, Any]:
+def _summarize_part(cell: Cell) -> dict[str, Any]:
     decibels = cell.list_psnr()
     return {
         "edits": len(cell.edits),

@@ -59,7 +59,7 @@ DEFAULT_GUIDANCE = GUIDANCE_SCALE
 
 FLOW_EDIT = cast(FlowEdit, EDITOR)
 DEEP = UniInv(first_step_iterations=5, extrapolate=True)
-"""Whose x_T has a deviation of about 1, as noise has, for what starts there; the recommended inverter leaves half of it."""
+"""For what starts at x_T: its deviation is about 1, as that of noise; the recommended inverter leaves half of it."""
 
 METHODS = {
     # What there is to compare with. The script inverts under the empty prompt, starts from noise, tells its source rows

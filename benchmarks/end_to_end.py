@@ -85,7 +85,8 @@ def make_markdown(result: Mapping[str, Any]) -> str:
     measured = (
         f"{settings['model']} on {tell_place(result)}, {settings['steps']} steps, guidance "
         f"{settings['guidance_scale']:g}, recommended inverter and editor; *warm* is the median of "
-        f"{settings['rounds']} videos after the first. The reconstruction and the edit are decoded and written. Seconds:"
+        f"{settings['rounds']} videos after the first. The reconstruction and the edit are decoded and written. "
+        "Seconds:"
     )
     head = ("variant", "preset", "", *STAGES, "total", "NFE")
     return "\n".join(

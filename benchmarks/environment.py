@@ -23,13 +23,15 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
     """Return the environment block of a result, JSON-ready.
 
     Args:
-        commit: The commit measured; read from git where the code runs in a checkout.
+        commit: The commit measured, as ``git describe --dirty`` has it; read from git where the code is a checkout.
     """
-    block = read_environment()
+    block, dirty = read_environment(), _is_dirty()
+    if dirty is None and commit is not None:  # who names the commit of a copy says whether it is that commit's
+        commit, dirty = commit.removesuffix("-dirty"), commit.endswith("-dirty")
     return {
         "command": shlex.join(_make_command()),
         "commit": commit or _ask(["git", "-C", _FOLDER, "rev-parse", "HEAD"]),
-        "dirty": _is_dirty(),
+        "dirty": dirty,
         "load_1min": _LOAD,
         "cpus": os.cpu_count(),
         "gpus": block["gpus"],

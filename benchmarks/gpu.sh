@@ -12,8 +12,8 @@
 # Environment: PYTHON (python3), COMMIT (git's), SCRIPT (path of the reference's ddim_inversion.py; without it the part
 # versus is left out, and said to be).
 #
-# Plots need matplotlib, which is not among the wheels: `python -m benchmarks.check --write OUTPUT/*/` num_noise_samples them where
-# there is one.
+# Plots need matplotlib, which is not among the wheels: `python -m benchmarks.check --write OUTPUT/*/` draws them where there
+# is one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheels=${1:-.whl}

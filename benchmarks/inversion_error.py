@@ -161,7 +161,7 @@ def measure(
 
 @torch.inference_mode()
 def write_washout(path: Path, engine: InversionEngine, clip: Clip, fewer: int) -> None:
-    """Write the sheet of one clip: the source, the VAE's ceiling, plain DDIM and the recommended inverter in two schedules."""
+    """Write the sheet of one clip: the source, the VAE's ceiling, plain DDIM and the default in two schedules."""
     videos = {"source": clip.frames, "VAE round trip": quantize(clip.round_trip[0])}
     texts = {"source": clip.scene.caption}
     for steps, name in itertools.product((len(engine.schedule), fewer), ("plain DDIM", "the default")):

@@ -226,7 +226,7 @@ _LEGEND = (
     "*NFE* of the inversion (with the residual's where it is used) and of the reconstruction.",
     "*next to clean* and *latents* are relative L2 errors: before the last step back, and of what is reconstructed.",
     "x_T of Gaussian noise has mean 0, deviation 1 and no correlation of neighbors (frames, height, width).",
-    "Seconds are of one thread's processor time, inversion and reconstruction, the median of the clips, without the VAE.",
+    "Seconds are one thread's processor time, inversion and reconstruction, the clips' median, without the VAE.",
 )
 _HEAD = (
     *("residual", "NFE", "PSNR", "worst", "next to clean", "latents"),

@@ -16,6 +16,8 @@ layers are vital whose removal, one at a time, changes a generated image most; h
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +32,7 @@ from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import describe_part
 from ddim_lightning.metrics.functional import psnr, ssim
 from ddim_lightning.models.vae import quantize
-from ddim_lightning.tiny.shapes import WORDS, Scene
+from ddim_lightning.tiny.shapes import NUM_FRAMES, SIZE, WORDS, Scene
 from ddim_lightning.tiny.shapes_classifier import classify
 from ddim_lightning.tiny.shapes_datamodule import ShapesDataModule
 from ddim_lightning.types import Clip, EditRequest, Frames, Latents, Video
@@ -176,20 +178,36 @@ def describe_layers(layers: str) -> str:
     return {NONE: "no layer", ALL: "all layers"}.get(layers, f"layer {layers}")
 
 
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse arguments that do not belong together.
+
+    Raises:
+        ValueError: A video without a prompt, a text without a video, or a scale out of its range.
+    """
+    texts = {"prompt": args.prompt, "source_prompt": args.source_prompt}
+    for name, text in texts.items():
+        if args.video is None and text is not None:
+            raise ValueError(f"{name}: needs a video, got {text!r}")
+    if args.video is not None and not (args.prompt and all(prompt.strip() for prompt in args.prompt)):
+        raise ValueError(f"prompt: must be given with a video, and not be blank, got {args.prompt!r}")
+    if not (math.isfinite(args.guidance_scale) and args.guidance_scale >= 0):
+        raise ValueError(f"guidance_scale: must be finite and not negative, got {args.guidance_scale}")
+
+
 def make_clips(args: argparse.Namespace, engine: InversionEngine) -> list[tuple[Clip, Grade | None]]:
     """Make what is scanned: one video, or clips of shapes with what grades their edits.
 
     Raises:
-        ValueError: A video without a prompt, or one that the model cannot take.
+        ValueError: A video that the model cannot take, or a model that does not make clips of shapes.
         OSError: The video cannot be read.
     """
     limits = engine.components.limits
     if args.video is None:
+        if (limits.num_frames, limits.height, limits.width) != (NUM_FRAMES, SIZE, SIZE):
+            raise ValueError(f"video: must be given for a model that is not of the tiny one's size, got {args.model!r}")
         data = ShapesDataModule(predict_clips=args.clips, edits=EDITS)
         grades = [make_grader(*scenes) for scenes in data.predict_scenes()]
         return list(zip(data.predict_dataloader(), grades, strict=True))
-    if not args.prompt:
-        raise ValueError("prompt: must be given with a video, got none")
     size = {"height": limits.height, "width": limits.width}
     frames, fps, _ = read_clip(args.video, limits=limits, start=0, num_frames=None, stride=1, fit="crop", **size)
     return [(Clip(Path(args.video).stem, frames, fps, tuple(args.prompt), args.source_prompt), None)]
@@ -203,6 +221,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for clip, grade in clips:
         scores += scan_clip(engine, clip, args.guidance_scale, grade=grade)
         print(f"{clip.id}: {len(scores)} edits so far", flush=True)
+        for sentence in engine.prompts.get_warnings([*clip.prompts, clip.source_prompt or ""]):
+            print(f"warning: {clip.id}: {sentence}", file=sys.stderr)
     rows = summarize(scores)
     return {
         "schema": SCHEMA,
@@ -252,17 +272,20 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
 
 def make_markdown(result: Mapping[str, Any]) -> str:
     """Write the report that a person reads."""
+    explained = (
+        f"{describe_settings(result)}, {result['nfe']} NFE. In each row that layer alone attends to the keys and "
+        "values of the source. SSIM of the luma, PSNR and the relative L2 distance of the latents compare the edit "
+        "with the source's VAE round trip; *closer* is how much nearer it is than with no layer, mean and standard "
+        "deviation over clips. A layer that copies the source and drops the edit is the closest of all: read the "
+        "numbers beside the share of words that a classifier finds right, the new ones, which the edit changes, and "
+        "the old ones, which it keeps."
+    )
     lines = [
         "# Layer scan",
         "",
         tell_origin(result),
         "",
-        f"{describe_settings(result)}, {result['nfe']} NFE. In each row that layer alone attends to the keys and",
-        "values of the source. SSIM of the luma, PSNR and the relative L2 distance of the latents compare the edit with",
-        "the source's VAE round trip; *closer* is how much nearer it is than with no layer, mean and standard deviation",
-        "over clips. A layer that copies the source and drops the edit is the closest of all: read the numbers beside",
-        "the share of words that a classifier finds right, the new ones, which the edit changes, and the old ones, which",
-        "it keeps.",
+        explained,
         "",
         _make_table(result["layers"]),
         "",
@@ -329,6 +352,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Scan, print the report and write the files."""
     args = make_parser().parse_args(argv)
+    check_arguments(args)
     torch.set_num_threads(args.threads)
     result = measure(args)
     report = make_markdown(result)

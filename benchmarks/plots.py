@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colors, which stay apart for color-blind readers; their yellow is too faint on white.
 _BLUE, _VERMILLION, _GREEN, _ORANGE, _SKY, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
-_INK, _GREY, _FAINT = "#1c1c1e", "#6b6b70", "#e3e3e6"
+_INK, _GRAY, _FAINT = "#1c1c1e", "#6b6b70", "#e3e3e6"
 
-_COLOURS = {
+_COLORS = {
     "DDIM": _VERMILLION,
     "UniInv": _BLUE,
     "FixedPoint": _GREEN,
@@ -29,15 +29,16 @@ _COLOURS = {
     "KVInjection": _BLUE,
     "DirectInversion": _GREEN,
     "FlowEdit": _ORANGE,
-    "do nothing": _GREY,
+    "do nothing": _GRAY,
     "no inversion": _INK,
     "inversion": _BLUE,
     "default edit": _ORANGE,
     "four rows": _VERMILLION,
     "shared row": _GREEN,
     "exact": _BLUE,
-    "staged": _ORANGE,
-    "low_memory": _GREEN,
+    "none": _BLUE,
+    "model": _ORANGE,
+    "blocks": _GREEN,
 }
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -46,7 +47,7 @@ _STYLE: dict[Any, Any] = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 14,
-    "axes.edgecolor": _GREY,
+    "axes.edgecolor": _GRAY,
     "axes.labelcolor": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,8 +55,8 @@ _STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "grid.color": _FAINT,
     "grid.linewidth": 0.8,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
+    "xtick.color": _GRAY,
+    "ytick.color": _GRAY,
     "figure.facecolor": "white",
 }
 _INCHES, _DPI = (8.0, 5.0), 150
@@ -64,11 +65,11 @@ _INCHES, _DPI = (8.0, 5.0), 150
 _BEHIND_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
 
 
-def get_colour(method: str) -> str:
+def get_color(method: str) -> str:
     """Return the color of a method by the name it begins with; an unknown one always gets the same of the palette."""
-    known = max((name for name in _COLOURS if method.startswith(name)), key=len, default=None)
+    known = max((name for name in _COLORS if method.startswith(name)), key=len, default=None)
     palette = (_SKY, _PURPLE, _ORANGE, _GREEN)
-    return _COLOURS[known] if known else palette[zlib.crc32(method.encode()) % len(palette)]
+    return _COLORS[known] if known else palette[zlib.crc32(method.encode()) % len(palette)]
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def plot_levels(path: Path, lines: Sequence[Line], *, title: str, x_label: str, 
     for line in lines:
         shown = [(x, y) for x, y in zip(line.x, line.y, strict=True) if y > 0]
         xs, ys = zip(*shown, strict=True) if shown else ((), ())
-        axes.plot(xs, ys, line.dash, color=get_colour(line.label), linewidth=1.8, label=line.label)
+        axes.plot(xs, ys, line.dash, color=get_color(line.label), linewidth=1.8, label=line.label)
     axes.set_yscale("log")
     axes.invert_xaxis()
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -157,7 +158,7 @@ def plot_frontier(path: Path, points: Sequence[Point], *, title: str, x_label: s
     for point in points:
         size = 110 if point.highlighted else 40
         axes.scatter(
-            point.x, point.y, s=size, color=get_colour(point.label), edgecolors="white", linewidths=0.8, zorder=3
+            point.x, point.y, s=size, color=get_color(point.label), edgecolors="white", linewidths=0.8, zorder=3
         )
     axes.margins(0.12)
     _place_labels(figure, axes, points)
@@ -179,14 +180,14 @@ def plot_limits(
     """
     figure, axes = _make_axes(title, x_label, y_label)
     for line in lines:
-        axes.plot(line.x, line.y, line.dash, marker="o", color=get_colour(line.label), label=line.label)
+        axes.plot(line.x, line.y, line.dash, marker="o", color=get_color(line.label), label=line.label)
         for x, y in zip(line.x, line.y, strict=True):
             axes.annotate(f"{y:.1f}", (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
     for name, height in heights.items():
-        axes.axhline(height, color=_GREY, linewidth=1, linestyle="--")
+        axes.axhline(height, color=_GRAY, linewidth=1, linestyle="--")
         axes.annotate(
             name, (1.0, height), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
-            va="center", color=_GREY, fontsize=9,
+            va="center", color=_GRAY, fontsize=9,
         )  # fmt: skip
     axes.margins(0.08)
     axes.legend(loc="upper left", bbox_to_anchor=(0.0, -0.12), frameon=False)
@@ -205,7 +206,7 @@ def plot_steps(path: Path, lines: Sequence[Line], *, title: str, x_label: str, y
     """
     figure, axes = _make_axes(title, x_label, y_label)
     for line in lines:
-        axes.plot(line.x, line.y, line.dash, marker=".", color=get_colour(line.label), label=line.label)
+        axes.plot(line.x, line.y, line.dash, marker=".", color=get_color(line.label), label=line.label)
     axes.set_ylim(bottom=0.0)
     axes.locator_params(axis="x", integer=True)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -226,8 +227,8 @@ def plot_bars(path: Path, groups: Sequence[str], series: Sequence[Bars], *, titl
     axes.grid(False, axis="x")
     width = 0.8 / len(series)
     for k, bars in enumerate(series):
-        centres = [group + (k - (len(series) - 1) / 2) * width for group in range(len(groups))]
-        drawn = axes.bar(centres, bars.heights, width * 0.92, color=get_colour(bars.label), label=bars.label)
+        centers = [group + (k - (len(series) - 1) / 2) * width for group in range(len(groups))]
+        drawn = axes.bar(centers, bars.heights, width * 0.92, color=get_color(bars.label), label=bars.label)
         axes.bar_label(drawn, bars.notes, padding=3, fontsize=9 if len(series) == 1 else 6, color=_INK)
     axes.set_xticks(range(len(groups)), groups)
     axes.margins(y=0.15)
@@ -250,9 +251,9 @@ def plot_roofline(path: Path, points: Sequence[Point], best_tflops: float, tb_pe
     ridge = best_tflops / tb_per_s
     ends = [ridge, *(point.x for point in points)]
     roof = [min(ends) / 2, ridge, max(ends) * 2]
-    axes.plot(roof, [min(best_tflops, x * tb_per_s) for x in roof], color=_GREY, linewidth=1.8)
+    axes.plot(roof, [min(best_tflops, x * tb_per_s) for x in roof], color=_GRAY, linewidth=1.8)
     for point in points:
-        axes.scatter(point.x, point.y, s=40, color=get_colour(point.label), edgecolors="white", zorder=3)
+        axes.scatter(point.x, point.y, s=40, color=get_color(point.label), edgecolors="white", zorder=3)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(0.15)
@@ -267,7 +268,7 @@ def _make_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("matplotlib: is needed for plots: install 'ddim-lightning[plots]'") from error
+        raise ModuleNotFoundError("matplotlib: is needed for plots: install 'ddim-lightning[benchmarks]'") from error
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_INCHES, dpi=_DPI)
         FigureCanvasAgg(figure)
@@ -308,7 +309,7 @@ def _place_labels(figure: Figure, axes: Axes, points: Sequence[Point]) -> list[A
             fontsize=9,
             fontweight="bold" if point.highlighted else "normal",
             bbox=_BEHIND_TEXT,
-            arrowprops={"arrowstyle": "-", "color": _GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
+            arrowprops={"arrowstyle": "-", "color": _GRAY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3},
         )
         box = _move_to_free_place(label, axes.get_window_extent(renderer), taken, renderer)
         taken.append(box)

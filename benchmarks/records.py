@@ -89,7 +89,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def mean_interval(
-    values: Sequence[float], *, confidence: float = 0.95, seed: int = 0, num_noise_samples: int = 2000
+    values: Sequence[float], *, confidence: float = 0.95, seed: int = 0, draws: int = 2000
 ) -> tuple[float, float, float]:
     """Return the mean and its bootstrap interval: the quantiles of the means of resampled values.
 
@@ -97,7 +97,7 @@ def mean_interval(
         values: One number per clip, at least one.
         confidence: Share of the resampled means inside the interval, 0 .. 1.
         seed: Of the resampling.
-        num_noise_samples: How often the values are resampled.
+        draws: How often the values are resampled.
 
     Returns:
         Mean, lower end, upper end.
@@ -106,7 +106,7 @@ def mean_interval(
     """
     numbers = torch.tensor(values, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(numbers), (num_noise_samples, len(numbers)), generator=generator)
+    chosen = torch.randint(len(numbers), (draws, len(numbers)), generator=generator)
     ends = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = numbers[chosen].mean(dim=1).quantile(ends).tolist()
     return float(numbers.mean()), low, high

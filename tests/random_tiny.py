@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
@@ -17,7 +14,7 @@ from ddim_lightning.models.checkpoint import BUNDLED
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER
 from ddim_lightning.tiny.training import make_tokenizer, write_pipeline
 
-VAE: dict[str, Any] = {
+VAE = {
     "block_out_channels": (8, 12, 16),  # three blocks: 4x in space, as the bundled model
     "down_block_types": ("CogVideoXDownBlock3D",) * 3,
     "up_block_types": ("CogVideoXUpBlock3D",) * 3,
@@ -30,7 +27,7 @@ VAE: dict[str, Any] = {
     "scaling_factor": 0.7,  # as CogVideoX-5B; not 1, so that leaving it out shows
 }
 
-TRANSFORMER: dict[str, Any] = {
+TRANSFORMER = {
     "num_layers": 3,  # a first, a middle and a last
     "num_attention_heads": 3,  # not the number of frames' or of rows' usual 2
     "attention_head_dim": 16,  # the smallest whose split over time, height and width (4, 6, 6) is even
@@ -46,7 +43,7 @@ TRANSFORMER: dict[str, Any] = {
     "temporal_compression_ratio": 4,
 }
 
-TEXT_ENCODER: dict[str, Any] = {
+TEXT_ENCODER = {
     "d_model": 24,
     "d_kv": 8,
     "d_ff": 40,  # not 4 x 24, so that gate and output cannot be confused
@@ -58,16 +55,16 @@ TEXT_ENCODER: dict[str, Any] = {
 
 
 def write_random_tiny(
-    folder: Path,
+    folder,
     *,
-    seed: int = 0,
-    rotary: bool = True,
-    snr_shift_scale: float = 1.0,
-    scheduler: str = "CogVideoXDDIMScheduler",
-    transformer: Mapping[str, Any] | None = None,
-    vae: Mapping[str, Any] | None = None,
-    max_shard_size: str = "5GB",
-) -> Path:
+    seed=0,
+    rotary=True,
+    snr_shift_scale=1.0,
+    scheduler="CogVideoXDDIMScheduler",
+    transformer=None,
+    vae=None,
+    max_shard_size="5GB",
+):
     """Write a CogVideoX pipeline folder with random weights, small enough for one CPU thread.
 
     Args:
@@ -86,8 +83,8 @@ def write_random_tiny(
     tokenizer = make_tokenizer()
     sizes = {**TRANSFORMER, "use_rotary_positional_embeddings": rotary, **(transformer or {})}
     text = T5Config(vocab_size=len(tokenizer), **TEXT_ENCODER)
-    where: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
-    parts: dict[str, Any] = {
+    where = {"device": torch.device("cpu"), "dtype": torch.float32}
+    parts = {
         "tokenizer": tokenizer,
         "text_encoder": make_random(lambda: T5EncoderModel(text), seed=seed, **where),
         "transformer": make_random(lambda: CogVideoXTransformer3DModel(**sizes), seed=seed + 1, **where),

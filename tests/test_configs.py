@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from ddim_lightning.cli.main import main
+from ddim_lightning.cli.shipped import find_shipped
 from ddim_lightning.data.video import write_video
-from ddim_lightning.cli.configs import get_configs_folder
 from ddim_lightning.writer import read_results
 
-CONFIGS = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in get_configs_folder().glob("*.yaml")}
+CONFIGS = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in find_shipped("configs").glob("*.yaml")}
 PREDICT = sorted(name for name, config in CONFIGS.items() if "writer" in config)
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clips(tmp_path_factory):
     """A folder of two clips: 13 frames of 24 x 40 and 9 frames of 40 x 24."""
     folder = tmp_path_factory.mktemp("clips")
     generator = torch.Generator().manual_seed(0)
@@ -34,9 +33,16 @@ def test_the_four_uses_have_a_config():
 
 
 @pytest.mark.parametrize("name", PREDICT)
-def test_config_runs(name: str, clips: Path, tiny_model: Path, tmp_path: Path):
-    small = ["--model.model", str(tiny_model), "--model.num_inference_steps", "2", "--model.dtype", "float32"]
-    small += ["--model.compile", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+def test_config_runs(name, clips, tiny_model, tmp_path):
+    small = [
+        "--model.model",
+        str(tiny_model),
+        "--model.schedule.num_inference_steps",
+        "2",
+        "--model.runtime.dtype",
+        "float32",
+    ]
+    small += ["--model.runtime.compile", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     small += ["--data.num_frames", "5", "--data.height", "16", "--data.width", "24", "--data.num_workers", "0"]
     small += ["--data.videos", str(clips), "--writer.output_dir", str(tmp_path)]
     assert main(["predict", "--config", name, *small]) == 0
@@ -47,14 +53,21 @@ def test_config_runs(name: str, clips: Path, tiny_model: Path, tmp_path: Path):
     for record in records:
         assert (record["status"], record["prompts"], record["frames"]["count"]) == ("done", prompts, 5)
         assert len(record["files"]["edits"]) == len(prompts)
-        kept = asked["model"]["init_args"].get("save_trajectory", False)
+        kept = asked["model"]["init_args"].get("outputs", {}).get("save_trajectory", False)
         assert (tmp_path / record["id"] / "trajectory.safetensors").is_file() == kept
         assert record["settings"]["inverter"]["class_path"].endswith(".UniInv")
 
 
-def test_the_5b_config_takes_clips_shorter_than_the_model_allows(clips: Path, tiny_model: Path, tmp_path: Path):
-    small = ["--model.model", str(tiny_model), "--model.num_inference_steps", "1", "--model.dtype", "float32"]
-    small += ["--model.compile", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+def test_the_5b_config_takes_clips_shorter_than_the_model_allows(clips, tiny_model, tmp_path):
+    small = [
+        "--model.model",
+        str(tiny_model),
+        "--model.schedule.num_inference_steps",
+        "1",
+        "--model.runtime.dtype",
+        "float32",
+    ]
+    small += ["--model.runtime.compile", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
     small += ["--data.height", "16", "--data.width", "24", "--data.num_workers", "0"]
     small += ["--data.videos", str(clips / "tall.mp4"), "--writer.output_dir", str(tmp_path)]
     assert main(["predict", "--config", "cogvideox_5b", *small]) == 0
@@ -65,5 +78,5 @@ def test_the_5b_config_takes_clips_shorter_than_the_model_allows(clips: Path, ti
 def test_the_5b_config_asks_for_a_gpu_and_the_published_model():
     config = CONFIGS["cogvideox_5b"]
     assert config["model"]["init_args"]["model"] == "zai-org/CogVideoX-5b"
-    assert config["model"]["init_args"]["compile"] is True
+    assert config["model"]["init_args"]["runtime"]["compile"] is True
     assert config["trainer"]["accelerator"] == "gpu"

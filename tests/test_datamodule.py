@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from PIL import Image
 
 from ddim_lightning.data.video import read_clip, write_video
 from ddim_lightning.datamodule import VideoDataModule
-from ddim_lightning.types import UnreadableClip, Clip, VideoLimits
+from ddim_lightning.types import Clip, VideoLimits
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)
 
@@ -22,11 +21,11 @@ class Recorder(LightningModule):
 
     video_limits = LIMITS
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         super().__init__()
         self.folder = folder
 
-    def predict_step(self, batch: Clip | UnreadableClip, batch_idx: int) -> str:
+    def predict_step(self, batch, batch_idx):
         with (self.folder / batch.id).open("x") as file:
             if isinstance(batch, Clip):
                 assert batch.frames.dtype == torch.uint8
@@ -39,7 +38,7 @@ class Recorder(LightningModule):
 class Foreign(LightningModule):
     """A module that knows nothing of videos."""
 
-    def predict_step(self, batch: Clip | UnreadableClip, batch_idx: int) -> Clip | UnreadableClip:
+    def predict_step(self, batch, batch_idx):
         return batch
 
 
@@ -50,7 +49,7 @@ class Sized(Foreign):
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
+def clips(tmp_path_factory):
     """Five clips of 9 .. 13 frames of 40 x 64, and a text that calls itself one."""
     folder = tmp_path_factory.mktemp("clips")
     for i in range(5):
@@ -60,7 +59,7 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
-def make_trainer(**options: object) -> Trainer:
+def make_trainer(**options):
     quiet = {
         "logger": False,
         "enable_checkpointing": False,
@@ -70,7 +69,7 @@ def make_trainer(**options: object) -> Trainer:
     return Trainer(accelerator="cpu", **quiet, **options)
 
 
-def seen(folder: Path) -> dict[str, str]:
+def seen(folder):
     """By id, what was recorded, without the rank."""
     return {path.name: path.read_text().split(" ", 1)[1] for path in folder.iterdir()}
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from ddim_lightning import Clip, DDIMInversionModule, Editor, EditRequest, Inverter, KVInjection, UniInv
-from ddim_lightning.engine.export import export_network
+from ddim_lightning import Clip, DDIMInversionModule, EditRequest, KVInjection, UniInv
 from ddim_lightning.diffusion.editors import FlowEdit
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.sampling import invert
+from ddim_lightning.engine.export import export_network
 from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.kernels import CUDA_KERNELS, MeasuredAttention, get_memory_file, resolve_attention
 
 pytestmark = pytest.mark.gpu
 
 
-def predict(model: Path, accelerator: str, **options: Any) -> tuple[DDIMInversionModule, Any]:
+def predict(model, accelerator, **options):
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (9, 3, 64, 64), generator=generator, dtype=torch.uint8)
     clip = Clip("clip", frames, prompts=("a red circle moving right",))
@@ -37,43 +35,43 @@ def predict(model: Path, accelerator: str, **options: Any) -> tuple[DDIMInversio
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        (result,) = trainer.predict(module, DataLoader([clip], batch_size=None))  # type: ignore[arg-type,misc]
+        (result,) = trainer.predict(module, DataLoader([clip], batch_size=None))
     return module, result
 
 
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+def relative_error(ours, theirs):
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def test_weights_are_on_the_device_in_bfloat16_and_stay_there(tiny_model: Path) -> None:
+def test_weights_are_on_the_device_in_bfloat16_and_stay_there(tiny_model):
     module, result = predict(tiny_model, "gpu")
     parts = module.components
     for part in (parts.transformer, parts.vae, parts.text_encoder):
-        assert {p.device.type for p in part.parameters()} == {"cuda"}  # type: ignore[union-attr]
-        assert {p.dtype for p in part.parameters()} == {torch.bfloat16}  # type: ignore[union-attr]
+        assert {p.device.type for p in part.parameters()} == {"cuda"}
+        assert {p.dtype for p in part.parameters()} == {torch.bfloat16}
     assert set(result.peak_gib) == set(result.seconds)
     assert result.edits[0].frames.device.type == "cpu" and result.clip.frames.device.type == "cpu"
 
 
-def test_float32_on_the_device_agrees_with_the_cpu(tiny_model: Path) -> None:
+def test_float32_on_the_device_agrees_with_the_cpu(tiny_model):
     _, on_cpu = predict(tiny_model, "cpu", dtype="float32", save_trajectory=True)
     _, on_gpu = predict(tiny_model, "gpu", dtype="float32", save_trajectory=True)
     assert relative_error(on_gpu.trajectory["levels"], on_cpu.trajectory["levels"]) <= 1e-3
     assert relative_error(on_gpu.edits[0].latents, on_cpu.edits[0].latents) <= 1e-2
 
 
-def test_bfloat16_comes_back(tiny_model: Path) -> None:
+def test_bfloat16_comes_back(tiny_model):
     _, result = predict(tiny_model, "gpu", num_inference_steps=25)
     assert result.metrics["reconstruction"]["psnr_vs_vae"] > 25.0
 
 
-def test_compiled_blocks_agree_with_eager(tiny_model: Path) -> None:
+def test_compiled_blocks_agree_with_eager(tiny_model):
     _, eager = predict(tiny_model, "gpu", dtype="float32")
     _, compiled = predict(tiny_model, "gpu", dtype="float32", compile=True)
     assert relative_error(compiled.edits[0].latents, eager.edits[0].latents) <= 1e-2
 
 
-def make_attention_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def make_attention_inputs():
     generator = torch.Generator("cuda").manual_seed(0)
     query = torch.randn(2, 3, 128, 64, generator=generator, device="cuda").bfloat16()
     key, value = torch.randn(2, 2, 3, 256, 64, generator=generator, device="cuda").bfloat16()
@@ -81,7 +79,7 @@ def make_attention_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["cudnn", "flash", "efficient", "xformers"])
-def test_kernels_by_name_agree_and_say_their_log_sum_exp_or_what_is_available(name: str) -> None:
+def test_kernels_by_name_agree_and_say_their_log_sum_exp_or_what_is_available(name):
     try:
         attention = resolve_attention(name, torch.device("cuda"))
     except ValueError as error:
@@ -97,7 +95,7 @@ def test_kernels_by_name_agree_and_say_their_log_sum_exp_or_what_is_available(na
     assert relative_error(lse, their_lse) <= 1e-2
 
 
-def test_the_automatic_choice_is_measured_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_automatic_choice_is_measured_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     choice = resolve_attention("auto", torch.device("cuda"))
     assert isinstance(choice, MeasuredAttention)
@@ -105,7 +103,7 @@ def test_the_automatic_choice_is_measured_and_remembered(tmp_path: Path, monkeyp
     assert kernel.name in CUDA_KERNELS and get_memory_file().is_file()
 
 
-def test_artefacts_leave_the_transformer_on_the_host(tiny_model: Path, tmp_path: Path) -> None:
+def test_artefacts_leave_the_transformer_on_the_host(tiny_model, tmp_path):
     settings = {"num_inference_steps": 2, "dtype": "float32"}
     latents = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
     eager = DDIMInversionModule(str(tiny_model), **settings)
@@ -121,7 +119,7 @@ def test_artefacts_leave_the_transformer_on_the_host(tiny_model: Path, tmp_path:
 
 @pytest.mark.parametrize("editor", [KVInjection(kv_scale=0.5), FlowEdit()])
 @pytest.mark.parametrize("inverter", [DDIM(), UniInv(extra_evals=0.0)])
-def test_no_step_makes_the_host_wait(inverter: Inverter, editor: Editor, tiny_model: Path) -> None:
+def test_no_step_makes_the_host_wait(inverter, editor, tiny_model):
     """Once everything has been on the device, a whole edit asks nothing of it until its end."""
     module = DDIMInversionModule(str(tiny_model), num_inference_steps=4, editor=editor)
     module.load(torch.device("cuda"))

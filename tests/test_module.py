@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,10 +12,11 @@ from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from ddim_lightning import UnreadableClip, Clip, DDIMInversionModule, KVInjection, UniInv
+from ddim_lightning import Clip, DDIMInversionModule, KVInjection, UniInv, UnreadableClip
 from ddim_lightning.models.loading import load_text_encoder
+from tests import modules
 
-QUIET: dict[str, Any] = {
+QUIET = {
     "accelerator": "cpu",
     "logger": False,
     "enable_progress_bar": False,
@@ -26,37 +25,37 @@ QUIET: dict[str, Any] = {
 }
 
 
-def make_clip(name: str, **fields: object) -> Clip:
+def make_clip(name, **fields):
     generator = torch.Generator().manual_seed(len(name))
     frames = torch.randint(0, 256, (5, 3, 16, 24), generator=generator, dtype=torch.uint8)
-    return Clip(name, frames, **({"prompts": ("a red circle",)} | fields))  # type: ignore[arg-type]
+    return Clip(name, frames, **({"prompts": ("a red circle",)} | fields))
 
 
 class Clips(LightningDataModule):
-    def __init__(self, clips: list[Clip | UnreadableClip]) -> None:
+    def __init__(self, clips):
         super().__init__()
         self.clips = clips
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.clips, batch_size=None)  # type: ignore[arg-type]
+    def predict_dataloader(self):
+        return DataLoader(self.clips, batch_size=None)
 
 
 class ListedClips(Clips):
-    def all_prompts(self) -> list[str]:
+    def all_prompts(self):
         return [prompt for clip in self.clips for prompt in clip.prompts]
 
 
-def make_module(model: Path, **options: Any) -> DDIMInversionModule:
-    return DDIMInversionModule(str(model), **({"num_inference_steps": 2} | options))
+def make_module(model, **options):
+    return modules.make_module(str(model), **({"num_inference_steps": 2} | options))
 
 
-def predict(module: DDIMInversionModule, data: LightningDataModule, **options: Any) -> list[Any]:
+def predict(module, data, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Trainer(**QUIET | options).predict(module, data)  # type: ignore[return-value]
+        return Trainer(**QUIET | options).predict(module, data)
 
 
-def test_the_real_components_are_at_hand(tiny_model: Path) -> None:
+def test_the_real_components_are_at_hand(tiny_model):
     module = make_module(tiny_model)
     predict(module, Clips([make_clip("a")]))
     assert type(module.components.scheduler) is CogVideoXDDIMScheduler
@@ -66,61 +65,61 @@ def test_the_real_components_are_at_hand(tiny_model: Path) -> None:
     assert module.video_limits == module.components.limits
 
 
-def test_frozen_weights_stay_out_of_lightnings_hands(tiny_model: Path) -> None:
+def test_frozen_weights_stay_out_of_lightnings_hands(tiny_model):
     module = make_module(tiny_model)
     predict(module, Clips([make_clip("a")]))
     assert list(module.parameters()) == [] and module.state_dict() == {}
     assert not any(p.requires_grad for p in module.components.transformer.parameters())
 
 
-def test_text_encoder_is_released_when_the_data_lists_its_prompts(tiny_model: Path) -> None:
+def test_text_encoder_is_released_when_the_data_lists_its_prompts(tiny_model):
     module = make_module(tiny_model)
     listed = [make_clip("a"), make_clip("bb", prompts=("a square", "a cross"))]
     results = predict(module, ListedClips(listed))
     assert [result.status for result in results] == ["done", "done"]
-    assert module.components.text_encoder is None
+    assert module.engine.prompts.text_encoder is None
     # Another run brings other prompts: it comes back.
     (result,) = predict(module, ListedClips([make_clip("c", prompts=("a triangle",))]))
-    assert result.status == "done" and module.components.text_encoder is None
+    assert result.status == "done" and module.engine.prompts.text_encoder is None
     assert module.pipeline.text_encoder is not None
 
 
-def test_a_run_under_known_prompts_loads_no_text_encoder(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(**settings: Any) -> Any:
+def test_a_run_under_known_prompts_loads_no_text_encoder(tiny_model, tmp_path, monkeypatch):
+    def run(**settings):
         clips = [make_clip("a"), make_clip("bb", prompts=("a square", "a cross"))]
         return predict(make_module(tiny_model, **settings), ListedClips(clips))
 
-    first = run(embeddings=str(tmp_path))
-    loaded: list[str] = []
+    first = run(prompt_cache=str(tmp_path))
+    loaded = []
     real = load_text_encoder
 
-    def load(model: str, **where: Any) -> Any:
+    def load(model, **where):
         loaded.append(model)
         return real(model, **where)
 
-    monkeypatch.setattr("ddim_lightning.module.load_text_encoder", load)
-    module = make_module(tiny_model, embeddings=str(tmp_path))
+    monkeypatch.setattr("ddim_lightning.engine.build.load_text_encoder", load)
+    module = make_module(tiny_model, prompt_cache=str(tmp_path))
     second = predict(module, ListedClips([make_clip("a"), make_clip("bb", prompts=("a square", "a cross"))]))
-    assert loaded == [] and module.components.text_encoder is None
-    for plain, one, other in zip(run(), first, second, strict=True):
+    assert loaded == [] and module.engine.prompts.text_encoder is None
+    plain_run = run()
+    loaded.clear()
+    for plain, one, other in zip(plain_run, first, second, strict=True):
         for wanted, ours, again in zip(plain.edits, one.edits, other.edits, strict=True):
             assert torch.equal(wanted.latents, ours.latents) and torch.equal(ours.latents, again.latents)
     # A new prompt loads it, for as long as it takes.
     (result,) = predict(module, ListedClips([make_clip("c", prompts=("a triangle",))]))
-    assert result.status == "done" and loaded == [str(tiny_model)] and module.components.text_encoder is None
+    assert result.status == "done" and loaded == [str(tiny_model)] and module.engine.prompts.text_encoder is None
 
 
-def test_text_encoder_stays_for_foreign_data(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_text_encoder_stays_for_foreign_data(tiny_model, caplog):
     module = make_module(tiny_model)
     with caplog.at_level("INFO"):
         predict(module, Clips([make_clip("a")]))
-    assert module.components.text_encoder is not None
+    assert module.engine.prompts.text_encoder is not None
     assert "the text encoder stays in memory" in caplog.text
 
 
-def test_one_bad_clip_loses_nothing_of_the_others(tiny_model: Path) -> None:
+def test_one_bad_clip_loses_nothing_of_the_others(tiny_model):
     wrong_size = make_clip("bb")
     wrong_size.frames = wrong_size.frames[..., :20]
     bad = UnreadableClip("ccc", "ccc.mp4", "not a video")
@@ -136,15 +135,15 @@ def test_one_bad_clip_loses_nothing_of_the_others(tiny_model: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bad", "wrong"])
-def test_raising_instead_of_skipping(kind: str, tiny_model: Path) -> None:
-    clip: Any = UnreadableClip("b", "b.mp4", "not a video") if kind == "bad" else make_clip("b")
+def test_raising_instead_of_skipping(kind, tiny_model):
+    clip = UnreadableClip("b", "b.mp4", "not a video") if kind == "bad" else make_clip("b")
     if kind == "wrong":
         clip.frames = clip.frames[:4]
     with pytest.raises(ValueError, match="not a video" if kind == "bad" else "count must be 4k"):
         predict(make_module(tiny_model, on_error="raise"), Clips([clip]))
 
 
-def test_neighbours_and_order_change_no_byte(tiny_model: Path) -> None:
+def test_neighbors_and_order_change_no_byte(tiny_model):
     editor = KVInjection(initial="random")
     names = ("a", "bb", "ccc")
     forward = predict(make_module(tiny_model, editor=editor), ListedClips([make_clip(n) for n in names]))
@@ -156,32 +155,32 @@ def test_neighbours_and_order_change_no_byte(tiny_model: Path) -> None:
     assert len({result.seed for result in forward}) == 3
 
 
-def test_a_clips_own_seed_wins(tiny_model: Path) -> None:
+def test_a_clips_own_seed_wins(tiny_model):
     (result,) = predict(make_module(tiny_model), Clips([make_clip("a", seed=42)]))
     assert result.seed == 42
 
 
-def test_bf16_true_precision_leaves_bytes_and_angles_alone(tiny_model: Path) -> None:
+def test_bf16_true_precision_leaves_bytes_and_angles_alone(tiny_model):
     (plain,) = predict(make_module(tiny_model), Clips([make_clip("a")]))
     (result,) = predict(make_module(tiny_model), Clips([make_clip("a")]), precision="bf16-true")
     assert torch.equal(plain.edits[0].latents, result.edits[0].latents)
 
 
-def test_network_in_bfloat16_on_request(tiny_model: Path) -> None:
+def test_network_in_bfloat16_on_request(tiny_model):
     module = make_module(tiny_model, dtype="bfloat16")
     (result,) = predict(module, Clips([make_clip("a")]))
     assert module.components.transformer.dtype == module.components.vae.dtype == torch.bfloat16
     assert result.edits[0].latents.dtype == torch.float32 and result.status == "done"
 
 
-def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model: Path, tmp_path: Path) -> None:
+def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model, tmp_path):
     module = make_module(tiny_model, inverter="DDIM", editor=KVInjection(layers=(1, 2), kv_scale=0.5), seed=3)
     trainer = Trainer(**QUIET)
     trainer.predict(module, Clips([make_clip("a")]))
     trainer.save_checkpoint(tmp_path / "module.ckpt")
     assert (tmp_path / "module.ckpt").stat().st_size < 10_000
     again = DDIMInversionModule.load_from_checkpoint(tmp_path / "module.ckpt", weights_only=True)
-    assert (again.inverter, again.editor, again.settings) == (module.inverter, module.editor, module.settings)
+    assert (again.inverter, again.editor, again.hparams) == (module.inverter, module.editor, module.hparams)
 
 
 @pytest.mark.parametrize(
@@ -192,27 +191,27 @@ def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model: Path, t
         ({"guidance_scale": -1.0}, "guidance_scale: must be finite and not negative, got -1.0"),
         ({"guidance_scale": float("nan")}, "guidance_scale: must be finite and not negative, got nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale: must be finite and not negative, got inf"),
-        ({"compile": "fastest"}, "compile: must be true, false or one of default, .*, got 'fastest'"),
+        ({"compile": "fastest"}, "compile: must be one of true, false, default, .*, got 'fastest'"),
         ({"compile_cache": "graphs"}, "compile_cache: .* must be unset without compile or compile_vae, got 'graphs'"),
-        ({"embeddings": __file__}, "embeddings: must be a folder, got the file '.*test_module.py'"),
+        ({"prompt_cache": __file__}, "prompt_cache: must be a folder, got the file '.*test_module.py'"),
         ({"inverter": ""}, "inverter: '' could not be found"),
         ({"editor": "Editor"}, "editor: must name a concrete subclass of Editor, got 'Editor'"),
         ({"dtype": "int8"}, "dtype: must be one of auto, bfloat16, float16, float32, got 'int8'"),
         ({"on_error": "ignore"}, "on_error: must be one of skip, raise, got 'ignore'"),
         (
-            {"embeddings": "kept", "training": {"parts": ["text_encoder"]}},
-            "embeddings: .* must be unset with training.parts of text_encoder, got 'kept'",
+            {"prompt_cache": "kept", "training": {"parts": ["text_encoder"]}},
+            "prompt_cache: .* must be unset with training.parts of text_encoder, got 'kept'",
         ),
         ({"training": {"parts": ["vae"]}}, "training.parts: must be of transformer, text_encoder"),
         ({"training": {"caption_dropout": 2}}, "training.caption_dropout: must lie in 0 .. 1, got 2"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        DDIMInversionModule("tiny", **options)
+        modules.make_module("tiny", **options)
 
 
-def test_compiled_blocks_agree_and_are_compiled_once_per_layout(tiny_model: Path, tmp_path: Path) -> None:
+def test_compiled_blocks_agree_and_are_compiled_once_per_layout(tiny_model, tmp_path):
     # Five layouts: one row; a guided pair; and a pair with the source row where nothing is read, where it is, and in
     # the last layer, in which the source row has no queries.
     editor = KVInjection(steps=(1, 3), layers=(1, None), kv_scale=0.5)
@@ -235,27 +234,27 @@ def test_compiled_blocks_agree_and_are_compiled_once_per_layout(tiny_model: Path
 class Latents(LightningDataModule):
     """Training batches of latents that depend on the step alone, as an endless stream that resumes should."""
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self):
         items = []
-        for k in range(self.trainer.global_step, 6):  # type: ignore[union-attr]
+        for k in range(self.trainer.global_step, 6):
             latents = torch.randn(3, 2, 8, 4, 6, generator=torch.Generator().manual_seed(k))
             items.append({"latents": latents, "prompts": ["a red circle", "a square", ""]})
-        return DataLoader(items, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(items, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self):
         frames = torch.randint(0, 256, (2, 5, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        return DataLoader([{"frames": frames, "prompts": ["a red circle", "a cross"]}], batch_size=None)  # type: ignore[arg-type]
+        return DataLoader([{"frames": frames, "prompts": ["a red circle", "a cross"]}], batch_size=None)
 
 
 class Losses(Callback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
+    def __init__(self):
+        self.values = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *rest: Any) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, *rest):
         self.values.append(float(outputs["loss"]))
 
 
-def fit(module: DDIMInversionModule, *callbacks: Callback, **options: Any) -> tuple[Trainer, list[float]]:
+def fit(module, *callbacks, **options):
     losses = Losses()
     settings = QUIET | {"max_steps": 6, "num_sanity_val_steps": 0, "callbacks": [losses, *callbacks]}
     trainer = Trainer(**settings | {"enable_checkpointing": bool(callbacks)})
@@ -265,28 +264,25 @@ def fit(module: DDIMInversionModule, *callbacks: Callback, **options: Any) -> tu
     return trainer, losses.values
 
 
-def make_training(model: Path, *parts: str) -> DDIMInversionModule:
+def make_training(model, *parts):
     return make_module(model, training={"parts": parts, "learning_rate": 1e-2, "warmup_steps": 0})
 
 
-def test_training_moves_what_trains_and_nothing_else(tiny_model: Path) -> None:
-    before = make_module(tiny_model).components
+def test_training_moves_what_trains_and_nothing_else(tiny_model):
+    untrained = make_module(tiny_model)
+    untrained.load("cpu")
     module = make_training(tiny_model, "transformer", "text_encoder")
     trainer, losses = fit(module)
     assert losses[-1] < losses[0]
+    before, after = ({**vars(m.components), "text_encoder": m.engine.prompts.load()} for m in (untrained, module))
     for name in ("transformer", "text_encoder", "vae"):
-        moved = [
-            not torch.equal(a, b)
-            for a, b in zip(
-                getattr(before, name).parameters(), getattr(module.components, name).parameters(), strict=True
-            )
-        ]
-        assert any(moved) == (name != "vae")
+        pairs = zip(before[name].parameters(), after[name].parameters(), strict=True)
+        assert any(not torch.equal(a, b) for a, b in pairs) == (name != "vae")
     assert {key.split(".")[0] for key in module.state_dict()} == {"transformer", "text_encoder"}
     assert torch.isfinite(trainer.callback_metrics["val/loss"])
 
 
-def test_training_is_reproducible_and_resumes_exactly(tiny_model: Path, tmp_path: Path) -> None:
+def test_training_is_reproducible_and_resumes_exactly(tiny_model, tmp_path):
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
     _, losses = fit(make_training(tiny_model, "transformer"), keep)
     _, again = fit(make_training(tiny_model, "transformer"))
@@ -300,16 +296,16 @@ def test_training_is_reproducible_and_resumes_exactly(tiny_model: Path, tmp_path
     assert loaded.components.transformer.proj_out.weight is loaded.transformer.proj_out.weight
 
 
-def test_fit_without_saying_what_trains_is_refused(tiny_model: Path) -> None:
+def test_fit_without_saying_what_trains_is_refused(tiny_model):
     with pytest.raises(ValueError, match="training: must say what trains before fit, got None"):
         fit(make_module(tiny_model))
 
 
-def test_one_module_serves_any_order_of_runs(tiny_model: Path) -> None:
+def test_one_module_serves_any_order_of_runs(tiny_model):
     module = make_training(tiny_model, "transformer")
     data = ListedClips([make_clip("a")])
     (before,) = predict(module, data)
-    assert module.components.text_encoder is None  # released, and needed again
+    assert module.engine.prompts.text_encoder is None  # released, and needed again
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         Trainer(**QUIET).validate(module, Latents(), verbose=False)
@@ -321,30 +317,30 @@ def test_one_module_serves_any_order_of_runs(tiny_model: Path) -> None:
     assert not torch.equal(before.edits[0].latents, after.edits[0].latents)
 
 
-def test_a_trained_text_encoder_is_the_one_that_is_used(tiny_model: Path) -> None:
+def test_a_trained_text_encoder_is_the_one_that_is_used(tiny_model):
     module = make_training(tiny_model, "text_encoder")
     data = ListedClips([make_clip("a")])
     (before,) = predict(module, data)
-    assert module.components.text_encoder is module.text_encoder
+    assert module.engine.prompts.text_encoder is module.text_encoder
     fit(module)
     (after,) = predict(module, data)
-    assert module.components.text_encoder is module.text_encoder
+    assert module.engine.prompts.text_encoder is module.text_encoder
     assert not torch.equal(before.edits[0].latents, after.edits[0].latents)
     torch.testing.assert_close(module.engine.prompts("a cross"), module.engine.prompts.encode_batch(["a cross"]))
 
 
-def test_what_trains_is_float32_unless_asked_otherwise(tiny_model: Path) -> None:
+def test_what_trains_is_float32_unless_asked_otherwise(tiny_model):
     for dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
         module = make_module(tiny_model, dtype=dtype, training={"parts": ["transformer"]})
         module.load(torch.device("cpu"))
         assert {p.dtype for p in module.parameters()} == {expected}
 
 
-def test_accumulated_batches_draw_their_own_noise(tiny_model: Path) -> None:
+def test_accumulated_batches_draw_their_own_noise(tiny_model):
     class Same(Latents):
-        def train_dataloader(self) -> DataLoader[Any]:
+        def train_dataloader(self):
             latents = torch.randn(3, 2, 8, 4, 6, generator=torch.Generator().manual_seed(0))
-            return DataLoader([{"latents": latents, "prompts": ["", "a square", ""]}] * 2, batch_size=None)  # type: ignore[arg-type]
+            return DataLoader([{"latents": latents, "prompts": ["", "a square", ""]}] * 2, batch_size=None)
 
     losses = Losses()
     settings = QUIET | {"max_steps": 1, "accumulate_grad_batches": 2, "callbacks": [losses], "limit_val_batches": 0}
@@ -354,17 +350,17 @@ def test_accumulated_batches_draw_their_own_noise(tiny_model: Path) -> None:
     assert len(losses.values) == 2 and losses.values[0] != losses.values[1]
 
 
-def test_options_that_do_not_fit_the_model_stop_the_run_before_it_works(tiny_model: Path) -> None:
+def test_options_that_do_not_fit_the_model_stop_the_run_before_it_works(tiny_model):
     module = make_module(tiny_model, editor=KVInjection(layers=(0, 9)))
     with pytest.raises(ValueError, match=r"editor\.layers: must end within the 3 that there are"):
         predict(module, ListedClips([make_clip("a")]))
 
 
-def test_reasons_are_one_line(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_are_one_line(tiny_model, monkeypatch):
     module = make_module(tiny_model)
     module.load(torch.device("cpu"))
 
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise RuntimeError("out of memory\n  tried this\n  and that")
 
     module.components.transformer.patch_embed.register_forward_pre_hook(fail)
@@ -373,11 +369,22 @@ def test_reasons_are_one_line(tiny_model: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.reason == "RuntimeError: out of memory tried this and that"
 
 
-def test_settings_describe_the_run(tiny_model: Path) -> None:
+def test_settings_describe_the_run(tiny_model):
     (result,) = predict(make_module(tiny_model), Clips([make_clip("a")]))
-    assert (result.settings["dtype"], result.settings["device"]) == ("float32", "cpu")
+    assert (result.settings["runtime"]["dtype"], result.settings["device"]) == ("float32", "cpu")
     assert result.settings["inverter"] == {
         "class_path": "ddim_lightning.diffusion.inverters.uni_inv.UniInv",
-        "init_args": asdict(UniInv()),
+        "init_args": asdict(UniInv(extrapolate=True, extra_evals=0.12)),
     }
-    assert result.settings["num_inference_steps"] == 2
+    assert result.settings["schedule"]["num_inference_steps"] == 2
+
+
+def test_without_a_trainer_loading_is_explicit(tiny_model):
+    module = make_module(tiny_model)
+    for name in ("engine", "components", "pipeline"):
+        with pytest.raises(RuntimeError, match="load"):
+            getattr(module, name)
+    module.load("cpu")
+    engine = module.engine
+    module.load("cpu")  # loaded once
+    assert module.engine is engine

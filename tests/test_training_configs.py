@@ -9,17 +9,15 @@ there are. The first losses are compared in every run of the tests, the first fi
 from __future__ import annotations
 
 import csv
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from ddim_lightning.tiny.autoencoder import AutoencoderModule
-from ddim_lightning.cli.main import main
-from ddim_lightning.tiny.training import write_untrained_tiny
 from ddim_lightning.cli.configs import get_config_path
+from ddim_lightning.cli.main import main
+from ddim_lightning.tiny.autoencoder import AutoencoderModule
+from ddim_lightning.tiny.training import write_untrained_tiny
 
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 FEW = {
@@ -30,7 +28,7 @@ FEW = {
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def start(tmp_path_factory):
     """The folder that the last two trainings start from, with a VAE of random weights."""
     folder = tmp_path_factory.mktemp("start")
     options = yaml.safe_load(get_config_path("tiny_vae").read_text("utf-8"))["model"]["init_args"]
@@ -42,7 +40,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_untrained_tiny(folder / "tiny_start", folder / "vae")
 
 
-def fit(config: str, folder: Path, start: Path, *flags: str, steps: int) -> list[float]:
+def fit(config, folder, start, *flags, steps):
     """Run a shipped config in a folder of its own, and keep a checkpoint in the middle; the losses."""
     (folder / "runs").mkdir(parents=True)
     (folder / "runs" / "tiny_start").symlink_to(start)
@@ -56,7 +54,7 @@ def fit(config: str, folder: Path, start: Path, *flags: str, steps: int) -> list
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-def assert_equal(one: Any, two: Any) -> None:
+def assert_equal(one, two):
     """Compare nested values and tensors bit for bit."""
     if isinstance(one, torch.Tensor):
         assert torch.equal(one, two)
@@ -71,7 +69,7 @@ def assert_equal(one: Any, two: Any) -> None:
         assert one == two
 
 
-def check(config: str, folder: Path, start: Path, steps: int) -> None:
+def check(config, folder, start, steps):
     """Train twice, and once more from the middle of the first, with a validation on the way."""
     middle = folder / "one" / "runs" / config / f"step={steps // 2}.ckpt"
     losses, again = (fit(config, folder / name, start, steps=steps) for name in ("one", "two"))
@@ -92,11 +90,11 @@ def check(config: str, folder: Path, start: Path, steps: int) -> None:
 
 
 @pytest.mark.parametrize("config", FEW)
-def test_the_first_losses_repeat_and_resuming_changes_nothing(config: str, tmp_path: Path, start: Path):
+def test_the_first_losses_repeat_and_resuming_changes_nothing(config, tmp_path, start):
     check(config, tmp_path, start, steps=4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", FEW)
-def test_the_first_fifty_losses_repeat_and_resuming_changes_nothing(config: str, tmp_path: Path, start: Path):
+def test_the_first_fifty_losses_repeat_and_resuming_changes_nothing(config, tmp_path, start):
     check(config, tmp_path, start, steps=50)

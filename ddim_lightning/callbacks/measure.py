@@ -214,15 +214,15 @@ class StepTimer(_StepWatcher):
 
         Returns:
             For each stage that took a step ``step_ms_median``, ``step_ms_p10`` and ``step_ms_p90`` without the warm-up,
-            ``steps``, how many there were with it, and ``rows_a_step``.
+            ``steps``, how many there were with it, and ``nfe_a_step``.
         """
         summary = {}
         for stage in dict.fromkeys(record.stage for record in self.records):
             records = [record for record in self.records if record.stage == stage]
             times = summarize_ms([record.step_ms for record in records], self.warm_up)
             del times["step_ms"]
-            rows = sum(record.nfe for record in records) / len(records)
-            summary[str(stage)] = {**times, "steps": len(records), "rows_a_step": rows}
+            nfe = sum(record.nfe for record in records) / len(records)
+            summary[str(stage)] = {**times, "steps": len(records), "nfe_a_step": nfe}
         return summary
 
     def _listen(self, progress: Progress) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from benchmarks import ablation
 from benchmarks.ablation import EXACT, Variant, compare, main, make_ladder, make_markdown, make_switches
 from benchmarks.check import list_faults
-from ddim_lightning.diffusion.editors import FlowEdit
+from benchmarks.loading import EDITOR
 from ddim_lightning.models.loading import load_components
 
 
@@ -34,16 +35,16 @@ def test_each_list_begins_with_what_is_exact(result) -> None:  # type: ignore[no
         assert [row["name"] for row in measured] == [v.name for v in variants if v.name not in left_out]
 
 
-def test_switches_spare_rows_and_say_what_they_cost(result) -> None:  # type: ignore[no-untyped-def]
+def test_switches_spare_evaluations_and_say_what_they_cost(result) -> None:  # type: ignore[no-untyped-def]
     rows = {row["name"]: row for row in result[0]["switches"]}
     exact = rows[EXACT]
     assert all(len(row["edit_s"]) == len(row["invert_s"]) == 2 for row in rows.values())
-    for name in ("one noise", "no guidance", "stride 4"):
-        assert rows[name]["edit_rows"] < exact["edit_rows"]
-    for name in ("one noise", "nothing read", "stride 4"):
+    for name in ("one noise", "no guidance", "every fourth step"):
+        assert rows[name]["edit_nfe"] < exact["edit_nfe"]
+    for name in ("one noise", "kv_scale 0", "every fourth step"):
         assert 0.0 < rows[name]["relative_l2"] < 1.0
         assert rows[name]["psnr_db"] != exact["psnr_db"]
-    assert {row["invert_rows"] for row in rows.values()} == {exact["invert_rows"]}
+    assert {row["invert_nfe"] for row in rows.values()} == {exact["invert_nfe"]}
 
 
 def test_the_vae_is_the_same_up_to_rounding(result) -> None:  # type: ignore[no-untyped-def]
@@ -58,14 +59,14 @@ def test_report_is_made_of_the_result(result) -> None:  # type: ignore[no-untype
     parsed, report = result
     assert make_markdown(parsed) == report
     rows = {row["name"]: row for row in parsed["switches"]}
-    ratio = compare(rows[EXACT], rows["stride 4"])
-    loss = rows["stride 4"]["psnr_db"] - rows[EXACT]["psnr_db"]
-    (line,) = [line for line in report.splitlines() if line.startswith("| stride 4 |")]
+    ratio = compare(rows[EXACT], rows["every fourth step"])
+    loss = rows["every fourth step"]["psnr_db"] - rows[EXACT]["psnr_db"]
+    (line,) = [line for line in report.splitlines() if line.startswith("| every fourth step |")]
     assert f"| {ratio:.2f} |" in line and line.endswith(f"| {loss:+.2f} |")
 
 
 def test_at_full_size_only_the_distance_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_drawn) -> None:  # type: ignore[no-untyped-def]
-    rungs = [Variant(EXACT), Variant("nothing read", FlowEdit(kv_scale=0.0), exact=False)]
+    rungs = [Variant(EXACT), Variant("kv_scale 0", replace(EDITOR, kv_scale=0.0), exact=False)]
     monkeypatch.setattr(ablation, "make_switches", lambda device: rungs)
     monkeypatch.setattr(ablation, "make_ladder", lambda: rungs)
     small = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.check import MODULES, SCHEMA_FILE, list_faults, main
+from benchmarks.check import MODULES, SCHEMA_FILE, UNTIMED, list_doubts, list_faults, main
 
 RESULTS = SCHEMA_FILE.parent / "results"
 SUBMITTED = [
@@ -39,15 +39,30 @@ def test_every_committed_result_is_fine(folder: Path):
 def test_the_schema_knows_every_benchmark_that_is_checked():
     schema = json.loads(SCHEMA_FILE.read_text("utf-8"))
     assert set(schema["properties"]["schema"]["enum"]) == set(MODULES)
-    named = {name.removeprefix("ddim-lightning/").removesuffix("/1") for name in MODULES}
+    named = {name.removeprefix("ddim-lightning/").removesuffix("/2") for name in MODULES}
     assert named <= set(schema["$defs"])
-    assert sum("$ref" in rule["then"] for rule in schema["allOf"]) == len(MODULES)
+    assert sum("$ref" in rule["then"] for rule in schema["allOf"]) == len(MODULES) + 1  # and what speed has in common
+
+
+def change_environment(**changed: Any) -> Callable[[Any], Any]:
+    """Return what makes a result one of a quiet machine with four CPUs, but for what is changed."""
+    return lambda result: result["environment"].update({"cpus": 4, "load_1min": 0.5, "dirty": False, **changed})
 
 
 WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "another benchmark": (lambda result: result.update(schema="mine/1"), r"\$\.schema: 'mine/1' is not one of"),
     "no driver": (lambda result: result["environment"].pop("driver_and_power_limit"), "'driver_and_power_limit'"),
     "no commit": (lambda result: result["environment"].update(commit=None), r"\$\.environment\.commit: None"),
+    "no load": (lambda result: result["environment"].pop("load_1min"), r"\$\.environment: 'load_1min' is a required"),
+    "no state of the tree": (lambda result: result["environment"].pop("dirty"), "'dirty' is a required property"),
+    "a load unknown": (change_environment(load_1min=None), r"\$\.environment\.load_1min: None is not of type 'number'"),
+    "a tree unknown": (change_environment(dirty=None), r"\$\.environment\.dirty: None is not of type 'boolean'"),
+    "a busy machine": (change_environment(load_1min=2.5), r"load_1min: must be at most 2 on 4 CPUs .*, got 2\.50"),
+    "a changed tree": (change_environment(dirty=True), r"dirty: must be false, a result is of a commit, got true"),
+    "nothing told by a new result": (
+        change_environment(commit="0" * 40, cpus=None, load_1min=None, dirty=None),
+        r"\$\.environment\.commit: '0+' is not one of",
+    ),
     "a GPU unseen": (lambda result: result["settings"].update(device="cuda"), r"\$\.environment\.gpus"),
     "no samples": (lambda result: result["frames"][0].update(row_ms=[]), r"\$\.frames\[0\]\.row_ms"),
     "not finite": (lambda result: result["frames"][0].update(finite=False), r"\$\.frames\[0\]\.finite"),
@@ -55,6 +70,17 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a part missing": (lambda result: result.pop("steps"), "'steps' is a required property"),
     "an edited number": (lambda result: result["frames"][0].update(tokens=81), r"README\.md: is not what"),
 }
+
+
+def test_a_result_of_a_quiet_machine_is_fine(tmp_path: Path):
+    assert list_faults(spoil(tmp_path, change_environment(load_1min=2.0))) == []
+
+
+def test_load_matters_where_time_is_measured():
+    block = {"cpus": 2, "load_1min": 1.5, "dirty": False}
+    assert len(list_doubts(block, timed=True)) == 1
+    assert list_doubts(block, timed=False) == []
+    assert set(MODULES) > UNTIMED
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -31,18 +31,17 @@ from benchmarks.edit_variants import (
     Job,
     make_jobs,
 )
-from benchmarks.loading import build_engine
+from benchmarks.loading import EDITOR, load_engine
 from ddim_lightning import DDIMInversionModule
+from ddim_lightning.models.vae import quantize
 from ddim_lightning.tiny.shapes import render
-from ddim_lightning.diffusion.editors import FlowEdit
-from ddim_lightning.diffusion.sampling import quantize
 
-WORK = ("calls", "inversion_calls")
+WORK = ("nfe", "inversion_nfe")
 
 
 @pytest.fixture(scope="module")
 def clip(tiny_model: Path) -> Clip:
-    return Clip(build_engine(str(tiny_model), 2), make_edit_set("test", 3)[2])
+    return Clip(load_engine(str(tiny_model), 2), make_edit_set("test", 3)[2])
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ class TestVariants:
         assert (default.inverter, default.editor) == (module.inverter, module.editor)
         assert module.inversion_prompt == (None if default.invert_under_source else "")
         assert module.guidance_scale == DEFAULT_GUIDANCE
-        assert default.get_source_prompt and default.seeds == 3 and DEFAULT_GUIDANCE in default.guidance
+        assert default.source_prompt and default.seeds == 3 and DEFAULT_GUIDANCE in default.guidance
 
     def test_all_fit_the_bundled_model_and_are_different(self):
         for variant in VARIANTS.values():
@@ -106,7 +105,7 @@ class TestVariants:
 
     def test_a_record_of_other_settings_has_another_key(self, monkeypatch: pytest.MonkeyPatch):
         before = Job(DEFAULT, 3.0).make_key("dev-both-01")
-        monkeypatch.setitem(VARIANTS, DEFAULT, replace(VARIANTS[DEFAULT], get_source_prompt=False))
+        monkeypatch.setitem(VARIANTS, DEFAULT, replace(VARIANTS[DEFAULT], source_prompt=False))
         assert Job(DEFAULT, 3.0).make_key("dev-both-01") != before
 
 
@@ -123,24 +122,25 @@ class TestClip:
         for variant in (LIMITS[name] for name in TRUTH_FROM):
             inversion, seconds = clip._find_inversion(variant, 0)
             assert all(torch.equal(level, clip.truth) for level in inversion.levels)
-            assert (inversion.calls, seconds) == (0, 0.0)
+            assert (inversion.nfe, seconds) == (0, 0.0)
         assert torch.equal(clip.truth, clip.engine.encode(clip.edit.truth))
         assert METHODS[DEFAULT].editor.get_first_step(50) == min(TRUTH_FROM.values())
 
     @torch.inference_mode()
-    def test_calls_and_what_is_shared(self, clip: Clip, monkeypatch: pytest.MonkeyPatch):
-        free = FlowEdit(first_step=0, guidance_steps=(0, None), num_noise_samples=1, stride=1)
+    def test_nfe_and_what_is_shared(self, clip: Clip, monkeypatch: pytest.MonkeyPatch):
+        plain: Any = EDITOR
+        free = replace(plain, first_step=0, guidance_steps=(0, None), num_noise_samples=1, eval_every=1)
         name = "truth from step 4"
         monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], editor=free, guidance=None))
         jobs = make_jobs([INJECTION, REFERENCE, "plain inversion", name, NO_INVERSION], [3.0])
-        calls = {job.method: [clip.make_video(job)[1][name] for name in WORK] for job in jobs}
+        nfe = {job.method: [clip.make_video(job)[1][name] for name in WORK] for job in jobs}
         up = VARIANTS[INJECTION].inverter.count_nfe(2)
         assert up > 2
-        assert calls[INJECTION] == [up + 2 * 3, up]
-        assert calls[REFERENCE] == [2 + 2 * 4, 2]
-        assert calls["plain inversion"] == [up + 2 * 2, up]
-        assert calls[name] == [2 * 3, 0]
-        assert calls[NO_INVERSION] == [2 * 2, 0]
+        assert nfe[INJECTION] == [up + 2 * 3, up]
+        assert nfe[REFERENCE] == [2 + 2 * 4, 2]
+        assert nfe["plain inversion"] == [up + 2 * 2, up]
+        assert nfe[name] == [2 * 3, 0]
+        assert nfe[NO_INVERSION] == [2 * 2, 0]
         found = {
             name: clip._find_inversion(VARIANTS[name], seed)[0]
             for seed, name in enumerate((INJECTION, "plain inversion"))
@@ -169,8 +169,8 @@ def test_limits_are_drawn_where_all_of_them_were_measured(tmp_path: Path):
     rows = [make_row(*method, whole) for method, whole in methods.items()]
     rows += [make_row(name, 1.0, 15.0 + step / 2) for name, step in (TRUTH_FROM | BEGUN_AT).items()]
     result = {"rows": rows, "default_guidance": 1.0, "settings": {"steps": 50}}
-    assert not write_limits(tmp_path / "few.png", {**result, "rows": rows[:-1]})
-    assert write_limits(tmp_path / "all.png", result)
+    write_limits(tmp_path / "few.png", {**result, "rows": rows[:-1]})
+    write_limits(tmp_path / "all.png", result)
     assert [path.name for path in tmp_path.iterdir()] == ["all.png"]
     with Image.open(tmp_path / "all.png") as image:
         assert image.width > 800
@@ -206,8 +206,8 @@ class TestRun:
     def test_the_clips_of_the_sheet_are_those_measured(self, done: Path, tiny_model: Path):
         (edit,) = make_edit_set("test", 1)
         with torch.inference_mode():
-            video, _ = Clip(build_engine(str(tiny_model), 2), edit).make_video(Job(REFERENCE, 6.0, 0))
-        assert torch.equal(read_strip(done / "clips" / "test-color-00-reference.png"), quantize(video))
+            video, _ = Clip(load_engine(str(tiny_model), 2), edit).make_video(Job(REFERENCE, 6.0, 0))
+        assert torch.equal(read_strip(done / "clips" / "test-colour-00-reference.png"), quantize(video[0]))
         assert len(list((done / "clips").iterdir())) == 6
 
     def test_it_goes_on_where_it_stopped(self, done: Path, command: list[str], tmp_path: Path, capsys: Any):
@@ -227,11 +227,11 @@ class TestRun:
         with pytest.raises(ValueError, match=r"settings: must be those of .*steps is 2 there, got 4"):
             main([*command, str(done), "--steps", "4", "--report-only"])
 
-    def test_the_plan_counts_calls(self, command: list[str], tmp_path: Path, capsys: Any):
+    def test_the_plan_counts_nfe(self, command: list[str], tmp_path: Path, capsys: Any):
         assert main([*command, str(tmp_path), "--plan"]) == 0
         plan = capsys.readouterr().out
-        assert "    48 calls  default" in plan
-        assert "    24 calls  reference" in plan
-        assert "    77 calls and 17 videos an edit" in plan
+        assert "    48 NFE  default" in plan
+        assert "    24 NFE  reference" in plan
+        assert "    77 NFE and 17 videos an edit" in plan
         assert "3 edits: " in plan
         assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.edit_quality import measure_video
 from benchmarks.edit_set import KINDS, make_edit_set
-from benchmarks.edit_statistics import Cell, gather, judge
+from benchmarks.edit_statistics import Cell, evaluate_goals, gather
 from benchmarks.edit_variants import CEILING, DEFAULT, NO_INVERSION, NOTHING, REFERENCE, Job
 from ddim_lightning.tiny.shapes import WORDS, render
 
@@ -23,7 +23,7 @@ def make_row(edit: Any, inside: float, outside: float, wrong: tuple[str, ...] = 
         "squared_error": {"inside": inside * values["inside"], "outside": outside * values["outside"]},
         "values": values,
         "seen": {word: None if word in wrong else getattr(edit.target, word) for word in WORDS},
-        "calls": 0, "inversion_calls": 0, "seconds": 0.0, "inversion_seconds": 0.0, **costs,
+        "nfe": 0, "inversion_nfe": 0, "seconds": 0.0, "inversion_seconds": 0.0, **costs,
     }  # fmt: skip
 
 
@@ -73,8 +73,8 @@ class TestNumbers:
             # Two clips resampled are the first twice, both, or the second twice.
             alone = [cell.take(edit.__eq__).estimate_psnr(region).value for edit in (first, second)]
             assert [low, high] == pytest.approx(sorted(alone))
-            num_noise_samples = cell.estimate_psnr(region).num_noise_samples.unique()
-            assert num_noise_samples.tolist() == pytest.approx(sorted([*alone, value]))
+            drawn = cell.estimate_psnr(region).draws.unique()
+            assert drawn.tolist() == pytest.approx(sorted([*alone, value]))
 
     def test_seeds_are_averaged(self):
         (edit,) = make_edit_set("test", 1)
@@ -104,11 +104,11 @@ class TestBars:
             (CEILING, None): make_cell(self.EDITS, 1e-4, 1e-4),
             (NOTHING, None): make_cell(self.EDITS, 1e-2, 1e-2),
             (REFERENCE, 6.0): make_cell(self.EDITS, 1e-2, 1e-2, wrong=("shape",)),
-            (DEFAULT, 6.0): changed.get("default", make_cell(self.EDITS, 9e-4, 9e-4, calls=300)),
+            (DEFAULT, 6.0): changed.get("default", make_cell(self.EDITS, 9e-4, 9e-4, nfe=300)),
         }
         if "noise" in changed:
             cells[NO_INVERSION, 3.0] = changed["noise"]
-        return {bar["bar"]: bar for bar in judge(cells, 50, 6.0)}
+        return {bar["bar"]: bar for bar in evaluate_goals(cells, 50, 6.0)}
 
     def test_all_met(self):
         bars = self.judge()
@@ -118,10 +118,10 @@ class TestBars:
         assert gap["numbers"] == "52% [52%, 52%] of it: reference 20.00, default 30.46, ceiling 40.00 dB"
 
     def test_each_can_fail(self):
-        outside = self.judge(default=make_cell(self.EDITS, 1e-4, 1.1e-3, wrong=("direction",), calls=301))
+        outside = self.judge(default=make_cell(self.EDITS, 1e-4, 1.1e-3, wrong=("direction",), nfe=301))
         assert {bar for bar, told in outside.items() if not told["met"]} == {
             "half the gap from the reference to the ceiling closed, outside the objects",
-            "calls at most 6 N",
+            "NFE at most 6 N",
             "direction right at least as often as the reference",
         }
 
@@ -143,4 +143,4 @@ class TestBars:
         assert (both["met"], both["exempt"]) == (False, False)  # one is enough
 
     def test_without_the_reference_nothing_is_judged(self):
-        assert judge({(DEFAULT, 6.0): make_cell(self.EDITS, 0.1, 0.1)}, 50, 6.0) == []
+        assert evaluate_goals({(DEFAULT, 6.0): make_cell(self.EDITS, 0.1, 0.1)}, 50, 6.0) == []

@@ -34,7 +34,7 @@ def test_loading_is_counted_once_and_every_video_by_stage(result: dict[str, Any]
         assert list(row["cold_s"]) == list(STAGES)
         assert [list(run) for run in row["warm_s"]] == [list(WORKING)] * 2
         assert all(seconds > 0 for run in (row["cold_s"], *row["warm_s"]) for seconds in run.values())
-    exact, fast = (row["rows"] for row in result["variants"])
+    exact, fast = (row["nfe"] for row in result["variants"])
     assert fast < exact
 
 
@@ -45,8 +45,8 @@ def test_totals_are_those_of_the_stages(result: dict[str, Any], folder: Path):
         cold, warm = sum(row["cold_s"].values()), statistics.median(sum(run.values()) for run in row["warm_s"])
         start = f"| eager | {row['preset']} |"
         lines = [line for line in report.splitlines() if line.startswith(start)]
-        assert lines[0].endswith(f"| {cold:.2f} | {row['rows']} |")
-        assert lines[1].endswith(f"| {warm:.2f} | {row['rows']} |")
+        assert lines[0].endswith(f"| {cold:.2f} | {row['nfe']} |")
+        assert lines[1].endswith(f"| {warm:.2f} | {row['nfe']} |")
 
 
 def test_at_least_one_round(capsys: pytest.CaptureFixture[str]):

@@ -12,12 +12,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ddim_lightning.network.attention import Attention, sdpa_attention
-from ddim_lightning.network.kernels import CPU_KERNELS
-from ddim_lightning.models.loading import Components
-from ddim_lightning.network.network import Network
-from benchmarks.published import make_random_5b
-from ddim_lightning.tiny.model import BUNDLED
 from benchmarks.flops import (
     Flops,
     TransformerSizes,
@@ -33,6 +27,12 @@ from benchmarks.flops import (
     count_text_encoder,
     make_sizes,
 )
+from benchmarks.published import make_random_5b
+from ddim_lightning.models.checkpoint import BUNDLED
+from ddim_lightning.models.loading import Components
+from ddim_lightning.network.attention import Attention, sdpa_attention
+from ddim_lightning.network.kernels import CPU_KERNELS
+from ddim_lightning.network.network import Network
 
 META = torch.device("meta")
 LATENTS = (13, 16, 60, 90)

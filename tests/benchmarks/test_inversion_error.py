@@ -17,11 +17,11 @@ from benchmarks.inversion_report import pool_errors, tell_calls
 from benchmarks.inversion_variants import BFloat16, Variant, make_variants
 from benchmarks.loading import build_engine
 from benchmarks.tiny_model import draw_scenes
-from ddim_lightning.tiny.shapes import render, sample_scene
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, UniInv
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.tiny.shapes import render, sample_scene
 from ddim_lightning.types import Latents, Step
 
 STEPS = 5

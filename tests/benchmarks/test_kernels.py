@@ -59,7 +59,7 @@ def check_numbers(result: dict[str, Any], rows: int = 1, size: int = 4) -> None:
 
 def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], is_drawn):  # type: ignore[no-untyped-def]
     result = run(tmp_path / "new" / "folder", "--seed", "5")
-    assert result["schema"] == "ddim-lightning/kernels/1"
+    assert result["schema"] == "ddim-lightning/kernels/2"
     assert result["environment"]["commit"] == "abc"
     assert result["environment"]["versions"]["torch"] == version("torch")
     settings = {"model": "tiny", "tokens": TOKENS, "heads": 4, "head_channels": 32, "rounds": 3, "rows": 1, "seed": 5}

@@ -15,24 +15,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.bars import Panel, write_bars
+from benchmarks.layer_scan import Score, make_editors, make_judge, rank_layers, scan_clip, summarize
 from ddim_lightning import DDIMInversionModule, EditRequest, KVInjection
 from ddim_lightning.cli.main import main
 from ddim_lightning.data.dataset import VideoDataset
 from ddim_lightning.data.manifest import ClipRequest
-from ddim_lightning.tiny.shapes import edit as edit_scene
-from ddim_lightning.tiny.shapes import render, sample_scene
-from ddim_lightning.tiny.shapes_classifier import classify
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.data.video import write_video
 from ddim_lightning.diffusion.sampling import edit
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.metrics.functional import ssim
-from ddim_lightning.tiny.model import write_random_tiny
 from ddim_lightning.report.environment import read_versions
-from benchmarks.bars import Panel, write_bars
+from ddim_lightning.tiny.model import write_random_tiny
+from ddim_lightning.tiny.shapes import edit as edit_scene
+from ddim_lightning.tiny.shapes import render, sample_scene
+from ddim_lightning.tiny.shapes_classifier import classify
 from ddim_lightning.tiny.shapes_datamodule import ShapesDataModule
 from ddim_lightning.types import Clip, Progress
-from benchmarks.layer_scan import Score, make_editors, make_judge, rank_layers, scan_clip, summarize
 
 STEPS, LAYERS, GUIDANCE = 2, 3, 5.0
 ROWS = ["none", "0", "1", "2", "all"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from benchmarks import memory
 from benchmarks.check import list_faults
 from benchmarks.memory import digest, main, make_markdown
 from benchmarks.stages import STAGES, run_fresh
-from ddim_lightning.runtime.offload import PRESETS
+from ddim_lightning.engine.config import Offload
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_the_file_fits_the_schema_and_the_plot_is_drawn(folder: Path, is_drawn):
 
 
 def test_every_preset_has_every_stage_and_gives_the_same_bytes(result: dict[str, Any]):
-    assert [row["preset"] for row in result["presets"]] == list(PRESETS)
+    assert [row["preset"] for row in result["presets"]] == list(get_args(Offload))
     for row in result["presets"]:
         assert list(row["memory"]) == list(row["seconds"]) == list(STAGES)
         assert all(0 < taken["resident_gib"] < 64 for taken in row["memory"].values())
@@ -45,9 +45,9 @@ def test_every_preset_has_every_stage_and_gives_the_same_bytes(result: dict[str,
 def test_the_report_says_so(result: dict[str, Any], folder: Path):
     report = (folder / "README.md").read_text("utf-8")
     assert report == make_markdown(result)
-    assert "to the last byte: staged yes, low_memory yes" in report
+    assert "to the last byte: model yes, blocks yes" in report
     result["presets"][1]["same_bytes"] = False
-    assert "to the last byte: staged NO, low_memory yes" in make_markdown(result)
+    assert "to the last byte: model NO, blocks yes" in make_markdown(result)
 
 
 def test_digests_tell_tensors_apart():

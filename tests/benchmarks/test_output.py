@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import environment
 from benchmarks.arguments import QUICK_STEPS, add_steps, make_parser
+from benchmarks.environment import _is_dirty as is_dirty
 from benchmarks.environment import read_block
 from benchmarks.loading import FULL_SIZE, load_parts, name_model
 from benchmarks.output import tell_place, write_files
@@ -66,6 +70,33 @@ def test_a_command_is_told_without_the_folders_of_a_machine(original, argv, told
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(sys, "executable", original[0])
     assert read_block("abc")["command"] == " ".join([told, *argv[1:]])
+
+
+def test_a_result_tells_load_and_whether_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def git(*words: str) -> None:
+        names = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *names, *words], check=True, capture_output=True)
+
+    monkeypatch.setattr(environment, "_is_dirty", is_dirty)
+    monkeypatch.setattr(environment, "_FOLDER", str(tmp_path))
+    # A copy that is no checkout: who names the commit says it, as `git describe --dirty` does.
+    assert read_block()["dirty"] is None
+    assert (read_block("abc")["commit"], read_block("abc")["dirty"]) == ("abc", False)
+    assert (read_block("abc-dirty")["commit"], read_block("abc-dirty")["dirty"]) == ("abc", True)
+
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    for name in ("code.py", "benchmarks/results/result.json"):
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "benchmarks/results/result.json").write_text("2")  # what a benchmark itself leaves
+    block = read_block()
+    assert block["dirty"] is False
+    assert block["load_1min"] == 0.25  # of the fixture for all
+    assert block["cpus"] == os.cpu_count()
+    (tmp_path / "code.py").write_text("2")
+    assert read_block()["dirty"] is True
 
 
 def test_a_gpu_is_named_by_its_name():

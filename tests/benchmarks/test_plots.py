@@ -10,16 +10,16 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
-from benchmarks.plots import Line, Point, _make_axes, _place_labels, get_colour, plot_frontier, plot_levels, plot_limits
+from benchmarks.plots import Line, Point, _make_axes, _place_labels, get_color, plot_frontier, plot_levels, plot_limits
 
 
-def test_one_method_has_one_colour_everywhere():
-    assert get_colour("FixedPoint 3") == get_colour("FixedPoint 5") == get_colour("FixedPoint")
+def test_one_method_has_one_color_everywhere():
+    assert get_color("FixedPoint 3") == get_color("FixedPoint 5") == get_color("FixedPoint")
     names = ("DDIM", "UniInv", "FixedPoint", "BDIA", "EditFriendly")
-    assert len({get_colour(name) for name in names}) == 5
+    assert len({get_color(name) for name in names}) == 5
     editors = ("reference", "KVInjection", "DirectInversion", "FlowEdit", "do nothing", "no inversion")
-    assert len({get_colour(name) for name in editors}) == 6
-    assert get_colour("something else") == get_colour("something else")
+    assert len({get_color(name) for name in editors}) == 6
+    assert get_color("something else") == get_color("something else")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -17,12 +17,12 @@ SETTINGS = {"model": "tiny", "sizes": (3, 5)}
 def test_a_second_start_finds_what_is_there(tmp_path: Path):
     path = tmp_path / "new" / "records.jsonl"
     first = Records(path, SETTINGS)
-    first.add("a", {"error": 0.25, "calls": [50, 1]})
+    first.add("a", {"error": 0.25, "nfe": [50, 1]})
     first.add("b", {"key": "its own"})
     again = Records(path, SETTINGS)
     assert "a" in again
     assert "c" not in again
-    assert again.rows() == first.rows() == {"a": {"error": 0.25, "calls": [50, 1]}, "b": {"key": "its own"}}
+    assert again.rows() == first.rows() == {"a": {"error": 0.25, "nfe": [50, 1]}, "b": {"key": "its own"}}
     again.add("c", {"error": 1})
     assert list(Records(path, SETTINGS).rows()) == ["a", "b", "c"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ddim_lightning.cli.benchmark import BENCHMARKS
+from ddim_lightning.cli.shipped import BENCHMARKS
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from benchmarks.check import list_faults
+from benchmarks.flops import count_pass, make_sizes
 from benchmarks.kernels import main as measure_kernels
-from benchmarks.loading import build_engine
+from benchmarks.loading import INVERTER, load_engine
 from benchmarks.measuring import tell_kernel
 from benchmarks.step_latency import CASES, Runner, main, make_markdown
-from ddim_lightning.diffusion.inverters import UniInv
 from ddim_lightning.models.schedulers import make_noise_schedule
-from benchmarks.flops import count_pass, make_sizes
 from ddim_lightning.types import EditRequest
 
 STEPS = 6
@@ -49,26 +48,26 @@ def test_the_file_fits_the_schema_and_the_plot_is_drawn(folder: Path, is_drawn):
     assert is_drawn(folder / "latency.png")
 
 
-def test_every_case_evaluates_the_rows_that_it_plans(result: dict[str, Any]):
-    table = make_noise_schedule(build_engine("tiny", STEPS).components.scheduler, STEPS)
+def test_every_case_evaluates_what_it_plans(result: dict[str, Any]):
+    schedule = make_noise_schedule(load_engine("tiny", STEPS).components.scheduler, STEPS)
     variants = 2 if result["settings"]["compile"] else 1
     for case, row in zip([case for case in CASES for _ in range(variants)], result["cases"], strict=True):
         if case.editor is None:
-            # The residual's call comes behind the last step.
-            assert STEPS <= sum(row["rows"]) <= UniInv().count_nfe(STEPS) - 1
+            # The residual's evaluation comes behind the last step.
+            assert STEPS <= sum(row["nfe"]) <= INVERTER.count_nfe(STEPS) - 1
         else:
-            planned = case.editor.count_nfe(EditRequest("a", guidance_scale=case.guidance_scale), table)
-            assert sum(row["rows"]) == planned
-    rows = {row["name"]: row["rows"] for row in result["cases"]}
-    assert rows["four rows"] == [4] * STEPS and rows["shared row"] == [3] * STEPS
-    assert set(rows["default edit"]) == {0, 4, 6}
+            planned = case.editor.count_nfe(EditRequest("a", guidance_scale=case.guidance_scale), schedule)
+            assert sum(row["nfe"]) == planned
+    nfe = {row["name"]: row["nfe"] for row in result["cases"]}
+    assert nfe["four rows"] == [4] * STEPS and nfe["shared row"] == [3] * STEPS
+    assert set(nfe["default edit"]) == {0, 4, 6}
 
 
-def test_every_sample_is_kept_and_the_first_run_is_not_summarised(result: dict[str, Any]):
+def test_every_sample_is_kept_and_the_first_run_is_not_summarized(result: dict[str, Any]):
     for case in result["cases"]:
-        assert [len(run) for run in case["step_ms"]] == [len(case["rows"])] * 3
-        for summary in case["by_rows"]:
-            places = [i for i, rows in enumerate(case["rows"]) if rows == summary["rows"]]
+        assert [len(run) for run in case["step_ms"]] == [len(case["nfe"])] * 3
+        for summary in case["by_nfe"]:
+            places = [i for i, nfe in enumerate(case["nfe"]) if nfe == summary["nfe"]]
             kept = [run[i] for run in case["step_ms"][1:] for i in places]
             assert summary["steps"] == len(places) and summary["step_ms_median"] == statistics.median(kept)
         totals = [sum(run) for run in case["step_ms"]]
@@ -76,9 +75,9 @@ def test_every_sample_is_kept_and_the_first_run_is_not_summarised(result: dict[s
 
 
 def test_the_work_is_that_of_the_layout(result: dict[str, Any]):
-    sizes = make_sizes(build_engine("tiny", 1).components.transformer.config, result["settings"]["latents"])
+    sizes = make_sizes(load_engine("tiny", 1).components.transformer.config, result["settings"]["latents"])
     assert result["settings"]["tokens"] == sizes.tokens
-    work = {case["name"]: case["by_rows"][-1] for case in result["cases"]}
+    work = {case["name"]: case["by_nfe"][-1] for case in result["cases"]}
     for name, layout in (
         ("four rows", {"rows": 4, "wanted": 2, "reads": (2, 3)}),
         ("shared row", {"rows": 3, "wanted": 2, "reads": (2, 2)}),
@@ -91,7 +90,7 @@ def test_the_work_is_that_of_the_layout(result: dict[str, Any]):
 
 def test_the_roof_is_that_of_the_kernels(result: dict[str, Any], roof: Path):
     measured = json.loads((roof / "result.json").read_text("utf-8"))["roof"]
-    (one_row,) = (row for row in result["cases"][0]["by_rows"] if row["rows"] == 1)
+    (one_row,) = (row for row in result["cases"][0]["by_nfe"] if row["nfe"] == 1)
     assert one_row["of_roof"] == pytest.approx(measured["row_ms"] / one_row["step_ms_median"])
 
 
@@ -117,13 +116,13 @@ def test_the_report_is_made_of_the_result(result: dict[str, Any], folder: Path):
     assert report == make_markdown(result)
     for case in result["cases"]:
         assert tell_kernel(case["kernels"][0]["name"]) in report
-        for row in case["by_rows"]:
-            start = f"| {case['name']} | {case['variant']} | {row['rows']} | {row['steps']} |"
+        for row in case["by_nfe"]:
+            start = f"| {case['name']} | {case['variant']} | {row['nfe']} | {row['steps']} |"
             assert f"{start} {row['step_ms_median']:.1f} |" in report
 
 
 def test_what_is_not_finite_fails():
-    engine = build_engine("tiny", 2)
+    engine = load_engine("tiny", 2)
     with torch.inference_mode():
         latents = engine.encode(torch.zeros(9, 3, 64, 64, dtype=torch.uint8))
         runner = Runner(CASES[0], "eager", engine)

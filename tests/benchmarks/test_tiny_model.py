@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.tiny_model import count_right, draw_scenes, main, quantize
+from benchmarks.tiny_model import count_right, draw_scenes, main
+from ddim_lightning.models.vae import quantize
 from ddim_lightning.tiny.shapes import WORDS, edit, render
 from ddim_lightning.tiny.shapes_classifier import classify
 

@@ -7,21 +7,20 @@ import json
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from ddim_lightning import UnreadableClip, Clip, DDIMInversionModule, KVInjection, MemoryTimeline, StepTimer
+from ddim_lightning import Clip, KVInjection, MemoryTimeline, StepTimer, UnreadableClip
 from ddim_lightning.runtime.timing import read_memory_gib
+from tests.modules import make_module
 
-QUIET: dict[str, Any] = {
+QUIET = {
     "accelerator": "cpu",
     "logger": False,
     "enable_progress_bar": False,
@@ -33,41 +32,39 @@ NETWORK = {"invert": STEPS, "reconstruct": STEPS, "edit": 2 * STEPS}
 ALL = {"encode": 1, **NETWORK, "decode": 4}
 
 
-def make_clip(name: str, **fields: object) -> Clip:
+def make_clip(name, **fields):
     generator = torch.Generator().manual_seed(len(name))
     frames = torch.randint(0, 256, (5, 3, 16, 24), generator=generator, dtype=torch.uint8)
-    return Clip(name, frames, **({"prompts": ("a red circle", "a cross")} | fields))  # type: ignore[arg-type]
+    return Clip(name, frames, **({"prompts": ("a red circle", "a cross")} | fields))
 
 
 class Clips(LightningDataModule):
-    def __init__(self, clips: Sequence[Clip | UnreadableClip]) -> None:
+    def __init__(self, clips):
         super().__init__()
         self.clips = clips
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.clips, batch_size=None)  # type: ignore[arg-type]
+    def predict_dataloader(self):
+        return DataLoader(self.clips, batch_size=None)
 
 
 @dataclass(frozen=True)
 class FailsOnce(KVInjection):
     """Fails in the second step of the first clip's edit."""
 
-    def update(self, state: Any, velocities: Any, step: Any, inversion: Any) -> Any:
+    def update(self, state, velocities, step, inversion):
         if step.i == 1 and not FAILED:
             FAILED.append(True)
             raise RuntimeError("out of memory")
         return super().update(state, velocities, step, inversion)
 
 
-FAILED: list[bool] = []
+FAILED = []
 
 
-def predict(
-    model: Path, clips: Sequence[Clip | UnreadableClip], *callbacks: Callback, **options: Any
-) -> DDIMInversionModule:
+def predict(model, clips, *callbacks, **options):
     logger = options.pop("logger", False)
     accelerator = options.pop("accelerator", "cpu")
-    module = DDIMInversionModule(str(model), **({"num_inference_steps": STEPS, "editor": KVInjection()} | options))
+    module = make_module(str(model), **({"num_inference_steps": STEPS, "editor": KVInjection()} | options))
     settings = QUIET | {"logger": logger, "accelerator": accelerator, "devices": 1, "callbacks": list(callbacks)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -75,11 +72,11 @@ def predict(
     return module
 
 
-def count(records: Sequence[Any], clip_id: str) -> dict[str, int]:
+def count(records, clip_id):
     return dict(Counter(record.stage for record in records if record.clip_id == clip_id))
 
 
-def check_metrics(metrics: dict[str, list[tuple[int, float]]], timer: StepTimer, memory: MemoryTimeline) -> None:
+def check_metrics(metrics, timer, memory):
     """Every step of every stage has arrived in a logger, at its place in the run, and so has the summary."""
     for stage in NETWORK:
         expected = [(record.step, record.step_ms) for record in timer.records if record.stage == stage]
@@ -94,8 +91,8 @@ def check_metrics(metrics: dict[str, list[tuple[int, float]]], timer: StepTimer,
     assert "step_ms/encode" not in metrics
 
 
-def read_csv(path: Path) -> dict[str, list[tuple[int, float]]]:
-    metrics: dict[str, list[tuple[int, float]]] = {}
+def read_csv(path):
+    metrics = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
@@ -104,7 +101,7 @@ def read_csv(path: Path) -> dict[str, list[tuple[int, float]]]:
     return metrics
 
 
-def read_tensorboard(folder: str) -> dict[str, list[tuple[int, float]]]:
+def read_tensorboard(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(folder)
@@ -112,7 +109,7 @@ def read_tensorboard(folder: str) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_every_step_is_measured_logged_and_written(tiny_model: Path, tmp_path: Path) -> None:
+def test_every_step_is_measured_logged_and_written(tiny_model, tmp_path):
     timer, memory = StepTimer(tmp_path / "new" / "folder"), MemoryTimeline(tmp_path / "new" / "folder")
     loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tensorboard")]
     module = predict(tiny_model, [make_clip("a"), make_clip("bb")], timer, memory, logger=loggers)
@@ -136,7 +133,7 @@ def test_every_step_is_measured_logged_and_written(tiny_model: Path, tmp_path: P
     assert {stage: part["peak_gib"] for stage, part in written["stages"].items()} == memory.peak_gib
 
 
-def test_the_summary_leaves_out_the_warm_up_of_the_run_and_counts_rows(tiny_model: Path) -> None:
+def test_the_summary_leaves_out_the_warm_up_of_the_run_and_counts_nfe(tiny_model):
     timer, rested = StepTimer(), StepTimer(warm_up=2)
     predict(tiny_model, [make_clip("a"), make_clip("bb")], timer, rested, reconstruct=False)
     times = [record.step_ms for record in timer.records if record.stage == "edit"]
@@ -144,14 +141,14 @@ def test_the_summary_leaves_out_the_warm_up_of_the_run_and_counts_rows(tiny_mode
     assert set(summary) == {"invert", "edit"}
     assert summary["edit"]["step_ms_median"] == statistics.median(times[1:])
     assert min(times[1:]) <= summary["edit"]["step_ms_p10"] <= summary["edit"]["step_ms_p90"] <= max(times[1:])
-    # Uni-Inv spends one call more than steps; a guided edit has two rows of its own and one of the source.
-    assert summary["invert"]["rows_a_step"] == pytest.approx((STEPS + 1) / STEPS)
-    assert (summary["edit"]["rows_a_step"], summary["edit"]["steps"]) == (3.0, 4 * STEPS)
+    # Uni-Inv spends one call more than steps; a guided edit has two nfe of its own and one of the source.
+    assert summary["invert"]["nfe_a_step"] == pytest.approx((STEPS + 1) / STEPS)
+    assert (summary["edit"]["nfe_a_step"], summary["edit"]["steps"]) == (3.0, 4 * STEPS)
     times = [record.step_ms for record in rested.records if record.stage == "edit"]
     assert rested.summarize()["edit"]["step_ms_median"] == statistics.median(times[2:])
 
 
-def test_two_timers_measure_the_same_steps(tiny_model: Path) -> None:
+def test_two_timers_measure_the_same_steps(tiny_model):
     one, other = StepTimer(), StepTimer()
     predict(tiny_model, [make_clip("a")], one, other)
     assert len(one.records) == len(other.records) == sum(NETWORK.values())
@@ -159,7 +156,7 @@ def test_two_timers_measure_the_same_steps(tiny_model: Path) -> None:
         assert (ours.step, ours.stage, ours.done) == (theirs.step, theirs.stage, theirs.done)
 
 
-def test_a_skipped_clip_loses_nothing(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_skipped_clip_loses_nothing(tiny_model, tmp_path):
     wrong_size = make_clip("bb")
     wrong_size.frames = wrong_size.frames[..., :20]
     timer, memory = StepTimer(tmp_path), MemoryTimeline()
@@ -174,7 +171,7 @@ def test_a_skipped_clip_loses_nothing(tiny_model: Path, tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "timings.json").read_text())["records"]) == len(timer.records)
 
 
-def test_a_run_that_fails_leaves_the_clips_that_were_finished(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_that_fails_leaves_the_clips_that_were_finished(tiny_model, tmp_path):
     timer, memory = StepTimer(tmp_path), MemoryTimeline(tmp_path)
     bad = UnreadableClip("bb", "bb.mp4", "not a video")
     with pytest.raises(ValueError, match="not a video"):
@@ -184,7 +181,7 @@ def test_a_run_that_fails_leaves_the_clips_that_were_finished(tiny_model: Path, 
         assert dict(Counter(record["stage"] for record in records)) == expected
 
 
-def test_each_run_begins_anew_and_one_without_clips_that_work_is_empty(tiny_model: Path, tmp_path: Path) -> None:
+def test_each_run_begins_anew_and_one_without_clips_that_work_is_empty(tiny_model, tmp_path):
     timer, memory = StepTimer(tmp_path), MemoryTimeline(tmp_path)
     predict(tiny_model, [make_clip("a")], timer, memory)
     predict(tiny_model, [make_clip("bb", prompts=())], timer, memory)
@@ -197,21 +194,21 @@ def test_each_run_begins_anew_and_one_without_clips_that_work_is_empty(tiny_mode
 
 @pytest.mark.parametrize("kind", [StepTimer, MemoryTimeline])
 @pytest.mark.filterwarnings("ignore:predict returned None")
-def test_a_module_that_tells_nothing_is_run_all_the_same(kind: type[Callback], tmp_path: Path) -> None:
+def test_a_module_that_tells_nothing_is_run_all_the_same(kind, tmp_path):
     class Silent(LightningModule):
         done = 0
 
-        def predict_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        def predict_step(self, batch, batch_idx):
             self.done += 1
 
     module = Silent()
-    trainer = Trainer(**QUIET, callbacks=[kind(tmp_path)])  # type: ignore[call-arg]
+    trainer = Trainer(**QUIET, callbacks=[kind(tmp_path)])
     with pytest.warns(UserWarning, match=f"{kind.__name__} measures nothing: Silent has no `progress_listeners`"):
-        trainer.predict(module, DataLoader(torch.arange(2)), return_predictions=False)  # type: ignore[arg-type]
+        trainer.predict(module, DataLoader(torch.arange(2)), return_predictions=False)
     assert module.done == 2 and list(tmp_path.iterdir()) == []
 
 
-def test_bad_arguments_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+def test_bad_arguments_are_refused(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="warm_up: must be at least 0, got -1"):
         StepTimer(warm_up=-1)
     (tmp_path / "file").touch()
@@ -219,7 +216,7 @@ def test_bad_arguments_are_refused(tiny_model: Path, tmp_path: Path) -> None:
         predict(tiny_model, [make_clip("a")], StepTimer(tmp_path / "file"))
 
 
-def test_resident_memory_grows_with_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resident_memory_gnfe_with_what_is_held(monkeypatch):
     cpu = torch.device("cpu")
     before = read_memory_gib(cpu)["resident_gib"]
     held = torch.ones(2**26)  # a quarter of a GiB
@@ -232,7 +229,7 @@ def test_resident_memory_grows_with_what_is_held(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.gpu
-def test_on_a_gpu(tiny_model: Path, tmp_path: Path) -> None:
+def test_on_a_gpu(tiny_model, tmp_path):
     timer, memory = StepTimer(tmp_path), MemoryTimeline(tmp_path)
     predict(tiny_model, [make_clip("a"), make_clip("bb")], timer, memory, accelerator="gpu")
     for clip_id in ("a", "bb"):

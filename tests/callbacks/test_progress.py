@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from typing import Any
 
 import pytest
 import torch
@@ -24,12 +23,12 @@ STAGES = [  # stage, label, steps, rows a step
 ]
 
 
-def make_ticks(clip_id: str = "clip") -> list[Progress]:
+def make_ticks(clip_id="clip"):
     ticks = []
-    rows_left = int(sum(steps * rows for _, _, steps, rows in STAGES))
+    nfe_left = int(sum(steps * rows for _, _, steps, rows in STAGES))
     for stage, label, steps, rows in STAGES:
-        rows_left -= int(steps * rows)
-        ticks += [Progress(clip_id, stage, label, done, steps, rows, rows_left) for done in range(steps + 1)]
+        nfe_left -= int(steps * rows)
+        ticks += [Progress(clip_id, stage, label, done, steps, rows, nfe_left) for done in range(steps + 1)]
     return ticks
 
 
@@ -38,9 +37,9 @@ def test_time_left_is_exact_when_every_row_takes_the_same_time():
     clock = ClipClock(0, 1, lambda: now)
     told = []
     for tick in make_ticks():
-        if tick.done and tick.rows:
-            now += 2.0 * tick.rows
-        told.append((tick.label, tick.done, clock.tell(tick).left_s))
+        if tick.done and tick.nfe:
+            now += 2.0 * tick.nfe
+        told.append((tick.label, tick.done, clock.read(tick).left_s))
     assert told[:3] == [("encode", 0, None), ("encode", 1, None), ("invert", 0, None)]
     assert ("invert", 1, 2.0 * 31) in told
     assert ("reconstruct", 0, 2.0 * 28) in told
@@ -52,9 +51,9 @@ def test_clips_to_come_are_counted_at_the_price_of_this_one():
     now = 0.0
     clock = ClipClock(1, 4, lambda: now)
     now = 5.0  # reading and encoding
-    clock.tell(Progress("clip", "invert", "invert", 0, 10, 1.0, 10))
+    clock.read(Progress("clip", "invert", "invert", 0, 10, 1.0, 10))
     now = 15.0
-    tick = clock.tell(Progress("clip", "invert", "invert", 5, 10, 1.0, 10))
+    tick = clock.read(Progress("clip", "invert", "invert", 5, 10, 1.0, 10))
     # 5 of 20 rows took 10 s: 30 s are left of this clip, which takes 45 s in all, and so do two more
     assert tick.left_s == pytest.approx(30.0 + 2 * 45.0)
     assert (tick.clip_number, tick.num_clips) == (2, 4)
@@ -63,12 +62,12 @@ def test_clips_to_come_are_counted_at_the_price_of_this_one():
 class _Worker(LightningModule):
     """Ticks as the real module does."""
 
-    def __init__(self, fail: bool = False) -> None:
+    def __init__(self, fail=False):
         super().__init__()
-        self.progress_listeners: list[Any] = []
+        self.progress_listeners = []
         self.fail = fail
 
-    def predict_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+    def predict_step(self, batch, batch_idx):
         for tick in make_ticks(f"clip [{batch_idx}]"):
             for listener in self.progress_listeners:
                 listener(tick)
@@ -76,7 +75,7 @@ class _Worker(LightningModule):
             raise RuntimeError("out of memory")
 
 
-def _run(console: Console, module: LightningModule) -> None:
+def _run(console, module):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     trainer = Trainer(**quiet, callbacks=[ProgressPrinter(console)])
     trainer.predict(module, DataLoader(torch.arange(2)), return_predictions=False)
@@ -120,7 +119,7 @@ def test_a_module_that_tells_nothing_is_run_all_the_same():
     class Silent(LightningModule):
         done = 0
 
-        def predict_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        def predict_step(self, batch, batch_idx):
             self.done += 1
 
     stream = io.StringIO()

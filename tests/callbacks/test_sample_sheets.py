@@ -6,83 +6,81 @@ import random
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ddim_lightning import DDIMInversionModule, SampleSheets
-from ddim_lightning.tiny.autoencoder import AutoencoderModule
+from ddim_lightning import DDIMInversionModule, Runtime, SampleSheets, Training
 from ddim_lightning.data.streams import make_generator
+from ddim_lightning.diffusion.sampling import sample
 from ddim_lightning.models.schedulers import make_noise_schedule
+from ddim_lightning.models.vae import quantize
 from ddim_lightning.report.sheet import Row, make_sheet
-from ddim_lightning.diffusion.sampling import quantize, sample
+from ddim_lightning.tiny.autoencoder import AutoencoderModule
 
 CAPTIONS = ["a red circle", "a cross", "a blue square"]
 SIZE = (2, 8, 4, 6)  # of a clip's latents: f, c, h, w
-QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-SHEETS: dict[str, Any] = {"clips": 2, "num_inference_steps": 2}
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+SHEETS = {"clips": 2, "num_inference_steps": 2}
 
 
 class Batches(LightningDataModule):
     """Batches of training that depend on the step alone, and two of validation, of three clips and of one."""
 
-    def __init__(self, kind: str = "latents") -> None:
+    def __init__(self, kind="latents"):
         super().__init__()
         self.kind = kind
 
-    def make_batch(self, seed: int, captions: Sequence[str]) -> dict[str, Any]:
+    def make_batch(self, seed, captions):
         generator = torch.Generator().manual_seed(seed)
         if self.kind == "latents":
             return {"latents": torch.randn(len(captions), *SIZE, generator=generator), "prompts": list(captions)}
         frames = torch.randint(0, 256, (len(captions), 9, 3, 16, 24), generator=generator, dtype=torch.uint8)
         return {"frames": frames, "prompts": list(captions)}
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        world, rank, done = self.trainer.world_size, self.trainer.global_rank, self.trainer.global_step  # type: ignore[union-attr]
+    def train_dataloader(self):
+        world, rank, done = self.trainer.world_size, self.trainer.global_rank, self.trainer.global_step
         batches = [self.make_batch(step * world + rank, CAPTIONS[:2]) for step in range(done, done + 12)]
-        return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(batches, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader([self.make_batch(50, CAPTIONS), self.make_batch(51, ["a star"])], batch_size=None)  # type: ignore[arg-type]
+    def val_dataloader(self):
+        return DataLoader([self.make_batch(50, CAPTIONS), self.make_batch(51, ["a star"])], batch_size=None)
 
 
 class Losses(Callback):
-    def __init__(self) -> None:
-        self.values: list[float] = []
+    def __init__(self):
+        self.values = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *rest: Any) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, *rest):
         self.values.append(float(outputs["loss"]))
 
 
-def make_module(model: Path) -> DDIMInversionModule:
+def make_module(model):
     training = {"parts": ("transformer", "text_encoder"), "learning_rate": 3e-2, "warmup_steps": 0}
-    return DDIMInversionModule(str(model), dtype="float32", training=training)
+    return DDIMInversionModule(str(model), runtime=Runtime(dtype="float32"), training=Training(**training))
 
 
-def make_autoencoder() -> AutoencoderModule:
+def make_autoencoder():
     torch.manual_seed(0)
     return AutoencoderModule((4, 6, 8), 5, norm_num_groups=2, warmup_steps=1)
 
 
 def fit(
-    module: LightningModule,
-    folder: Path,
-    *callbacks: Callback,
-    kind: str = "latents",
-    ckpt: Path | None = None,
-    **more: Any,
-) -> list[float]:
+    module,
+    folder,
+    *callbacks,
+    kind="latents",
+    ckpt=None,
+    **more,
+):
     """Train six steps of which each is kept, with validation at every third; the losses."""
     seed_everything(3, verbose=False)
     losses = Losses()
@@ -95,12 +93,12 @@ def fit(
     return losses.values
 
 
-def list_sheets(folder: Path) -> list[str]:
+def list_sheets(folder):
     return sorted(path.name for path in folder.rglob("*.png"))
 
 
 @torch.no_grad()
-def draw(module: DDIMInversionModule, step: int, size: tuple[int, ...] = SIZE) -> bytes:
+def draw(module, step, size=SIZE):
     """The pixels of the sheet of a module's weights as they are."""
     module.engine.prompts.clear_cache()
     rows = []
@@ -109,26 +107,24 @@ def draw(module: DDIMInversionModule, step: int, size: tuple[int, ...] = SIZE) -
         latents = sample(
             module.engine.denoiser, noise, caption, make_noise_schedule(module.components.scheduler, 2), 3.0
         )
-        rows.append(Row(f"clip {k}", quantize(module.engine.decode(latents)), caption))
+        rows.append(Row(f"clip {k}", quantize(module.engine.decode(latents)[0]), caption))
     subtitle = "2 steps from noise, guidance 3, seed 0"
     return make_sheet(rows, title=f"step {step}", subtitle=subtitle, fps=Fraction(8)).tobytes()
 
 
-def draw_checkpoint(checkpoint: Path, step: int, weights: str = "state_dict") -> bytes:
+def draw_checkpoint(checkpoint, step, weights="state_dict"):
     module = DDIMInversionModule.load_from_checkpoint(checkpoint, weights_only=True)
     module.load_state_dict(torch.load(checkpoint, weights_only=True)[weights])
     return draw(module, step)
 
 
-def read_pixels(path: Path) -> bytes:
+def read_pixels(path):
     with Image.open(path) as image:
         return image.tobytes()
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_sheets_show_the_averaged_weights_whatever_the_order_of_callbacks(
-    tiny_model: Path, tmp_path: Path, order: int
-) -> None:
+def test_sheets_show_the_averaged_weights_whatever_the_order_of_callbacks(tiny_model, tmp_path, order):
     callbacks = [SampleSheets(**SHEETS), EMAWeightAveraging(decay=0.6)][::order]
     module = make_module(tiny_model)
     fit(module, tmp_path, *callbacks, max_steps=5)
@@ -141,13 +137,14 @@ def test_sheets_show_the_averaged_weights_whatever_the_order_of_callbacks(
     assert draw(module, 5) == pixels  # the end left the averaged weights where the callback wants them
 
 
-def test_a_text_encoder_that_trains_leaves_no_embeddings_behind(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_text_encoder_that_trains_leaves_no_embeddings_behind(tiny_model, tmp_path):
     module = make_module(tiny_model)
+    module.load("cpu")
 
     class Looking(Callback):
         cached = 0
 
-        def on_train_batch_start(self, *_: Any) -> None:
+        def on_train_batch_start(self, *_):
             self.cached += sum(prompt in module.engine.prompts for prompt in ["", *CAPTIONS])
 
     module.encode_prompts(CAPTIONS)  # of the weights before the training
@@ -158,11 +155,11 @@ def test_a_text_encoder_that_trains_leaves_no_embeddings_behind(tiny_model: Path
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("latents", "bf16-mixed"), ("frames", "32-true")])
-def test_the_training_does_not_notice(tiny_model: Path, tmp_path: Path, kind: str, precision: str) -> None:
+def test_the_training_does_not_notice(tiny_model, tmp_path, kind, precision):
     seen = []
     for name in ("without", "with"):
         module = make_module(tiny_model) if kind == "latents" else make_autoencoder()
-        callbacks: list[Callback] = [EMAWeightAveraging(decay=0.6)]
+        callbacks = [EMAWeightAveraging(decay=0.6)]
         callbacks += [SampleSheets(**SHEETS)] if name == "with" else []
         losses = fit(module, tmp_path / name, *callbacks, kind=kind, precision=precision, max_steps=5)
         arrays = np.random.get_state()  # noqa: NPY002
@@ -176,8 +173,8 @@ def test_the_training_does_not_notice(tiny_model: Path, tmp_path: Path, kind: st
     assert seen[0] == seen[1]
 
 
-def test_a_resumed_training_goes_on_as_if_unbroken_and_draws_the_same_sheets(tiny_model: Path, tmp_path: Path) -> None:
-    def run(name: str, ckpt: Path | None = None) -> list[float]:
+def test_a_resumed_training_goes_on_as_if_unbroken_and_draws_the_same_sheets(tiny_model, tmp_path):
+    def run(name, ckpt=None):
         callbacks = EMAWeightAveraging(decay=0.6), SampleSheets(**SHEETS, every_n_steps=4)
         return fit(make_module(tiny_model), tmp_path / name, *callbacks, ckpt=ckpt, val_check_interval=2)
 
@@ -190,14 +187,14 @@ def test_a_resumed_training_goes_on_as_if_unbroken_and_draws_the_same_sheets(tin
             assert path.read_bytes() == (tmp_path / "unbroken" / "sheets" / path.name).read_bytes()
 
 
-def train_on_two(tiny_model: Path, tmp_path: Path) -> None:
+def train_on_two(tiny_model, tmp_path):
     settings = {"devices": 2, "strategy": "ddp_fork", "precision": "bf16-mixed", "max_steps": 4}
     logger = CSVLogger(tmp_path, name="logs")
     callbacks = SampleSheets(**SHEETS), EMAWeightAveraging(decay=0.6)
     fit(make_module(tiny_model), tmp_path, *callbacks, logger=logger, use_distributed_sampler=False, **settings)
 
 
-def test_of_two_processes_the_first_draws(tiny_model: Path, tmp_path: Path) -> None:
+def test_of_two_processes_the_first_draws(tiny_model, tmp_path):
     # In a process of its own: after any backward pass autograd has threads, and refuses to be forked.
     code = (
         "import pathlib, runpy, sys; script, *paths = sys.argv[1:];"
@@ -209,7 +206,7 @@ def test_of_two_processes_the_first_draws(tiny_model: Path, tmp_path: Path) -> N
     assert read_pixels(folder / "step-000003.png") != read_pixels(folder / "step-000004.png")
 
 
-def test_round_trips_stand_below_their_clips_in_the_logger_too(tmp_path: Path) -> None:
+def test_round_trips_stand_below_their_clips_in_the_logger_too(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     module = make_autoencoder()
@@ -232,7 +229,7 @@ def test_round_trips_stand_below_their_clips_in_the_logger_too(tmp_path: Path) -
     assert read_pixels(tmp_path / "logged.png") == pixels
 
 
-def test_validation_alone_draws_the_weights_it_is_given(tiny_model: Path, tmp_path: Path) -> None:
+def test_validation_alone_draws_the_weights_it_is_given(tiny_model, tmp_path):
     module = make_module(tiny_model)
     trainer = Trainer(**QUIET, logger=False, default_root_dir=tmp_path, callbacks=[SampleSheets(**SHEETS)])
     with warnings.catch_warnings():
@@ -251,12 +248,11 @@ def test_validation_alone_draws_the_weights_it_is_given(tiny_model: Path, tmp_pa
         ({"guidance_scale": float("inf")}, "guidance_scale: must be finite and not negative, got inf"),
     ],
 )
-def test_bad_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         SampleSheets(**options)
 
 
-def test_a_foreign_module_is_refused(tmp_path: Path) -> None:
-    message = "^SampleSheets: must watch a DDIMInversionModule or an AutoencoderModule, got BoringModel$"
-    with pytest.raises(TypeError, match=message):
+def test_a_foreign_module_is_refused(tmp_path):
+    with pytest.raises(TypeError, match=r"SampleSheets: must watch .* got BoringModel"):
         fit(BoringModel(), tmp_path, SampleSheets())

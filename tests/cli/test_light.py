@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,7 @@ for words in json.load(sys.stdin):
 """
 
 
-def run(cwd: Path, *commands: list[str]) -> tuple[list[str], list[str]]:
+def run(cwd, *commands):
     """Run commands in one process; what each printed, with its status and what was imported, and all of stderr."""
     words = json.dumps(commands)
     ended = subprocess.run(
@@ -29,7 +28,7 @@ def run(cwd: Path, *commands: list[str]) -> tuple[list[str], list[str]]:
     return ended.stdout.split("@@\n")[1:], ended.stderr.splitlines()
 
 
-def test_help_and_version_are_light(tmp_path: Path):
+def test_help_and_version_are_light(tmp_path):
     commands = [["--version"], ["--help"], ["benchmark"], ["edit", "--help"], ["demo", "--help"], ["export", "--help"]]
     shown, errors = run(tmp_path, *commands)
     assert errors == []
@@ -87,7 +86,7 @@ MISTAKES = [
 ]
 
 
-def test_a_mistake_is_one_line_with_its_status_before_anything_heavy(tmp_path: Path):
+def test_a_mistake_is_one_line_with_its_status_before_anything_heavy(tmp_path):
     (tmp_path / "clip.mp4").write_text("not looked into")
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "file").touch()
@@ -105,7 +104,7 @@ def test_a_mistake_is_one_line_with_its_status_before_anything_heavy(tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_the_first_line_comes_before_torch(tmp_path: Path):
+def test_the_first_line_comes_before_torch(tmp_path):
     (tmp_path / "clip.mp4").write_text("no video")
     code = """
 import sys
@@ -127,7 +126,7 @@ print(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("arguments", [["edit"], ["predict", "--config", "nope"]])
-def test_the_package_runs_as_a_module(arguments: list[str]):
+def test_the_package_runs_as_a_module(arguments):
     ended = subprocess.run(
         [sys.executable, "-m", "ddim_lightning", *arguments], capture_output=True, text=True, check=False
     )

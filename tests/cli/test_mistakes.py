@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from pathlib import Path
-from typing import Any
 
 import av
 import pytest
@@ -19,7 +17,7 @@ from ddim_lightning.cli.mistakes import explain
 
 
 @pytest.fixture
-def here(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, tiny_model, monkeypatch):
     """A working directory with everything that is no video, and a model of an unknown scheduler."""
     shutil.copytree(tiny_model, tmp_path / "euler")
     for name in ("model_index.json", "scheduler/scheduler_config.json"):
@@ -62,17 +60,17 @@ def here(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> P
     ],
 )
 def test_what_will_not_do_is_found_out_before_the_weights_are_loaded(
-    words: list[str],
-    said: str,
-    here: Path,
-    tiny_model: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    words,
+    said,
+    here,
+    tiny_model,
+    capsys,
+    monkeypatch,
 ):
     if "gpu" in words and torch.cuda.is_available():
         pytest.skip("there is a GPU")
 
-    def load(*_: Any, **__: Any) -> None:
+    def load(*_, **__):
         raise RuntimeError("the weights are loaded")
 
     monkeypatch.setattr(ddim_lightning.engine.build, "load_components", load)
@@ -88,7 +86,7 @@ def test_what_will_not_do_is_found_out_before_the_weights_are_loaded(
     assert told.out == ""
 
 
-def test_a_model_of_an_unknown_scheduler_is_refused(here: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_model_of_an_unknown_scheduler_is_refused(here, capsys):
     words = ["good.mp4", "--model", "euler", "--prompt", "a red circle", "--output", "out", "--quiet"]
     assert main(["edit", *words]) == 1
     assert "scheduler: must be one of CogVideoXDDIMScheduler, CogVideoXDPM" in capsys.readouterr().err
@@ -115,9 +113,7 @@ def test_a_model_of_an_unknown_scheduler_is_refused(here: Path, capsys: pytest.C
         (["good.mp4", "--model.schedule.num_inference_steps=0"], 1, "num_inference_steps: must be an integer of at"),
     ],
 )
-def test_a_mistake_of_predict_is_one_line_with_the_nearest_name(
-    words: list[str], status: int, said: str, here: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_mistake_of_predict_is_one_line_with_the_nearest_name(words, status, said, here, tiny_model, capsys):
     words = ["--writer.output_dir=out", "--model.model", str(tiny_model), "--data.videos", *words]
     assert main(["predict", *words]) == status
     told = capsys.readouterr()
@@ -129,13 +125,13 @@ def test_a_mistake_of_predict_is_one_line_with_the_nearest_name(
     assert told.out == ""
 
 
-def test_predict_needs_a_folder_for_its_results(here: Path, capsys: pytest.CaptureFixture[str]):
+def test_predict_needs_a_folder_for_its_results(here, capsys):
     assert main(["predict", "--data.videos", "good.mp4"]) == 2
     assert "writer.output_dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("way", ["--debug", "DDIM_LIGHTNING_DEBUG"])
-def test_debug_shows_the_traceback(way: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_debug_shows_the_traceback(way, capsys, monkeypatch):
     words = ["edit", "nope.mp4", "--prompt", "x", "--output", "out"]
     if way == "--debug":
         words.append(way)
@@ -156,13 +152,13 @@ def test_debug_shows_the_traceback(way: str, capsys: pytest.CaptureFixture[str],
     ],
 )
 def test_what_escapes_is_said_in_one_line(
-    error: BaseException,
-    status: int,
-    line: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    error,
+    status,
+    line,
+    capsys,
+    monkeypatch,
 ):
-    def fail(words: list[str]) -> int:
+    def fail(words):
         raise error
 
     monkeypatch.setattr(ddim_lightning.cli.main, "_read", fail)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -21,7 +19,7 @@ from ddim_lightning.engine.recommended import read_recommended
 EDIT = ["clip.mp4", "--prompt", "a red circle", "--output", "out"]
 
 
-def read(*words: str) -> dict[str, Any]:
+def read(*words):
     """Every option of `edit` by its name."""
     groups = read_options("edit", [*EDIT, *words])
     return {name: value for group in groups.values() for name, value in vars(group).items()}
@@ -41,7 +39,7 @@ def test_every_option_is_a_flag_of_edit_with_its_default_and_its_help():
 
 
 @pytest.mark.parametrize(("kind", "face"), [(Method, DDIMInversionModule), (Frames, VideoDataModule)])
-def test_options_of_the_module_and_the_data_module_are_theirs(kind: type, face: type):
+def test_options_of_the_module_and_the_data_module_are_theirs(kind, face):
     taken = inspect.signature(face).parameters
     actions = {action.dest: action for action in make_parser("edit")._actions}
     for field in dataclasses.fields(kind):
@@ -83,7 +81,7 @@ def test_options_of_the_module_and_the_data_module_are_theirs(kind: type, face: 
         (["--source-prompt", "a: b"], "source_prompt", "a: b"),
     ],
 )
-def test_a_flag_is_read_in_any_spelling(words: list[str], name: str, value: Any):
+def test_a_flag_is_read_in_any_spelling(words, name, value):
     assert read(*words)[name] == value
 
 
@@ -104,7 +102,7 @@ def test_export_takes_the_options_of_a_graph():
     assert not flags & {"video", "prompt", "offload", "save_trajectory", "mask", "seed"}
 
 
-def test_print_config_shows_what_is_recommended_and_is_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_print_config_shows_what_is_recommended_and_is_read_again(tmp_path, capsys):
     assert main(["edit", *EDIT, "--steps", "3", "--fast", "--prompt", "b", "--print-config"]) == 0
     shown = capsys.readouterr().out
     config = yaml.safe_load(shown)
@@ -117,14 +115,14 @@ def test_print_config_shows_what_is_recommended_and_is_read_again(tmp_path: Path
     assert again["method"].editor == config["editor"]
 
 
-def test_print_config_shows_the_recommendations_of_the_model_that_is_named(capsys: pytest.CaptureFixture[str]):
+def test_print_config_shows_the_recommendations_of_the_model_that_is_named(capsys):
     assert main(["edit", "--print_config", "--model", "zai-org/CogVideoX-5b", "--editor", "Mine"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["guidance_scale"] == read_recommended("zai-org/CogVideoX-5b")["guidance_scale"]
     assert config["editor"] == "Mine"
 
 
-def test_predict_shows_the_recommendations_and_takes_the_same_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_predict_shows_the_recommendations_and_takes_the_same_names(tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text("model: {init_args: {schedule: {num_inference_steps: 7}}}")
     words = ["--config", str(tmp_path / "mine.yaml"), "--model.runtime.offload", "model", "--model.guidance_scale=3"]
     assert main(["predict", *words, "--print_config"]) == 0
@@ -135,7 +133,7 @@ def test_predict_shows_the_recommendations_and_takes_the_same_names(tmp_path: Pa
     assert module["editor"] == read_recommended("tiny")["editor"]
 
 
-def test_shipped_configs_are_found_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_shipped_configs_are_found_by_name(capsys, tmp_path):
     for spelling in (["--config", "tiny_cpu"], ["-c=tiny_cpu"], ["--config=tiny_cpu.yaml"]):
         words = [*spelling, "--model.schedule.num-inference-steps=3", "--print-config"]
         assert main(["predict", *words]) == 0
@@ -150,7 +148,7 @@ def test_shipped_configs_are_found_by_name(capsys: pytest.CaptureFixture[str], t
     assert yaml.safe_load(capsys.readouterr().out)["writer"]["sheets"] is False
 
 
-def test_env_is_printed_for_people_and_for_machines(capsys: pytest.CaptureFixture[str]):
+def test_env_is_printed_for_people_and_for_machines(capsys):
     assert main(["env"]) == 0
     shown = capsys.readouterr().out
     assert main(["env", "--json"]) == 0

@@ -22,24 +22,24 @@ def test_every_benchmark_with_a_command_line_has_a_name():
     assert set(BENCHMARKS) == runnable - {"check", "tables"}  # which measure nothing
 
 
-def test_it_runs_from_anywhere(tmp_path: Path):
+def test_it_runs_from_anywhere(tmp_path):
     words = [sys.executable, "-m", "ddim_lightning", "benchmark", "scaling", "--rounds", "1", "--output", "out"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     assert json.loads((tmp_path / "out" / "result.json").read_text())["settings"]["model"] == "tiny"
 
 
-def test_without_a_name_they_are_listed_with_what_they_measure(capsys: pytest.CaptureFixture[str]):
+def test_without_a_name_they_are_listed_with_what_they_measure(capsys):
     assert main(["benchmark"]) == 0
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
     assert list(listed) == list(BENCHMARKS)
 
 
-def test_an_unknown_benchmark_is_wrong_usage(capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_benchmark_is_wrong_usage(capsys):
     assert main(["benchmark", "step-latencies"]) == 2
     assert "did you mean step_latency?" in capsys.readouterr().err
 
 
-def test_configs_by_name_and_by_path(tmp_path: Path):
+def test_configs_by_name_and_by_path(tmp_path):
     path = str(find_shipped("configs") / "edit.yaml")
     assert find_configs(["--config", "edit", "--x", "edit"]) == ["--config", path, "--x", "edit"]
     assert find_configs(["-c=edit.yaml"]) == [f"-c={path}"]
@@ -52,7 +52,7 @@ def test_configs_by_name_and_by_path(tmp_path: Path):
 
 @pytest.mark.skipif(importlib.util.find_spec("shtab") is None, reason="needs shtab")
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_shell_completion_knows_verbs_and_flags(shell: str, capsys: pytest.CaptureFixture[str]):
+def test_shell_completion_knows_verbs_and_flags(shell, capsys):
     assert main(["--print-completion", shell]) == 0
     script = capsys.readouterr().out
     assert all(verb in script for verb in VERBS)

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ddim_lightning import BDIA, Clip, DDIMInversionModule, EditFriendly, Inverter, KVInjection, UniInv
-from ddim_lightning.engine.trajectory import write_trajectory
+from ddim_lightning import BDIA, Clip, EditFriendly, KVInjection, Outputs, UniInv
 from ddim_lightning.diffusion.schedule import NoiseSchedule
-from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
-from ddim_lightning.types import ClipResult, Progress
+from ddim_lightning.engine.trajectory import write_trajectory
+from tests.modules import make_module
 
 PROMPTS = ("a red circle moving right", "a blue square moving left")
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_model: Path) -> InversionEngine:
-    return DDIMInversionModule(str(tiny_model), num_inference_steps=3, editor=KVInjection()).engine
+def engine(tiny_model):
+    module = make_module(str(tiny_model), num_inference_steps=3, inverter=UniInv(), editor=KVInjection())
+    module.load("cpu")
+    return module.engine
 
 
-def make_clip(**fields: object) -> Clip:
+def make_clip(**fields):
     generator = torch.Generator().manual_seed(7)
     frames = torch.randint(0, 256, (9, 3, 24, 40), generator=generator, dtype=torch.uint8)
-    return Clip(**({"id": "clip", "frames": frames, "prompts": PROMPTS} | fields))  # type: ignore[arg-type]
+    return Clip(**({"id": "clip", "frames": frames, "prompts": PROMPTS} | fields))
 
 
-def run(engine: InversionEngine, clip: Clip, **options: object) -> ClipResult:
-    return ClipJob(engine, clip, **({"seed": 5, "guidance_scale": 6.0} | options)).run()  # type: ignore[arg-type]
+def run(engine, clip, **options):
+    """Run a job; what of `Outputs` is given goes there."""
+    outputs = Outputs(**{name: options.pop(name) for name in set(options) & set(Outputs.__dataclass_fields__)})
+    return ClipJob(engine, clip, **({"seed": 5, "guidance_scale": 6.0, "outputs": outputs} | options)).run()
 
 
-def test_result_of_a_clip(engine: InversionEngine) -> None:
+def test_result_of_a_clip(engine):
     clip = make_clip()
     result = run(engine, clip, save_trajectory=True)
     assert result.status == "done" and result.reason is None and result.seed == 5
@@ -45,13 +49,13 @@ def test_result_of_a_clip(engine: InversionEngine) -> None:
     assert result.trajectory is not None and result.trajectory["levels"].shape == (4, 1, 3, 8, 6, 10)
     # Uni-Inv: a call a step and one for the residual; K/V injection: two guided rows and one
     # source row, twice.
-    assert result.calls == {"invert": 4, "reconstruct": 3, "edit": 18}
+    assert result.nfe == {"invert": 4, "reconstruct": 3, "edit": 18}
     assert set(result.seconds) == {"encode", "invert", "reconstruct", "edit", "decode", "measure"}
     assert all(seconds > 0 for seconds in result.seconds.values()) and result.peak_gib == {}
     assert set(result.metrics) == {"vae", "reconstruction"}
 
 
-def test_metrics_are_measured_on_what_was_made(engine: InversionEngine) -> None:
+def test_metrics_are_measured_on_what_was_made(engine):
     clip = make_clip(prompts=())
     result = run(engine, clip)
     with torch.no_grad():
@@ -63,45 +67,42 @@ def test_metrics_are_measured_on_what_was_made(engine: InversionEngine) -> None:
     for name, reference in (("psnr", clip.frames / 255.0), ("psnr_vs_vae", ceiling)):
         error = (rebuilt - reference).double().square().mean()
         assert result.metrics["reconstruction"][name] == pytest.approx(float(-10 * error.log10()), abs=1e-4)
-    assert torch.equal(result.vae_round_trip, (ceiling * 255).round().to(torch.uint8))  # type: ignore[arg-type]
+    assert torch.equal(result.vae_round_trip, (ceiling * 255).round().to(torch.uint8))
 
 
-def test_inversion_alone(engine: InversionEngine) -> None:
+def test_inversion_alone(engine):
     result = run(engine, make_clip(prompts=()), reconstruct=False, save_trajectory=True)
-    assert result.calls == {"invert": 4} and result.edits == []
+    assert result.nfe == {"invert": 4} and result.edits == []
     assert set(result.metrics) == {"vae"} and result.vae_round_trip is not None
     assert result.reconstruction is None and result.trajectory is not None
 
 
-def test_same_seed_same_bytes_whatever_came_before(engine: InversionEngine) -> None:
-    engine.editor = KVInjection(initial="random")
-    try:
-        first = run(engine, make_clip())
-        run(engine, make_clip(prompts=("a cross",)), seed=9)
-        torch.manual_seed(123)
-        again, other = run(engine, make_clip()), run(engine, make_clip(), seed=6)
-        swapped = run(engine, make_clip(prompts=PROMPTS[::-1]))
-    finally:
-        engine.editor = KVInjection()
+def test_same_seed_same_bytes_whatever_came_before(engine):
+    engine = replace(engine, editor=KVInjection(initial="random"))
+    first = run(engine, make_clip())
+    run(engine, make_clip(prompts=("a cross",)), seed=9)
+    torch.manual_seed(123)
+    again, other = run(engine, make_clip()), run(engine, make_clip(), seed=6)
+    swapped = run(engine, make_clip(prompts=PROMPTS[::-1]))
     assert torch.equal(first.edits[0].latents, again.edits[0].latents)
     assert torch.equal(first.edits[0].latents, swapped.edits[1].latents)
     assert not torch.equal(first.edits[0].latents, other.edits[0].latents)
 
 
-def test_progress_covers_every_stage_and_step(engine: InversionEngine) -> None:
-    seen: list[Progress] = []
+def test_progress_covers_every_stage_and_step(engine):
+    seen = []
     run(engine, make_clip(), on_progress=seen.append)
     labels = ["encode", "invert", "reconstruct", "edit 1/2", "edit 2/2", "decode"]
     assert list(dict.fromkeys(p.label for p in seen)) == labels
     for label in labels:
         ticks = [p for p in seen if p.label == label]
         assert [p.done for p in ticks] == list(range(ticks[0].total + 1))
-    left = {p.label: p.rows_left for p in seen}
+    left = {p.label: p.nfe_left for p in seen}
     assert left == {"encode": 25, "invert": 21, "reconstruct": 18, "edit 1/2": 9, "edit 2/2": 0, "decode": 0}
-    assert {p.rows for p in seen if p.stage == "edit"} == {3.0}
+    assert {p.nfe for p in seen if p.stage == "edit"} == {3.0}
 
 
-def test_warnings_reach_the_result(engine: InversionEngine) -> None:
+def test_warnings_reach_the_result(engine):
     clip = make_clip(prompts=("a red zebra",), warnings=("frames 9..20 were not used",))
     assert run(engine, clip).warnings == [
         "frames 9..20 were not used",
@@ -109,33 +110,27 @@ def test_warnings_reach_the_result(engine: InversionEngine) -> None:
     ]
 
 
-def test_what_has_no_effect_is_said(engine: InversionEngine) -> None:
+def test_what_has_no_effect_is_said(engine):
     clip = make_clip(prompts=PROMPTS[:1], negative_prompt="a cross")
     unguided = "negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off"
     assert run(engine, clip, guidance_scale=1.0).warnings == [unguided]
     assert run(engine, clip, guidance_scale=2.0).warnings == []
-    engine.editor = KVInjection(velocity_mask=0.5)
-    try:
-        assert run(engine, make_clip(mask=torch.ones(9, 24, 40, dtype=torch.bool))).warnings == [
-            "velocity_mask: has no effect on a clip that brings a mask"
-        ]
-        assert run(engine, make_clip()).warnings == []
-    finally:
-        engine.editor = KVInjection()
+    engine = replace(engine, editor=KVInjection(velocity_mask=0.5))
+    assert run(engine, make_clip(mask=torch.ones(9, 24, 40, dtype=torch.bool))).warnings == [
+        "velocity_mask: has no effect on a clip that brings a mask"
+    ]
+    assert run(engine, make_clip()).warnings == []
 
 
 @pytest.mark.parametrize(("part", "stage"), [("transformer", "invert"), ("vae", "decode")])
-def test_values_that_are_not_finite_are_no_result(part: str, stage: str, engine: InversionEngine) -> None:
-    parts = engine.components
+def test_values_that_are_not_finite_are_no_result(part, stage, tiny_model):
+    module = make_module(str(tiny_model), num_inference_steps=2, editor=KVInjection())
+    module.load("cpu")
+    parts = module.components
     bias = parts.transformer.proj_out.bias if part == "transformer" else parts.vae.decoder.conv_out.conv.bias
-    kept = bias[0].item()
     bias[0] = float("nan")
-    try:
-        with pytest.raises(ValueError, match=f"{stage}: values must stay finite, got .* with dtype float32"):
-            run(engine, make_clip())
-    finally:
-        bias[0] = kept
-    assert run(engine, make_clip(prompts=())).status == "done"
+    with pytest.raises(ValueError, match=rf"{stage}: values must stay finite, got .* with dtype float32"):
+        run(module.engine, make_clip())
 
 
 @pytest.mark.parametrize(
@@ -146,54 +141,46 @@ def test_values_that_are_not_finite_are_no_result(part: str, stage: str, engine:
         ((9, 1, 24, 40), "frames: must have shape \\(f, 3, h, w\\), got \\(9, 1, 24, 40\\)"),
     ],
 )
-def test_frames_that_the_model_cannot_take(shape: tuple[int, ...], message: str, engine: InversionEngine) -> None:
+def test_frames_that_the_model_cannot_take(shape, message, engine):
     with pytest.raises(ValueError, match=message):
         run(engine, make_clip(frames=torch.zeros(shape, dtype=torch.uint8)))
 
 
-def test_seed_of_a_clip() -> None:
+def test_seed_of_a_clip():
     seeds = {make_clip_seed(seed, name) for seed in (0, 1) for name in ("a", "b")}
     assert len(seeds) == 4 and all(0 <= seed < 2**63 for seed in seeds)
     assert make_clip_seed(0, "a") == make_clip_seed(0, "a")
 
 
-def test_edits_in_one_pass_share_the_source_row(engine: InversionEngine) -> None:
+def test_edits_in_one_pass_share_the_source_row(engine):
     apart, together = run(engine, make_clip()), run(engine, make_clip(), batch_prompts=True)
-    assert apart.calls["edit"] == 3 * 2 * (2 + 1) and together.calls["edit"] == 3 * (2 * 2 + 1)
+    assert apart.nfe["edit"] == 3 * 2 * (2 + 1) and together.nfe["edit"] == 3 * (2 * 2 + 1)
     for one, other in zip(apart.edits, together.edits, strict=True):
         assert one.prompt == other.prompt
         torch.testing.assert_close(one.latents, other.latents, rtol=0, atol=1e-4)
     assert not torch.equal(together.edits[0].frames, together.edits[1].frames)
 
 
-def test_progress_of_a_shared_pass_ends_with_nothing_left(engine: InversionEngine) -> None:
-    ticks: list[Progress] = []
+def test_progress_of_a_shared_pass_ends_with_nothing_left(engine):
+    ticks = []
     run(engine, make_clip(), batch_prompts=True, on_progress=ticks.append)
     edits = [tick for tick in ticks if tick.stage == "edit"]
     assert {tick.label for tick in edits} == {"edits 1-2"} and [tick.done for tick in edits] == [0, 1, 2, 3]
-    assert edits[0].rows == 5 and ticks[-1].rows_left == 0
+    assert edits[0].nfe == 5 and ticks[-1].nfe_left == 0
 
 
-def test_a_later_start_is_a_shorter_stage(engine: InversionEngine) -> None:
-    engine.editor = KVInjection(first_step=2)
-    ticks: list[Progress] = []
-    try:
-        result = run(engine, make_clip(prompts=PROMPTS[:1]), on_progress=ticks.append)
-    finally:
-        engine.editor = KVInjection()
-    assert result.calls["edit"] == 3 and [tick.total for tick in ticks if tick.stage == "edit"] == [1, 1]
+def test_a_later_start_is_a_shorter_stage(engine):
+    ticks, later = [], replace(engine, editor=KVInjection(first_step=2))
+    result = run(later, make_clip(prompts=PROMPTS[:1]), on_progress=ticks.append)
+    assert result.nfe["edit"] == 3 and [tick.total for tick in ticks if tick.stage == "edit"] == [1, 1]
 
 
-def test_inversion_under_each_clips_own_source_prompt(engine: InversionEngine) -> None:
+def test_inversion_under_each_clips_own_source_prompt(engine):
     clip = make_clip(source_prompt=PROMPTS[1], prompts=())
     told = run(engine, clip, save_trajectory=True)
-    engine.inversion_prompt = None
-    try:
-        own = run(engine, clip, save_trajectory=True)
-        with pytest.raises(ValueError, match="source_prompt: must be given where inversion_prompt is null, got None"):
-            run(engine, make_clip())
-    finally:
-        engine.inversion_prompt = ""
+    own = run(replace(engine, inversion_prompt=None), clip, save_trajectory=True)
+    with pytest.raises(ValueError, match=r"source_prompt: must be given .* got None"):
+        run(replace(engine, inversion_prompt=None), make_clip())
     assert told.fingerprint["prompt"] == "" and own.fingerprint["prompt"] == PROMPTS[1]
     assert own.trajectory is not None
     assert told.trajectory is not None
@@ -202,7 +189,7 @@ def test_inversion_under_each_clips_own_source_prompt(engine: InversionEngine) -
     assert torch.equal(own.trajectory["levels"], expected) and not torch.equal(told.trajectory["levels"], expected)
 
 
-def save(result: ClipResult, folder: Path) -> None:
+def save(result, folder):
     (folder / result.clip.id).mkdir()
     assert result.trajectory is not None
     path = folder / result.clip.id / "trajectory.safetensors"
@@ -210,55 +197,46 @@ def save(result: ClipResult, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("inverter", [UniInv(), BDIA(), EditFriendly()])
-def test_a_stored_trajectory_is_as_good_as_an_inversion(
-    inverter: Inverter, engine: InversionEngine, tmp_path: Path
-) -> None:
-    engine.inverter = inverter
-    try:
-        first = run(engine, make_clip(), save_trajectory=True)
-        save(first, tmp_path)
-        again = run(engine, make_clip(), trajectory_dir=tmp_path)
-    finally:
-        engine.inverter = UniInv()
-    assert again.calls["invert"] == 0 < first.calls["invert"]
-    assert torch.equal(first.reconstruction, again.reconstruction)  # type: ignore[arg-type]
+def test_a_stored_trajectory_is_as_good_as_an_inversion(inverter, engine, tmp_path):
+    engine = replace(engine, inverter=inverter)
+    first = run(engine, make_clip(), save_trajectory=True)
+    save(first, tmp_path)
+    again = run(engine, make_clip(), trajectory_dir=str(tmp_path))
+    assert again.nfe["invert"] == 0 < first.nfe["invert"]
+    assert torch.equal(first.reconstruction, again.reconstruction)
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(first.edits, again.edits, strict=True))
 
 
-def test_a_clip_without_a_stored_trajectory_is_inverted(engine: InversionEngine, tmp_path: Path) -> None:
-    result = run(engine, make_clip(), trajectory_dir=tmp_path)
-    assert result.calls["invert"] == 4
+def test_a_clip_without_a_stored_trajectory_is_inverted(engine, tmp_path):
+    result = run(engine, make_clip(), trajectory_dir=str(tmp_path))
+    assert result.nfe["invert"] == 4
     path = tmp_path / "clip" / "trajectory.safetensors"
     assert f"trajectory_dir: {path} is not there, so the clip was inverted" in result.warnings
 
 
 @pytest.mark.parametrize("differs", ["clip", "inverter", "prompt", "schedule", "model"])
-def test_a_trajectory_of_something_else_is_refused(differs: str, engine: InversionEngine, tmp_path: Path) -> None:
+def test_a_trajectory_of_something_else_is_refused(differs, engine, tmp_path):
     made = run(engine, make_clip(), save_trajectory=True)
     save(made, tmp_path)
-    clip, schedule = make_clip(), engine.schedule
-    weight = engine.components.transformer.proj_out.weight
+    clip, schedule, other = make_clip(), engine.schedule, engine
     if differs == "clip":
         clip.frames = clip.frames.flip(0)
     if differs == "inverter":
-        engine.inverter = UniInv(first_step_iterations=1)
+        other = replace(engine, inverter=UniInv(first_step_iterations=1))
     if differs == "prompt":
-        engine.inversion_prompt = "a circle"
+        other = replace(engine, inversion_prompt="a circle")
     if differs == "schedule":
-        engine.schedule = NoiseSchedule(schedule.timesteps[1:], schedule.angles[1:])
+        other = replace(engine, schedule=NoiseSchedule(schedule.timesteps[1:], schedule.angles[1:]))
     if differs == "model":
-        weight.data += 1e-3
-    try:
-        with pytest.raises(ValueError, match=f"trajectory_dir: .* must be of this run's {differs} "):
-            run(engine, clip, trajectory_dir=tmp_path)
-    finally:
-        engine.inverter, engine.inversion_prompt, engine.schedule = UniInv(), "", schedule
-        if differs == "model":
-            weight.data -= 1e-3
+        transformer = copy.deepcopy(engine.components.transformer)
+        transformer.proj_out.weight.data += 1e-3
+        other = replace(engine, components=replace(engine.components, transformer=transformer))
+    with pytest.raises(ValueError, match=f"trajectory_dir: .* must be of this run's {differs} "):
+        run(other, clip, trajectory_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("batch_prompts", [False, True])
-def test_edits_stay_within_the_clips_mask(batch_prompts: bool, engine: InversionEngine) -> None:
+def test_edits_stay_within_the_clips_mask(batch_prompts, engine):
     mask = torch.zeros(9, 24, 40, dtype=torch.bool)
     mask[3, 4:8, 8:12] = True  # one latent: frames 1 .. 4, rows 4 .. 7, columns 8 .. 11
     result = run(engine, make_clip(mask=mask), batch_prompts=batch_prompts, save_trajectory=True)
@@ -270,12 +248,12 @@ def test_edits_stay_within_the_clips_mask(batch_prompts: bool, engine: Inversion
         assert bool(changed[inside].all()) and not bool(changed[~inside].any())
 
 
-def test_a_mask_of_another_size_is_refused(engine: InversionEngine) -> None:
+def test_a_mask_of_another_size_is_refused(engine):
     with pytest.raises(ValueError, match=r"mask: must have the frames, height and width of the clip, \(9, 24, 40\)"):
         run(engine, make_clip(mask=torch.ones(9, 40, 24, dtype=torch.bool)))
 
 
-def test_diagnosis_of_the_inversion(engine: InversionEngine) -> None:
+def test_diagnosis_of_the_inversion(engine):
     result = run(engine, make_clip(), save_trajectory=True)
     diagnosis = result.diagnosis
     assert result.trajectory is not None

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Muon
 
-from ddim_lightning.models.loading import load_components
-from ddim_lightning.tiny.training import write_untrained_tiny
+from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.optimizers import MuonAdamW, is_block_matrix
-from ddim_lightning.engine.training import Training, make_optimizer
+from ddim_lightning.engine.training import make_optimizer
+from ddim_lightning.models.loading import load_components, load_text_encoder
+from ddim_lightning.tiny.training import write_untrained_tiny
 
 SIZES = {
     "transformer.patch_embed.proj.weight": (7, 5),
@@ -28,40 +26,40 @@ SIZES = {
     "text_encoder.shared.weight": (13, 3),
 }
 BLOCK_MATRICES = {name for name in SIZES if "to_q.weight" in name or "ff.net" in name}
-SETTINGS: dict[str, Any] = {"learning_rate": 0.03, "betas": (0.8, 0.9), "weight_decay": 0.2}
+SETTINGS = {"learning_rate": 0.03, "betas": (0.8, 0.9), "weight_decay": 0.2}
 
 
-def make_parameters() -> dict[str, nn.Parameter]:
+def make_parameters():
     generator = torch.Generator().manual_seed(0)
     return {name: nn.Parameter(torch.randn(size, generator=generator)) for name, size in SIZES.items()}
 
 
-def set_gradients(parameters: Mapping[str, Tensor], step: int) -> None:
+def set_gradients(parameters, step):
     """Gradients that depend on the values, so that one wrong step changes all that follow."""
     generator = torch.Generator().manual_seed(100 + step)
     for parameter in parameters.values():
         parameter.grad = torch.randn(parameter.shape, generator=generator) + 0.1 * parameter.detach()
 
 
-def make_training(parameters: Mapping[str, Tensor], *, optimizer: str = "muon", **changes: Any) -> dict[str, Any]:
+def make_training(parameters, *, optimizer="muon", **changes):
     settings = {"optimizer": optimizer, "warmup_steps": 3, **SETTINGS, **changes}
     return make_optimizer(parameters.items(), 9, **settings)
 
 
-def train(parameters: Mapping[str, Tensor], training: dict[str, Any], steps: range) -> None:
+def train(parameters, training, steps):
     for step in steps:
         set_gradients(parameters, step)
         training["optimizer"].step()
         training["lr_scheduler"]["scheduler"].step()
 
 
-def assert_equal(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> None:
+def assert_equal(one, two):
     assert one.keys() == two.keys()
     for name in one:
         assert torch.equal(one[name], two[name]), name
 
 
-def test_each_share_trains_as_it_would_alone() -> None:
+def test_each_share_trains_as_it_would_alone():
     together, apart = make_parameters(), make_parameters()
     training = make_training(together)
     matrices = [apart[name] for name in SIZES if name in BLOCK_MATRICES]
@@ -79,7 +77,7 @@ def test_each_share_trains_as_it_would_alone() -> None:
     assert all(not torch.equal(apart[name], start) for name, start in make_parameters().items())
 
 
-def test_warm_up_and_cosine_reach_both_shares() -> None:
+def test_warm_up_and_cosine_reach_both_shares():
     parameters = make_parameters()
     training = make_training(parameters)
     rates = []
@@ -94,7 +92,7 @@ def test_warm_up_and_cosine_reach_both_shares() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_state_saved_in_the_middle_goes_on_exactly(tmp_path: Path, optimizer: str) -> None:
+def test_a_state_saved_in_the_middle_goes_on_exactly(tmp_path, optimizer):
     unbroken = make_parameters()
     first = make_training(unbroken, optimizer=optimizer)
     train(unbroken, first, range(3))
@@ -120,7 +118,7 @@ def test_a_state_saved_in_the_middle_goes_on_exactly(tmp_path: Path, optimizer: 
     assert all(not torch.equal(forgetful[name], unbroken[name]) for name in SIZES)
 
 
-def test_a_copy_trains_as_the_original() -> None:
+def test_a_copy_trains_as_the_original():
     parameters = make_parameters()
     training = make_training(parameters)
     train(parameters, training, range(2))
@@ -135,12 +133,12 @@ def test_a_copy_trains_as_the_original() -> None:
     assert_equal(copied, parameters)
 
 
-def test_a_closure_is_evaluated_once_with_gradients() -> None:
+def test_a_closure_is_evaluated_once_with_gradients():
     parameters = make_parameters()
     optimizer = make_training(parameters)["optimizer"]
     seen = []
 
-    def evaluate() -> Tensor:
+    def evaluate():
         optimizer.zero_grad()
         loss = torch.stack([parameter.square().sum() for parameter in parameters.values()]).sum()
         loss.backward()
@@ -152,7 +150,7 @@ def test_a_closure_is_evaluated_once_with_gradients() -> None:
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_a_parameter_without_a_gradient_stays() -> None:
+def test_a_parameter_without_a_gradient_stays():
     parameters = make_parameters()
     optimizer = make_training(parameters)["optimizer"]
     set_gradients(parameters, 0)
@@ -163,7 +161,7 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     assert {name for name, start in make_parameters().items() if torch.equal(start, parameters[name])} == still
 
 
-def test_muon_takes_the_matrices_of_the_tiny_transformer_s_blocks(tmp_path: Path) -> None:
+def test_muon_takes_the_matrices_of_the_tiny_transformer_s_blocks(tmp_path):
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 3,
         up_block_types=("CogVideoXUpBlock3D",) * 3,
@@ -176,11 +174,15 @@ def test_muon_takes_the_matrices_of_the_tiny_transformer_s_blocks(tmp_path: Path
     )
     vae.save_pretrained(tmp_path / "vae")
     folder = write_untrained_tiny(tmp_path / "start", tmp_path / "vae")
-    parts = load_components(str(folder), device=torch.device("cpu"), dtype=torch.float32)
+    on_cpu = {"device": torch.device("cpu"), "dtype": torch.float32}
+    modules = {
+        "transformer": load_components(str(folder), **on_cpu).transformer,
+        "text_encoder": load_text_encoder(str(folder), **on_cpu),
+    }
     named = [
         (f"{part}.{name}", parameter)
-        for part in ("transformer", "text_encoder")
-        for name, parameter in getattr(parts, part).named_parameters()
+        for part, module in modules.items()
+        for name, parameter in module.named_parameters()
     ]
     taken = [name for name, parameter in named if is_block_matrix(name, parameter)]
     inside = r"transformer\.transformer_blocks\.[0-5]\.(attn1\.(to_[qkv]|to_out\.0)|ff\.net\.(0\.proj|2))\.weight"
@@ -195,17 +197,17 @@ def test_muon_takes_the_matrices_of_the_tiny_transformer_s_blocks(tmp_path: Path
     assert share == 6 * (4 + 2 * 4) * 128**2  # attention, and a feed-forward part of four times the width
 
 
-def test_muon_without_a_matrix_to_train_is_refused() -> None:
+def test_muon_without_a_matrix_to_train_is_refused():
     parameters = {"text_encoder.shared.weight": make_parameters()["text_encoder.shared.weight"]}
     with pytest.raises(ValueError, match=r"^training\.optimizer: muon needs weight matrices of transformer blocks"):
         make_training(parameters)
 
 
-def test_a_weight_that_is_no_matrix_is_refused() -> None:
+def test_a_weight_that_is_no_matrix_is_refused():
     with pytest.raises(ValueError, match="Muon only supports 2D"):
         MuonAdamW([nn.Parameter(torch.zeros(2, 3, 4))], [nn.Parameter(torch.zeros(2))], **SETTINGS)
 
 
-def test_an_unknown_optimizer_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"training\.optimizer: must be adamw or muon, got 'lion'"):
-        Training(optimizer="lion")  # type: ignore[arg-type]
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"training\.optimizer: must be .*adamw.* got 'lion'"):
+        Training(optimizer="lion")

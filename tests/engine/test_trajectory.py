@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from ddim_lightning.engine.trajectory import read_trajectory, write_trajectory
 METADATA = {"schema": 1, "id": "bunny é", "settings": {"seed": 3, "guidance_scale": 6.0, "dtype": None}}
 
 
-def test_round_trip(tmp_path: Path):
+def test_round_trip(tmp_path):
     tensors = {
         "levels": torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).reshape(2, 3, 4, 5).transpose(1, 2),
         "angles": torch.linspace(0, 1.5, 7, dtype=torch.float64),
@@ -30,7 +29,7 @@ def test_round_trip(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
 
 
-def test_equal_input_gives_equal_bytes_in_every_process(tmp_path: Path):
+def test_equal_input_gives_equal_bytes_in_every_process(tmp_path):
     code = """
 import sys, torch
 from ddim_lightning.engine.trajectory import write_trajectory
@@ -45,12 +44,12 @@ write_trajectory(sys.argv[1], {name: torch.full((2, 3), float(len(name))) for na
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
-def test_a_foreign_file_is_refused(tmp_path: Path):
+def test_a_foreign_file_is_refused(tmp_path):
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(ValueError, match=r"^path: must be a trajectory written by ddim_lightning, got .*x\.saf"):
         read_trajectory(tmp_path / "x.safetensors")
 
 
-def test_a_missing_file_is_refused(tmp_path: Path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nope\.safetensors"):
         read_trajectory(tmp_path / "nope.safetensors")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import CogVideoXPipeline
 from safetensors.torch import load_file
 
-from ddim_lightning import tiny_asset
 from ddim_lightning.cli.main import main
-from ddim_lightning.tiny.shapes import render, sample_scene
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.models.loading import load_components
-from ddim_lightning.tiny.training import write_trained_tiny, write_untrained_tiny
 from ddim_lightning.models.vae import encode_video
+from ddim_lightning.tiny import asset as tiny_asset
+from ddim_lightning.tiny.shapes import render, sample_scene
+from ddim_lightning.tiny.training import write_trained_tiny, write_untrained_tiny
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", "--trainer.val_check_interval", "2"]
 QUICK += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -24,19 +23,19 @@ VAE = ["--data.batch_size", "1", "--data.crop", "16", "--data.full_every", "0", 
 LATENTS = ["--data.scenes", "5", "--data.val_scenes", "2", "--data.batch_size", "3"]
 
 
-def fit(config: str, folder: Path, *flags: str, steps: int = 2) -> Path:
+def fit(config, folder, *flags, steps=2):
     """Run a shipped config in its own folder under ``runs``; the last checkpoint."""
     run = folder / "runs" / config
     assert main(["fit", "--config", config, *QUICK, "--trainer.max_steps", str(steps), *flags]) == 0
     return run / "last.ckpt"
 
 
-def read_step(checkpoint: Path) -> int:
+def read_step(checkpoint):
     return torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def training(tmp_path_factory):
     """A folder in which the commands of the configs' headers were run."""
     folder = tmp_path_factory.mktemp("training")
     with pytest.MonkeyPatch.context() as patch:
@@ -56,20 +55,20 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def read_parts(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+def read_parts(folder):
     names = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
     return {part: load_file(folder / part / f"{name}.safetensors") for part, name in names.items()}
 
 
-def read_averages(checkpoint: Path) -> dict[str, torch.Tensor]:
+def read_averages(checkpoint):
     return torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
 
 
-def test_training_resumes_where_it_stopped(training: Path):
+def test_training_resumes_where_it_stopped(training):
     assert read_step(training / "runs" / "tiny_transformer" / "last.ckpt") == 3
 
 
-def test_the_start_has_unit_latents_and_a_transformer_that_predicts_zero(training: Path):
+def test_the_start_has_unit_latents_and_a_transformer_that_predicts_zero(training):
     start = load_components(str(training / "runs" / "tiny_start"), device=torch.device("cpu"), dtype=torch.float32)
     frames = torch.stack([render(sample_scene(make_generator(3, "val", i))) for i in range(2)])
     with torch.no_grad():
@@ -80,7 +79,7 @@ def test_the_start_has_unit_latents_and_a_transformer_that_predicts_zero(trainin
     assert not velocity.any()
 
 
-def test_the_seed_decides_the_start_and_the_global_state_stays(training: Path, tmp_path: Path):
+def test_the_seed_decides_the_start_and_the_global_state_stays(training, tmp_path):
     start = training / "runs" / "tiny_start"
     before = torch.get_rng_state()
     again, other = (read_parts(write_untrained_tiny(tmp_path / str(s), start / "vae", seed=s)) for s in (3, 4))
@@ -93,7 +92,7 @@ def test_the_seed_decides_the_start_and_the_global_state_stays(training: Path, t
         assert not torch.equal(first[part][name], other[part][name])
 
 
-def test_the_asset_holds_the_averaged_weights_in_half_precision(training: Path):
+def test_the_asset_holds_the_averaged_weights_in_half_precision(training):
     asset, start = read_parts(training / "asset"), read_parts(training / "runs" / "tiny_start")
     wanted = {"vae": "tiny_vae_decoder", "transformer": "tiny_transformer", "text_encoder": "tiny_transformer"}
     for part, run in wanted.items():
@@ -107,7 +106,7 @@ def test_the_asset_holds_the_averaged_weights_in_half_precision(training: Path):
         assert not all(torch.equal(weight, start[part][name].to(dtype)) for name, weight in asset[part].items())
 
 
-def test_the_asset_keeps_the_configs_of_the_start(training: Path):
+def test_the_asset_keeps_the_configs_of_the_start(training):
     asset, start = training / "asset", training / "runs" / "tiny_start"
     names = {path.relative_to(start) for path in start.rglob("*.json")}
     assert {path.relative_to(asset) for path in asset.rglob("*.json")} == names
@@ -116,13 +115,13 @@ def test_the_asset_keeps_the_configs_of_the_start(training: Path):
         assert ours == theirs, name
 
 
-def test_the_asset_is_small_and_names_no_path_of_this_machine(training: Path):
+def test_the_asset_is_small_and_names_no_path_of_this_machine(training):
     files = [path for path in (training / "asset").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 12e6
     assert not any(str(training) in path.read_text("utf-8") for path in files if path.suffix == ".json")
 
 
-def test_plain_diffusers_makes_a_video_with_the_asset(training: Path):
+def test_plain_diffusers_makes_a_video_with_the_asset(training):
     pipeline = CogVideoXPipeline.from_pretrained(training / "asset", use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     video = pipeline(
@@ -137,7 +136,7 @@ def test_plain_diffusers_makes_a_video_with_the_asset(training: Path):
     assert video.isfinite().all()
 
 
-def test_a_vae_with_another_encoder_is_refused(training: Path, tmp_path: Path):
+def test_a_vae_with_another_encoder_is_refused(training, tmp_path):
     weights = read_averages(training / "runs" / "tiny_vae_decoder" / "last.ckpt")
     weights["vae.encoder.conv_in.conv.weight"] *= 1.1
     torch.save({"state_dict": weights}, tmp_path / "other.ckpt")
@@ -145,7 +144,7 @@ def test_a_vae_with_another_encoder_is_refused(training: Path, tmp_path: Path):
         write_trained_tiny(tmp_path / "asset", training / "runs" / "tiny_start", [tmp_path / "other.ckpt"])
 
 
-def test_a_checkpoint_of_something_else_is_refused(training: Path, tmp_path: Path):
+def test_a_checkpoint_of_something_else_is_refused(training, tmp_path):
     torch.save({"state_dict": {"net.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="checkpoints: must hold weights of vae, transformer, text_encoder, got "):
         write_trained_tiny(tmp_path / "asset", training / "runs" / "tiny_start", [tmp_path / "other.ckpt"])

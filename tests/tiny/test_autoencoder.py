@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-from ddim_lightning.tiny.autoencoder import AutoencoderModule, make_video
 from ddim_lightning.models.vae import decode_latents, encode_video
+from ddim_lightning.tiny.autoencoder import AutoencoderModule, make_video
 from ddim_lightning.tiny.shapes_datamodule import ShapesDataModule
 
-SMALL: dict[str, Any] = {"block_out_channels": (4, 6, 8), "latent_channels": 5, "norm_num_groups": 2, "warmup_steps": 3}
+SMALL = {"block_out_channels": (4, 6, 8), "latent_channels": 5, "norm_num_groups": 2, "warmup_steps": 3}
 
 
-def fit(
-    folder: Path, *, steps: int, horizon: int, resume: bool = False, **options: Any
-) -> tuple[AutoencoderModule, list[float]]:
+def fit(folder, *, steps, horizon, resume=False, **options):
     """Train for some steps of a training that has ``horizon`` steps; the losses of its steps."""
     seed_everything(0, verbose=False)
-    losses: list[float] = []
+    losses = []
 
     class Recorded(AutoencoderModule):
-        def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
             losses.append(float(loss.detach()))
             self.trainer.should_stop = self.global_step + 1 >= steps
@@ -49,7 +44,7 @@ def fit(
     return module, losses
 
 
-def test_training_repeats_itself_and_resuming_in_the_middle_changes_nothing(tmp_path: Path) -> None:
+def test_training_repeats_itself_and_resuming_in_the_middle_changes_nothing(tmp_path):
     whole, losses = fit(tmp_path / "whole", steps=6, horizon=6)
     again, losses_again = fit(tmp_path / "again", steps=4, horizon=6)
     resumed, losses_resumed = fit(tmp_path / "again", steps=6, horizon=6, resume=True)
@@ -61,12 +56,12 @@ def test_training_repeats_itself_and_resuming_in_the_middle_changes_nothing(tmp_
     assert not all(torch.equal(one, two) for one, two in zip(whole.parameters(), again.parameters(), strict=True))
 
 
-def test_training_learns(tmp_path: Path) -> None:
+def test_training_learns(tmp_path):
     _, losses = fit(tmp_path, steps=36, horizon=72, learning_rate=5e-3)
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
 
 
-def test_second_stage_starts_from_a_folder_and_leaves_the_encoder_alone(tmp_path: Path) -> None:
+def test_second_stage_starts_from_a_folder_and_leaves_the_encoder_alone(tmp_path):
     torch.manual_seed(1)
     first = AutoencoderModule(**SMALL)
     frames = ShapesDataModule(val_clips=2).val_dataloader().dataset
@@ -78,7 +73,7 @@ def test_second_stage_starts_from_a_folder_and_leaves_the_encoder_alone(tmp_path
     assert not torch.equal(first.vae.decoder.conv_out.conv.weight, second.vae.decoder.conv_out.conv.weight)
 
 
-def test_saved_folder_gives_unit_latents_and_the_module_s_round_trip(tmp_path: Path) -> None:
+def test_saved_folder_gives_unit_latents_and_the_module_s_round_trip(tmp_path):
     torch.manual_seed(2)
     module = AutoencoderModule(**SMALL).eval()
     clips = next(iter(ShapesDataModule(val_clips=3).val_dataloader()))["frames"]
@@ -93,7 +88,7 @@ def test_saved_folder_gives_unit_latents_and_the_module_s_round_trip(tmp_path: P
     assert int((decoded.int() - expected.int()).abs().max()) <= 1
 
 
-def test_video_has_the_vae_s_axes_and_range() -> None:
+def test_video_has_the_vae_s_axes_and_range():
     frames = torch.zeros(2, 9, 3, 8, 16, dtype=torch.uint8)
     frames[1, 4, 2, 3, 5] = 255
     video = make_video(frames)
@@ -101,6 +96,6 @@ def test_video_has_the_vae_s_axes_and_range() -> None:
     assert float(video.min()) == -1.0 and float(video[1, 2, 4, 3, 5]) == 1.0 and float(video.sum()) == 2 - video.numel()
 
 
-def test_groups_that_do_not_divide_the_channels_are_refused() -> None:
+def test_groups_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(ValueError, match=r"norm_num_groups must divide block_out_channels \(4, 6, 8\), got 4"):
         AutoencoderModule(**{**SMALL, "norm_num_groups": 4})

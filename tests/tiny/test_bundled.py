@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ddim_lightning.tiny.shapes import render, sample_scene
-from ddim_lightning.tiny.shapes_classifier import Labels, classify
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.metrics.functional import psnr
+from ddim_lightning.models.checkpoint import BUNDLED
 from ddim_lightning.models.loading import load_components
-from ddim_lightning.tiny.model import BUNDLED
-from ddim_lightning.tiny.training import TRANSFORMER
 from ddim_lightning.models.vae import decode_latents, encode_video
+from ddim_lightning.tiny.shapes import render, sample_scene
+from ddim_lightning.tiny.shapes_classifier import Labels, classify
+from ddim_lightning.tiny.training import TRANSFORMER
 
 
 def test_it_is_small_and_says_what_it_is():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,27 +10,27 @@ from diffusers import CogVideoXDPMScheduler, CogVideoXPipeline
 from safetensors.torch import load_file
 
 from ddim_lightning.tiny.shapes import VOCABULARY
-from ddim_lightning.models import tiny
-from ddim_lightning.tiny.model import make_tokenizer, tiny_folder, write_random_tiny
+from ddim_lightning.tiny.training import make_tokenizer
+from tests.random_tiny import write_random_tiny
 
 WEIGHTS = ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return write_random_tiny(tmp_path_factory.mktemp("tiny") / "deep" / "folder")
 
 
 @pytest.fixture(scope="module")
-def pipeline(folder: Path) -> CogVideoXPipeline:
+def pipeline(folder):
     return CogVideoXPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def read_weights(folder):
     return {f"{part}.{k}": v for part in WEIGHTS for k, v in load_file(folder / f"{part}.safetensors").items()}
 
 
-def test_plain_diffusers_makes_a_video_with_it(pipeline: CogVideoXPipeline) -> None:
+def test_plain_diffusers_makes_a_video_with_it(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     video = pipeline(
         "a red circle moving right on a blue background",
@@ -47,12 +45,10 @@ def test_plain_diffusers_makes_a_video_with_it(pipeline: CogVideoXPipeline) -> N
     assert video.std() > 0.05
 
 
-def test_the_folder_holds_what_diffusers_writes_itself(
-    folder: Path, pipeline: CogVideoXPipeline, tmp_path: Path
-) -> None:
+def test_the_folder_holds_what_diffusers_writes_itself(folder, pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
     written, expected = ({p.relative_to(root).as_posix() for p in root.rglob("*.*")} for root in (folder, tmp_path))
-    assert written == expected
+    assert written == expected | {"recommended.yaml"}
     index, theirs = (json.loads((root / "model_index.json").read_text()) for root in (folder, tmp_path))
     assert index == {key: value for key, value in theirs.items() if key not in ("_diffusers_version", "_name_or_path")}
     ours, again = read_weights(folder), read_weights(tmp_path)
@@ -60,7 +56,7 @@ def test_the_folder_holds_what_diffusers_writes_itself(
     assert all(torch.equal(ours[key], again[key]) for key in ours)
 
 
-def test_the_seed_decides_every_weight_and_the_global_state_stays(folder: Path, tmp_path: Path) -> None:
+def test_the_seed_decides_every_weight_and_the_global_state_stays(folder, tmp_path):
     before = torch.get_rng_state()
     again, other = (read_weights(write_random_tiny(tmp_path / str(seed), seed=seed)) for seed in (0, 7))
     assert torch.equal(torch.get_rng_state(), before)
@@ -69,7 +65,7 @@ def test_the_seed_decides_every_weight_and_the_global_state_stays(folder: Path, 
     assert not any(torch.equal(first[key], other[key]) for key in first)
 
 
-def test_the_text_the_time_and_the_place_all_matter(pipeline: CogVideoXPipeline) -> None:
+def test_the_text_the_time_and_the_place_all_matter(pipeline):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, 3, 8, 16, 16, generator=generator)
     right, left = (
@@ -79,7 +75,7 @@ def test_the_text_the_time_and_the_place_all_matter(pipeline: CogVideoXPipeline)
     table = pipeline._prepare_rotary_positional_embeddings(64, 64, 3, torch.device("cpu"))
     moved = tuple(part.flip(0) for part in table)
 
-    def velocity(embeds: torch.Tensor, timestep: int, rotary: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def velocity(embeds, timestep, rotary):
         with torch.no_grad():
             return pipeline.transformer(latents, embeds, torch.tensor([timestep]), image_rotary_emb=rotary).sample
 
@@ -89,7 +85,7 @@ def test_the_text_the_time_and_the_place_all_matter(pipeline: CogVideoXPipeline)
         assert (other - first).std() > 0.01 * first.std()
 
 
-def test_the_vae_tells_videos_apart_and_fills_the_range(pipeline: CogVideoXPipeline) -> None:
+def test_the_vae_tells_videos_apart_and_fills_the_range(pipeline):
     video = torch.rand(2, 3, 9, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         latents = pipeline.vae.encode(video).latent_dist.mode()
@@ -101,7 +97,7 @@ def test_the_vae_tells_videos_apart_and_fills_the_range(pipeline: CogVideoXPipel
     assert 0.1 < decoded.std() < 2
 
 
-def test_options_reach_the_files(tmp_path: Path) -> None:
+def test_options_reach_the_files(tmp_path):
     write_random_tiny(
         tmp_path,
         rotary=False,
@@ -121,9 +117,8 @@ def test_options_reach_the_files(tmp_path: Path) -> None:
         assert (tmp_path / part / "diffusion_pytorch_model.safetensors.index.json").is_file()
 
 
-def test_the_tokenizer_knows_the_shapes_world_and_nothing_else() -> None:
+def test_the_tokenizer_knows_the_shapes_world_and_nothing_else():
     tokenizer = make_tokenizer()
-    assert sorted(tiny.WORDS) == sorted(VOCABULARY)
     assert len(tokenizer) == len(VOCABULARY) + 4
     ids = {word: tokenizer(word).input_ids for word in VOCABULARY}
     assert all(len(pieces) == 2 and pieces[1] == tokenizer.eos_token_id for pieces in ids.values())
@@ -131,64 +126,3 @@ def test_the_tokenizer_knows_the_shapes_world_and_nothing_else() -> None:
     assert tokenizer.unk_token_id in tokenizer("zebra").input_ids
     assert len(tokenizer("a magenta triangle moving right on a purple background").input_ids) <= 16
     assert tokenizer.decode(tokenizer("a red circle").input_ids, skip_special_tokens=True) == "a red circle"
-
-
-@pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tiny, "BUNDLED", tmp_path / "nothing bundled")
-    return tmp_path / "cache" / "ddim_lightning"
-
-
-def test_a_bundled_model_is_used_without_a_warning(monkeypatch: pytest.MonkeyPatch, folder: Path, cache: Path) -> None:
-    monkeypatch.setattr(tiny, "BUNDLED", folder)
-    assert tiny_folder() == folder
-    assert not cache.exists()
-
-
-def test_the_bundled_model_belongs_beside_the_package() -> None:
-    assert Path(tiny.__file__).parents[1] / "assets" / "tiny" == tiny.BUNDLED
-
-
-@pytest.mark.filterwarnings("ignore:model. no trained tiny model")
-def test_two_at_once_write_one_random_model_between_them(cache: Path, folder: Path) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        first, second = [future.result() for future in [pool.submit(tiny_folder) for _ in range(2)]]
-    assert first == second
-    assert list(cache.iterdir()) == [first]  # no drafts are left
-    ours, expected = read_weights(first), read_weights(folder)
-    assert all(torch.equal(ours[key], expected[key]) for key in expected)
-
-
-def test_it_says_that_it_is_random_and_writes_it_once(cache: Path) -> None:
-    with pytest.warns(UserWarning, match="no trained tiny model is bundled, a random one is used"):
-        written = tiny_folder()
-    (written / "mark").touch()
-    with pytest.warns(UserWarning, match="random"):
-        assert tiny_folder() == written
-    assert (written / "mark").is_file()
-
-
-def test_the_faster_of_two_writers_is_kept(cache: Path) -> None:
-    target = cache / "random-tiny"
-    target.mkdir(parents=True)
-    (target / "mark").touch()
-    tiny._write_once(target)
-    assert [path.name for path in cache.iterdir()] == ["random-tiny"]
-    assert [path.name for path in target.iterdir()] == ["mark"]
-
-
-def test_a_draft_that_cannot_take_its_place_is_removed(cache: Path) -> None:
-    target = cache / "random-tiny"
-    cache.mkdir(parents=True)
-    target.touch()
-    with pytest.raises(NotADirectoryError):
-        tiny._write_once(target)
-    assert list(cache.iterdir()) == [target]
-
-
-def test_a_cache_that_cannot_be_written_is_an_error(cache: Path) -> None:
-    cache.parent.mkdir()
-    cache.touch()
-    with pytest.warns(UserWarning, match="random"), pytest.raises(FileExistsError):
-        tiny_folder()
