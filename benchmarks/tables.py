@@ -59,10 +59,11 @@ def make_versus_table(result: Result) -> list[str]:
     """Make the table of the comparison with the reference script: what is compiled, and the rows alone."""
     shown = [row for row in result["ratios"] if (row["variant"], row["against"]) == ("compiled", SCRIPT)]
     rows = [(row["what"], row["median"], row["lowest"], row["highest"]) for row in shown]
+    alone = {1: "forward pass alone, one row, eager", 4: "forward pass alone, four equal rows, eager"}
     rows += [
-        (f"forward pass alone, {row['rows']} equal rows, eager", row["median"], row["lowest"], row["highest"])
+        (alone[row["rows"]], row["median"], row["lowest"], row["highest"])
         for row in result.get("equal_rows", ())
-        if row["rows"] in (1, 4)
+        if row["rows"] in alone
     ]
     return make_table(
         ("what", "times as fast"),

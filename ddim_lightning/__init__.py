@@ -28,38 +28,20 @@ if TYPE_CHECKING:
     from ddim_lightning.types import Branch, Clip, ClipResult, Denoiser, EditRequest, Step, UnreadableClip
     from ddim_lightning.writer import VideoWriter
 
-_HOMES = {
-    "MemoryTimeline": "callbacks.measure",
-    "StepTimer": "callbacks.measure",
-    "ProgressPrinter": "callbacks.progress",
-    "SampleSheets": "callbacks.sample_sheets",
-    "VideoDataModule": "datamodule",
-    "Denoise": "diffusion.editors",
-    "DirectInversion": "diffusion.editors",
-    "Editor": "diffusion.editors",
-    "FlowEdit": "diffusion.editors",
-    "KVInjection": "diffusion.editors",
-    "Inversion": "diffusion.inversion",
-    "BDIA": "diffusion.inverters",
-    "DDIM": "diffusion.inverters",
-    "EditFriendly": "diffusion.inverters",
-    "FixedPoint": "diffusion.inverters",
-    "Inverter": "diffusion.inverters",
-    "UniInv": "diffusion.inverters",
-    "Outputs": "engine.config",
-    "Runtime": "engine.config",
-    "Schedule": "engine.config",
-    "Training": "engine.config",
-    "DDIMInversionModule": "module",
-    "Branch": "types",
-    "Clip": "types",
-    "ClipResult": "types",
-    "Denoiser": "types",
-    "EditRequest": "types",
-    "Step": "types",
-    "UnreadableClip": "types",
-    "VideoWriter": "writer",
+_NAMES = {
+    "callbacks.measure": ("MemoryTimeline", "StepTimer"),
+    "callbacks.progress": ("ProgressPrinter",),
+    "callbacks.sample_sheets": ("SampleSheets",),
+    "datamodule": ("VideoDataModule",),
+    "diffusion.editors": ("Denoise", "DirectInversion", "Editor", "FlowEdit", "KVInjection"),
+    "diffusion.inversion": ("Inversion",),
+    "diffusion.inverters": ("BDIA", "DDIM", "EditFriendly", "FixedPoint", "Inverter", "UniInv"),
+    "engine.config": ("Outputs", "Runtime", "Schedule", "Training"),
+    "module": ("DDIMInversionModule",),
+    "types": ("Branch", "Clip", "ClipResult", "Denoiser", "EditRequest", "Step", "UnreadableClip"),
+    "writer": ("VideoWriter",),
 }
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
 
 __all__ = [
     "BDIA",

@@ -270,9 +270,9 @@ class DDIMInversionModule(LightningModule):
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer of what trains, with linear warm-up and one cosine over the whole training."""
-        options = {k: v for k, v in asdict(self._get_training()).items() if k not in ("parts", "caption_dropout")}
         num_steps = int(self.trainer.estimated_stepping_batches)
-        return cast(OptimizerLRScheduler, make_optimizer(self.named_parameters(), num_steps, **options))
+        optimizer = make_optimizer(self.named_parameters(), num_steps, self._get_training())
+        return cast(OptimizerLRScheduler, optimizer)
 
     def describe(self) -> dict[str, Any]:
         """Return the hyperparameters with what was taken for ``None`` and ``auto``, JSON-ready."""

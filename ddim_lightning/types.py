@@ -85,7 +85,7 @@ class Denoiser(Protocol):
         """Evaluate all branches in one network pass.
 
         Args:
-            branches: The trajectory_dir; see `Branch`.
+            branches: The trajectories; see `Branch`.
             step: The step; its ``timestep`` conditions the network.
             kv_scale: Per layer, 0 (attends to nothing of a source) .. 1 (fully); ``None`` when no branch has a source.
 

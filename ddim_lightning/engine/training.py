@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.objective import velocity_loss
 from ddim_lightning.diffusion.steps import add_noise
+from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.optimizers import MuonAdamW, is_block_matrix
 from ddim_lightning.types import Latents
@@ -72,26 +73,13 @@ def compute_loss(
     return velocity_loss(velocity.float(), latents, noise, angle)
 
 
-def make_optimizer(
-    parameters: Iterable[tuple[str, Tensor]],
-    num_steps: int,
-    *,
-    optimizer: str = "adamw",
-    learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    warmup_steps: int,
-) -> dict[str, Any]:
+def make_optimizer(parameters: Iterable[tuple[str, Tensor]], num_steps: int, options: Training) -> dict[str, Any]:
     """Make an optimizer with linear warm-up and one cosine over the whole training.
 
     Args:
         parameters: What trains, with names.
         num_steps: Optimizer steps of the training, where the cosine ends.
-        optimizer: ``adamw`` or ``muon``; see `Training`.
-        learning_rate: The peak.
-        betas: AdamW's moments.
-        weight_decay: The optimiser's weight decay.
-        warmup_steps: Steps of linear warm-up.
+        options: The optimizer and its settings.
 
     Returns:
         What `LightningModule.configure_optimizers` returns.
@@ -100,20 +88,21 @@ def make_optimizer(
         ValueError: Muon without a matrix to train.
     """
     named = list(parameters)
+    rate, betas, decay = options.learning_rate, options.betas, options.weight_decay
     made: torch.optim.Optimizer
-    if optimizer == "muon":
+    if options.optimizer == "muon":
         matrices = [parameter for name, parameter in named if is_block_matrix(name, parameter)]
         others = [parameter for name, parameter in named if not is_block_matrix(name, parameter)]
         if not matrices:
             names = ", ".join(sorted({name.split(".")[0] for name, _ in named}))
             raise ValueError(f"training.optimizer: muon needs weight matrices of transformer blocks, got only {names}")
-        made = MuonAdamW(matrices, others, learning_rate=learning_rate, betas=betas, weight_decay=weight_decay)
+        made = MuonAdamW(matrices, others, learning_rate=rate, betas=betas, weight_decay=decay)
     else:
         every = [parameter for _, parameter in named]
-        made = torch.optim.AdamW(every, lr=learning_rate, betas=betas, weight_decay=weight_decay)
+        made = torch.optim.AdamW(every, lr=rate, betas=betas, weight_decay=decay)
 
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / max(warmup_steps, 1))
+        warm = min(1.0, (step + 1) / max(options.warmup_steps, 1))
         return warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / num_steps)))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(made, factor)

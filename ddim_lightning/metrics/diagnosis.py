@@ -171,9 +171,8 @@ def _find_round_trip_problems(errors: Sequence[float]) -> list[str]:
     jumps = [after - before for before, after in pairwise(errors)]
     level = max(range(len(jumps)), key=jumps.__getitem__)
     where = f"{jumps[level]:.1%}, is the step from level {level} to level {level + 1} of {len(jumps)}"
-    return [
-        f"the reconstruction is up to {worst:.1%} off the inversion and ends {errors[-1]:.1%} off: the largest jump, {where}"
-    ]
+    apart = f"the reconstruction is up to {worst:.1%} off the inversion and ends {errors[-1]:.1%} off"
+    return [f"{apart}: the largest jump, {where}"]
 
 
 def _find_color_problems(source: Mapping[str, float], reconstruction: Mapping[str, float]) -> list[str]:

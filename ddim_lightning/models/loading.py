@@ -25,14 +25,10 @@ from ddim_lightning.models.checkpoint import (
     Checkpoint,
     make_limits,
     read_checkpoint,
-    read_limits,
     read_weight_shapes,
-    resolve_model,
 )
 from ddim_lightning.models.schedulers import make_schedulers
 from ddim_lightning.types import VideoLimits
-
-__all__ = ["Components", "load_components", "load_text_encoder", "read_limits", "resolve_model"]
 
 
 @dataclass

@@ -107,7 +107,7 @@ def make_noise_schedule(
     spacing: Literal["trailing", "angle"] = "trailing",
     zero_snr: bool = True,
 ) -> NoiseSchedule:
-    """Make the step schedule of a scheduler, which stays as it is.
+    """Make the noise schedule of a scheduler, which stays as it is.
 
     Args:
         scheduler: The sampling scheduler.

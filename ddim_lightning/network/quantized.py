@@ -53,10 +53,6 @@ class Fp8Linear(NamedTuple):
         """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
         return Fp8Linear(self.weight[start:stop], self.scale[start:stop], _cut(self.bias, start, stop))
 
-    def dequantize(self) -> Tensor:
-        """Return the weight that it multiplies by, (out, in) float32."""
-        return self.weight.float() * self.scale[:, None]
-
 
 def check_fp8(device: torch.device) -> None:
     """Raise a ValueError unless a device multiplies 8-bit floats."""

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ddim_lightning.engine.config import Training, make_options
 from ddim_lightning.engine.training import make_optimizer
 from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.report.sheet import Row
@@ -118,14 +119,10 @@ class AutoencoderModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, linear warm-up, one cosine over the whole training."""
-        optimizer = make_optimizer(
-            [(name, part) for name, part in self.vae.named_parameters() if part.requires_grad],
-            int(self.trainer.estimated_stepping_batches),
-            learning_rate=self.hparams["learning_rate"],
-            betas=tuple(self.hparams["betas"]),
-            weight_decay=self.hparams["weight_decay"],
-            warmup_steps=self.hparams["warmup_steps"],
-        )
+        names = ("learning_rate", "betas", "weight_decay", "warmup_steps")
+        options = make_options(Training, {name: self.hparams[name] for name in names})
+        trained = [(name, part) for name, part in self.vae.named_parameters() if part.requires_grad]
+        optimizer = make_optimizer(trained, int(self.trainer.estimated_stepping_batches), options)
         return cast(OptimizerLRScheduler, optimizer)
 
     def make_sheet_rows(self, batch: Mapping[str, Any]) -> tuple[list[Row], str]:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from benchmarks import inversion_error
 from benchmarks.inversion_error import SPLIT, Clip, come_back, main, measure_variant
-from benchmarks.inversion_report import pool_errors, tell_calls
+from benchmarks.inversion_report import pool_errors, tell_nfe
 from benchmarks.inversion_variants import BFloat16, Variant, make_variants
-from benchmarks.loading import build_engine
+from benchmarks.loading import INVERTER, load_engine
 from benchmarks.tiny_model import draw_scenes
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, UniInv
@@ -38,7 +38,7 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> InversionEngine:
-    return build_engine(str(tiny_model), STEPS)
+    return load_engine(str(tiny_model), STEPS)
 
 
 def run(model: Path, output: Path, *flags: str) -> int:
@@ -59,12 +59,12 @@ def read_rows(folder: Path, name: str, factor: str = "default") -> list[dict[str
 
 def test_all_is_written(folder: Path):
     result = json.loads((folder / "result.json").read_text("utf-8"))
-    assert result["schema"] == "ddim-lightning/inversion-error/1"
+    assert result["schema"] == "ddim-lightning/inversion-error/2"
     assert result["environment"]["commit"] == "abc"
     assert (result["settings"]["clips"], result["settings"]["missing"]) == (2, 0)
     summary = (folder / "README.md").read_text("utf-8")
     for row in result["rows"]:
-        assert f"| {tell_calls(row)} + {row['calls_down']} | {row['psnr']['db']:.1f} (" in summary
+        assert f"| {tell_nfe(row)} + {row['reconstruction_nfe']} | {row['psnr']['db']:.1f} (" in summary
     tables = [line for line in summary.splitlines() if line.startswith("| ")]
     # Three lines of the source's table, a head each, and one line a row.
     assert len([line for line in tables if "---" not in line]) == 3 + 2 + len(result["rows"])
@@ -76,7 +76,7 @@ def test_all_is_written(folder: Path):
 
 def test_the_numbers_are_those_of_the_records(folder: Path):
     records = read_records(folder)
-    mine = [records[f"00{clip}/default/5 steps/{UniInv()!r}/(1.0, 6.0)/seed 0"] for clip in (0, 1)]
+    mine = [records[f"00{clip}/default/5 steps/{INVERTER!r}/(1.0, 6.0)/seed 0"] for clip in (0, 1)]
     without, kept = read_rows(folder, "UniInv")
     for row, end in ((without, "without_residual"), (kept, "with_residual")):
         errors = [record["back"][0][end]["squared_error"] for record in mine]
@@ -95,14 +95,14 @@ def test_the_numbers_are_those_of_the_records(folder: Path):
     assert len(kept["angles"]) == len(kept["level_errors"]) == STEPS + 1
 
 
-def test_calls_are_counted_for_every_inverter(folder: Path):
+def test_nfe_are_counted_for_every_inverter(folder: Path):
     counts = {
-        name: [(row["calls_up"], row["calls_down"]) for row in read_rows(folder, name)]
+        name: [(row["inversion_nfe"], row["reconstruction_nfe"]) for row in read_rows(folder, name)]
         for name in (
             "DDIM",
             "UniInv as published",
             "UniInv",
-            "UniInv, 5 more calls next to clean",
+            "UniInv, 5 more NFE next to clean",
             "BDIA",
         )
     }
@@ -110,16 +110,16 @@ def test_calls_are_counted_for_every_inverter(folder: Path):
         "DDIM": [(5, 5)],
         "UniInv as published": [(5, 5), (6, 5)],
         "UniInv": [(5, 5), (6, 5)],
-        "UniInv, 5 more calls next to clean": [(10, 5), (11, 5)],
+        "UniInv, 5 more NFE next to clean": [(10, 5), (11, 5)],
         "BDIA": [(10, 4)],
     }
     (drawn,) = read_rows(folder, "EditFriendly")
-    assert (drawn["calls_up"], drawn["calls_down"], drawn["seeds"]) == (5, 5, 3)
+    assert (drawn["inversion_nfe"], drawn["reconstruction_nfe"], drawn["seeds"]) == (5, 5, 3)
     assert drawn["noise"]["std"] == pytest.approx(1.0, abs=0.05)
     for row in read_rows(folder, "UniInv", "guidance 6 back, source prompt"):
-        assert row["calls_down"] == 10
+        assert row["reconstruction_nfe"] == 10
     (fewer,) = read_rows(folder, "DDIM", "3 steps")
-    assert (fewer["calls_up"], fewer["calls_down"]) == (3, 3)
+    assert (fewer["inversion_nfe"], fewer["reconstruction_nfe"]) == (3, 3)
 
 
 def test_exact_methods_are_exact_and_rounding_costs_them_that(folder: Path):
@@ -169,11 +169,11 @@ def test_a_record_is_what_the_engine_does(folder: Path, engine: InversionEngine)
     ceiling = engine.decode(latents).double()
     inversion = engine.invert(latents)
     returned = engine.reconstruct(inversion)
-    record = read_records(folder)[f"000/default/5 steps/{UniInv()!r}/(1.0, 6.0)/seed 0"]
+    record = read_records(folder)[f"000/default/5 steps/{INVERTER!r}/(1.0, 6.0)/seed 0"]
     kept = record["back"][0]["with_residual"]
     assert kept["squared_error"] == pytest.approx(float((engine.decode(returned).double() - ceiling).square().mean()))
     assert kept["relative_l2"] == pytest.approx(float((returned - latents).norm() / latents.norm()), rel=1e-4)
-    assert record["calls"] == inversion.calls
+    assert record["nfe"] == inversion.nfe
     assert record["noise"]["std"] == pytest.approx(float(inversion.levels[0].std(correction=0)), rel=1e-4)
 
 
@@ -200,16 +200,14 @@ def test_without_the_residual_it_is_as_if_none_had_been_kept(engine: InversionEn
     both = measure_variant(engine, clip, Variant("", UniInv(), steps=STEPS), 0)
     none = measure_variant(engine, clip, Variant("", UniInv(keep_residual=False), steps=STEPS), 0)
     assert none["back"][0]["without_residual"] == both["back"][0]["without_residual"]
-    assert none["calls"] == both["calls"] - 1
+    assert none["nfe"] == both["nfe"] - 1
     assert "with_residual" not in none["back"][0]
 
 
 @torch.inference_mode()
-def test_prompt_and_guidance_reach_the_network(engine: InversionEngine):
+def test_prompt_and_guidance_reach_the_network(engine: InversionEngine, monkeypatch: pytest.MonkeyPatch):
     clip, told = Clip(engine, 0, 0), []
-    engine = InversionEngine(engine.components, engine.prompts, engine.table, UniInv(), engine.editor)
-    encode = engine.prompts
-    engine.denoiser.encode_prompt = lambda prompt: told.append(prompt) or encode(prompt)
+    monkeypatch.setattr(engine.denoiser, "encode_prompt", lambda prompt: told.append(prompt) or engine.prompts(prompt))
     inversion = engine.invert(clip.latents, prompt="")
     assert set(told) == {""}
     told.clear()
@@ -221,7 +219,7 @@ def test_prompt_and_guidance_reach_the_network(engine: InversionEngine):
 
 
 def test_bfloat16_rounds_the_state_of_every_step():
-    table = NoiseSchedule((800, 300), (1.4, 0.6, 0.0))
+    schedule = NoiseSchedule((800, 300), (1.4, 0.6, 0.0))
     inverter = BFloat16(inner=UniInv(first_step_iterations=0))
     levels: list[Latents] = []
 
@@ -233,17 +231,17 @@ def test_bfloat16_rounds_the_state_of_every_step():
     state = inverter.init(latents, None)
     assert torch.equal(state[0], latents)
     for i in (1, 0):
-        state = inverter.up(velocity_fn, state, table, i)
+        state = inverter.invert_step(velocity_fn, state, schedule, i)
         assert all(torch.equal(entry, entry.bfloat16().to(entry.dtype)) for entry in state)
     start = inverter.init(latents, None)
     exact, rounded = (
-        UniInv(first_step_iterations=0).up(velocity_fn, start, table, 1),
-        inverter.up(velocity_fn, start, table, 1),
+        UniInv(first_step_iterations=0).invert_step(velocity_fn, start, schedule, 1),
+        inverter.invert_step(velocity_fn, start, schedule, 1),
     )
     assert torch.equal(rounded[0], exact[0].bfloat16().double())
     assert not torch.equal(rounded[0], exact[0])
-    down = inverter.down(velocity_fn, state, table, 0)
-    assert torch.equal(down[0], UniInv().down(velocity_fn, state, table, 0)[0].bfloat16().double())
+    down = inverter.denoise_step(velocity_fn, state, schedule, 0)
+    assert torch.equal(down[0], UniInv().denoise_step(velocity_fn, state, schedule, 0)[0].bfloat16().double())
     assert inverter.count_nfe(7) == UniInv(first_step_iterations=0).count_nfe(7)
 
 
@@ -265,8 +263,8 @@ def test_every_factor_differs_from_the_default_in_one_thing():
         for inverter in (
             DDIM(),
             UniInv(extrapolate=False, extra_evals=0.0),
-            UniInv(),
-            UniInv(first_step_iterations=5, extra_evals=0.0),
+            UniInv(extrapolate=True, extra_evals=0.12),
+            UniInv(extrapolate=True, first_step_iterations=5, extra_evals=0.0),
             FixedPoint(),
             BDIA(),
             EditFriendly(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.edit_variants import CEILING, DEFAULT, REFERENCE
+from benchmarks.edit_variants import CEILING, DEFAULT, FAST, REFERENCE
 from benchmarks.tables import REGION, ROOT, fill_tables, main
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -17,13 +17,16 @@ INVERSION: dict[str, Any] = {
     "settings": {"clips": 64},
     "rows": [
         {
-            "name": name, "factor": factor, "steps": 50, "residual": residual, "calls_up": calls, "most_calls_up": most,
-            "psnr": {"db": decibels, "worst": worst}, "noise": {"std": 0.987},
+            "name": name, "factor": factor, "residual": residual, "inversion_nfe": nfe, "most_inversion_nfe": most,
+            "psnr": {"db": decibels, "worst": worst},
         }
-        for name, factor, residual, calls, most, decibels, worst in (
+        for name, factor, residual, nfe, most, decibels, worst in (
+            ("DDIM", "default", False, 50, 50, 21.04, 15.1),
             ("UniInv", "default", False, 55, 55, 51.26, 44.9),
-            ("BDIA", "default", True, 56, 60, None, 99.0),
-            ("UniInv", "10 steps", False, 15, 15, 12.3, 11.2),
+            ("UniInv", "default", True, 56, 56, 63.5, 60.0),
+            ("FixedPoint", "default", True, 151, 160, None, 99.0),
+            ("BDIA", "default", False, 100, 100, None, None),
+            ("UniInv", "10 steps", True, 15, 15, 12.3, 11.2),
         )
     ],
 }  # fmt: skip
@@ -34,7 +37,7 @@ def make_edit_row(method: str, guidance: float | None, whole: float) -> dict[str
         "psnr_db": {"whole": [whole, whole - 1, whole + 1], "outside": [whole + 10, 0, 0]},
         "edited_right": {"color": 0.5, "shape": 0.25, "background": 0.125, "direction": 1.0},
     }
-    return {"method": method, "guidance": guidance, "calls": 206.0, "all": part}
+    return {"method": method, "guidance": guidance, "nfe": 206.0, "all": part}
 
 
 EDITS = {
@@ -45,10 +48,11 @@ EDITS = {
         make_edit_row(REFERENCE, 6.0, 14.0),
         make_edit_row(DEFAULT, 1.0, 20.0),
         make_edit_row(DEFAULT, 3.0, 19.0),
+        make_edit_row(FAST, 3.0, 18.5),
         make_edit_row("plain inversion", 1.0, 18.0),
         make_edit_row("plain inversion", 3.0, 17.0),
     ],
-    "bars": [{"bar": "calls at most 6 N", "met": True, "exempt": False, "numbers": "206 of 300"}],
+    "bars": [{"bar": "NFE at most 6 N", "met": True, "exempt": False, "numbers": "206 of 300"}],
 }
 
 
@@ -70,24 +74,50 @@ def test_round_trips(results: Path):
     filled = fill_tables("before <!-- table:inversion-error --><!-- end --> after", results)
     assert filled.startswith("before <!-- table:inversion-error -->\n| inverter |")
     assert filled.endswith("\n<!-- end --> after")
-    assert "| UniInv |  | 55 | 51.3 | 44.9 | 0.99 |" in filled
-    assert "| BDIA | yes | 56, at most 60 | exact | 99.0 | 0.99 |" in filled
-    assert "12.3" not in filled  # one factor at a time stays in the report
-    assert "*64 held-out clips, 50 steps, [all numbers](benchmarks/results/inversion-error/README.md).*" in filled
+    assert [line for line in filled.splitlines() if line.startswith("| ")][2:] == [
+        "| DDIM | 50 | 21.0 | 15.1 |",
+        "| UniInv | 56 | 63.5 | 60.0 |",
+        "| FixedPoint | 151, at most 160 | exact | 99.0 |",
+        "| BDIA | 100 | exact | exact |",
+    ]  # one factor at a time stays in the report
 
 
 def test_edits(results: Path):
     filled = fill_tables("<!-- table:edit-quality -->\nold\n<!-- end -->", results)
     rows = [line for line in filled.splitlines() if line.startswith("| ")][2:]
     assert rows == [
-        "| ceiling |  | 31.0 | 41.0 | 50% | 25% | 100% | 206 |",
-        "| reference | 6 | 14.0 | 24.0 | 50% | 25% | 100% | 206 |",
-        "| default | 1 | 20.0 | 30.0 | 50% | 25% | 100% | 206 |",
-        "| **default** | 3 | 19.0 | 29.0 | 50% | 25% | 100% | 206 |",
-        "| plain inversion | 1 | 18.0 | 28.0 | 50% | 25% | 100% | 206 |",
+        "| ceiling | 206 | 31.0 | 41.0 | 50% | 25% | 100% |",
+        "| the reference script's settings | 206 | 14.0 | 24.0 | 50% | 25% | 100% |",
+        "| **recommended** | 206 | 19.0 | 29.0 | 50% | 25% | 100% |",
+        "| recommended, fast | 206 | 18.5 | 28.5 | 50% | 25% | 100% |",
     ]
-    assert "- met: calls at most 6 N: 206 of 300" in filled
+    assert "206 of 300" not in filled  # whether goals are met stands in the report
     assert "old" not in filled
+
+
+def test_the_script(results: Path):
+    ratio = {"what": "inversion step", "lowest": 2.25, "highest": 2.5}
+    rows = [
+        {**ratio, "variant": "compiled", "against": "script", "median": 2.4},
+        {**ratio, "variant": "eager", "against": "script", "median": 2.1},
+        {**ratio, "variant": "compiled", "against": "script, blocks compiled", "median": 1.9},
+    ]
+    equal = [{"rows": count, "median": 1 + 1 / count, "lowest": 1.0, "highest": 3.0} for count in (1, 2, 4)]
+    (results / "versus-reference").mkdir()
+    for result, shown in (
+        ({"ratios": rows}, ["| inversion step | 2.40 (2.25 - 2.50) |"]),
+        (
+            {"ratios": rows, "equal_rows": equal},
+            [
+                "| inversion step | 2.40 (2.25 - 2.50) |",
+                "| forward pass alone, one row, eager | 2.00 (1.00 - 3.00) |",
+                "| forward pass alone, four equal rows, eager | 1.25 (1.00 - 3.00) |",
+            ],
+        ),
+    ):
+        (results / "versus-reference" / "result.json").write_text(json.dumps(result), "utf-8")
+        filled = fill_tables("<!-- table:versus-reference --><!-- end -->", results)
+        assert [line for line in filled.splitlines() if line.startswith("| ")][2:] == shown
 
 
 def test_it_is_filled_once_and_then_stays(results: Path, capsys: pytest.CaptureFixture[str]):
@@ -102,7 +132,7 @@ def test_it_is_filled_once_and_then_stays(results: Path, capsys: pytest.CaptureF
     assert main([*where, "--check"]) == 0
     text = readme.read_text("utf-8")
     assert text.count("<!-- end -->\nb\n") == 2
-    readme.write_text(text.replace("51.3", "61.3"), "utf-8")
+    readme.write_text(text.replace("63.5", "61.3"), "utf-8")
     assert main([*where, "--check"]) == 1
 
 

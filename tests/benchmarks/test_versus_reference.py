@@ -63,6 +63,22 @@ def test_what_is_compared_is_the_same_work(result) -> None:  # type: ignore[no-u
         assert max(found.values()) <= 1e-5
 
 
+def test_forward_passes_are_compared_at_equal_rows(result) -> None:  # type: ignore[no-untyped-def]
+    parsed, report = result
+    assert [row["rows"] for row in parsed["equal_rows"]] == [1, 2, 4]
+    table = report.partition("## Our forward pass against diffusers' at equal rows")[2]
+    for row in parsed["equal_rows"]:
+        assert len(row["rounds"]) == 2 and min(row["rounds"]) > 0
+        assert row["lowest"] <= row["median"] <= row["highest"]
+        assert 0 < row["relative_l2"] <= 1e-5  # the same velocities, rounded in another order
+        assert f"| {row['rows']} | {row['median']:.2f} | {row['lowest']:.2f} - {row['highest']:.2f} |" in table
+
+
+def test_a_result_without_equal_rows_has_a_report(result) -> None:  # type: ignore[no-untyped-def]
+    older = {name: part for name, part in result[0].items() if name != "equal_rows"}
+    assert "equal rows\n" not in make_markdown(older)
+
+
 def test_report_says_whether_goals_are_met(result) -> None:  # type: ignore[no-untyped-def]
     parsed, report = result
     assert make_markdown(parsed) == report

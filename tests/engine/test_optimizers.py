@@ -43,7 +43,7 @@ def set_gradients(parameters, step):
 
 def make_training(parameters, *, optimizer="muon", **changes):
     settings = {"optimizer": optimizer, "warmup_steps": 3, **SETTINGS, **changes}
-    return make_optimizer(parameters.items(), 9, **settings)
+    return make_optimizer(parameters.items(), 9, Training(**settings))
 
 
 def train(parameters, training, steps):

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ddim_lightning.metrics.functional import psnr, psnr_inside, psnr_outside, ssim
+from ddim_lightning.metrics.functional import psnr, ssim
 
 
 def _videos(f=3, c=3, h=17, w=23):
@@ -64,41 +64,3 @@ def test_different_shapes_are_refused(measure):
 def test_frames_smaller_than_the_window_are_refused():
     with pytest.raises(ValueError, match=r"^video: .*at least 6 x 6.*got 5 x 9"):
         ssim(torch.zeros(1, 3, 5, 9), torch.zeros(1, 3, 5, 9))
-
-
-def test_a_mask_selects_the_error_that_is_measured():
-    reference = torch.full((2, 3, 8, 9), 0.25)
-    mask = torch.zeros(2, 8, 9, dtype=torch.bool)
-    mask[0, 1:4, 2:7] = mask[1, 5:, 3] = True
-    video = torch.where(mask[:, None], reference + 0.1, reference - 0.01)
-    assert psnr_inside(video, reference, mask) == pytest.approx(20.0, abs=1e-4)
-    assert psnr_outside(video, reference, mask) == pytest.approx(40.0, abs=1e-4)
-    assert psnr_inside(torch.where(mask[:, None], reference, video), reference, mask) == math.inf
-
-
-def test_a_mask_pools_the_error_over_its_pixels():
-    video, reference = _videos()
-    mask = torch.rand((3, 17, 23), generator=torch.Generator().manual_seed(1)) < 0.3
-    error = (video - reference).double().square().permute(0, 2, 3, 1)[mask]
-    assert error.shape == (int(mask.sum()), 3)
-    assert psnr_inside(video, reference, mask) == pytest.approx(-10 * math.log10(float(error.mean())), abs=1e-9)
-    assert psnr_inside(video, reference, torch.ones_like(mask)) == pytest.approx(psnr(video, reference), abs=1e-5)
-
-
-def test_masks_that_measure_nothing_are_refused():
-    video, reference = _videos()
-    mask = torch.zeros(3, 17, 23, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"^mask: must leave at least one pixel .*got none of 3 x 17 x 23"):
-        psnr_inside(video, reference, mask)
-    with pytest.raises(ValueError, match=r"^mask: must leave at least one pixel .*got none of 3 x 17 x 23"):
-        psnr_outside(video, reference, ~mask)
-    with pytest.raises(ValueError, match=r"^mask: must have the shape .*\(3, 17, 23\).*got \(3, 23"):
-        psnr_inside(video, reference, mask.mT)
-
-
-@pytest.mark.parametrize("measure", [psnr_inside, psnr_outside])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_masks_that_are_not_boolean_are_refused(measure, dtype):
-    video, reference = _videos()
-    with pytest.raises(TypeError, match=rf"^mask: must be boolean, got {dtype}$"):
-        measure(video, reference, torch.ones(3, 17, 23, dtype=dtype))

@@ -22,12 +22,8 @@ from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 import ddim_lightning.models
-from ddim_lightning.models.loading import (
-    load_components,
-    load_text_encoder,
-    read_limits,
-    resolve_model,
-)
+from ddim_lightning.models.checkpoint import read_limits, resolve_model
+from ddim_lightning.models.loading import load_components, load_text_encoder
 from ddim_lightning.types import VideoLimits
 from tests.random_tiny import write_random_tiny
 

@@ -64,7 +64,7 @@ def ddpm_mean(latents: Latents, velocity: Latents, step: Step) -> Tensor:
     Args:
         latents: (b, f, c, h, w) at level ``i``.
         velocity: There.
-        step: The row of the step schedule.
+        step: The step.
 
     Source: Song et al. 2021, "Denoising diffusion implicit models", equations 12 and 16.
     """

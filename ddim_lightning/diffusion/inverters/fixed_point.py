@@ -18,8 +18,8 @@ class FixedPoint(Inverter):
     """`FixedPoint` iterates ``x_i = (x + sin(h) v(x_i)) / cos(h)``, the denoising step solved, at every level.
 
     The iteration starts at the prediction from the last two velocities, as `UniInv` does, and is sped up by Anderson's
-    method from its second evaluation on. From clean, which has no velocity before it, it starts at the latents themselves and
-    is plain. That step converges slowest, like one over the number of iterations; what it misses is the residual.
+    method from its second evaluation on. From clean, which has no velocity before it, it starts at the latents and is
+    plain. That step converges slowest, like one over the number of iterations; what it misses is the residual.
 
     Args:
         keep_residual: See `Inverter`.

@@ -19,7 +19,7 @@ def predict_point(latents: Latents, velocities: Sequence[Latents], schedule: Noi
         latents: At level ``i + 1``.
         velocities: The last velocity and the one before it, found at the levels ``i + 1`` and ``i + 2``; as many as
             there are, at most two. Without any the latents are all that is known.
-        schedule: The step schedule.
+        schedule: The noise schedule.
         i: Position of the step.
 
     Source: with one velocity, Jiao et al. 2025, "UniEdit-Flow", arXiv:2504.13109, algorithm 1; the line is that of the
