@@ -25,7 +25,7 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
         "--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float16", "float32")
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
-    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--commit", help="of a copy that is no checkout; with -dirty where files were changed")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for result.json, README.md and the plots")
     return parser
 

@@ -23,7 +23,7 @@ _IMPORTED = [importlib.import_module(f"{__package__}.{name}") for name in _NAMES
 MODULES: dict[str, Any] = {module.SCHEMA: module for module in _IMPORTED}
 """The benchmarks whose results are checked, by the name that these bear."""
 UNTIMED = frozenset(f"ddim-lightning/{name}/2" for name in ("edit-quality", "inversion-error", "layer-scan"))
-"""Results that no other program disturbs: of what comes out, with the processor time of one thread at most."""
+"""Results that other programs do not disturb: of what comes out, with the processor time of one thread beside it."""
 _BUSY = 0.5
 """Share of the CPUs that other programs may keep busy where time is measured."""
 

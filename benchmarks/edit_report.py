@@ -30,6 +30,7 @@ from .edit_variants import (
     Job,
 )
 from .environment import read_block
+from .output import tell_origin
 from .plots import Line, Point, plot_frontier, plot_limits
 from .records import dump_json, merge_records
 
@@ -93,7 +94,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# Edits, measured against their truth",
         "",
-        f"`{result['environment']['command']}` at commit {result['environment']['commit']}",
+        tell_origin(result),
         "",
         f"{settings['edits']} edits of the {settings['split']} set{left_out}; {settings['steps']} steps, {said}.",
         "",

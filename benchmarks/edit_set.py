@@ -83,8 +83,8 @@ def make_edit_set(split: str, count: int) -> list[ShapesEdit]:
 
 
 def _make_edit(split: str, kind: str, index: int) -> ShapesEdit:
-    # The set was drawn when the word was spelled "colour": its seeds and ids stay, so that records stay comparable.
-    drawn_as = kind.replace("color", "colour")
+    # The set was drawn under the British spelling: its seeds and ids stay, so that records stay comparable.
+    drawn_as = kind.replace("color", "colour")  # codespell:ignore colour
     generator = make_generator(_SEED, f"edits/{split}/{drawn_as}", index)
     source = sample_scene(generator)
     return ShapesEdit(f"{split}-{drawn_as}-{index:02}", kind, source, sample_edit(source, KINDS[kind], generator))

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,52 @@ import torch
 
 from ddim_lightning.report.environment import read_environment
 
-_LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-"""Load of the machine before the benchmark began: what others did on it."""
-_FOLDER = str(Path(__file__).parent)
+
+@dataclass(frozen=True)
+class Start:
+    """What there was before a benchmark began: others may work on the machine and in the checkout while it runs.
+
+    Args:
+        commit: The commit of the checkout; ``None`` where the code is no checkout.
+        dirty: Whether its files differ from that commit, those of results left out; ``None`` without a commit.
+        load_1min: The machine's load, averaged over a minute; ``None`` on a system that has none.
+    """
+
+    commit: str | None
+    dirty: bool | None
+    load_1min: float | None
+
+
+def read_start(folder: Path) -> Start:
+    """Read the state of a checkout and of the machine.
+
+    Args:
+        folder: Of the checkout.
+    """
+    git = ["git", "-C", str(folder)]
+    commit = _ask([*git, "rev-parse", "HEAD"])
+    # Results are what a benchmark writes.
+    ours = [":/", ":(exclude,top)benchmarks/results"]
+    changed = _ask([*git, "status", "--porcelain", "--untracked-files=no", "--", *ours])
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return Start(commit, None if commit is None else changed is not None, load)
 
 
 def read_block(commit: str | None = None) -> dict[str, Any]:
     """Return the environment block of a result, JSON-ready.
 
     Args:
-        commit: The commit measured, as ``git describe --dirty`` has it; read from git where the code is a checkout.
+        commit: The commit measured, where the code is no checkout, as ``git describe --dirty`` has it.
     """
-    block, dirty = read_environment(), _is_dirty()
-    if dirty is None and commit is not None:  # who names the commit of a copy says whether it is that commit's
-        commit, dirty = commit.removesuffix("-dirty"), commit.endswith("-dirty")
+    block, start = read_environment(), _START
+    if commit is not None:  # who names it says whether files were changed, which a copy cannot know
+        name = commit.removesuffix("-dirty")
+        start = replace(start, commit=name, dirty=bool(start.dirty) or name != commit)
     return {
         "command": shlex.join(_make_command()),
-        "commit": commit or _ask(["git", "-C", _FOLDER, "rev-parse", "HEAD"]),
-        "dirty": dirty,
-        "load_1min": _LOAD,
+        "commit": start.commit,
+        "dirty": start.dirty,
+        "load_1min": start.load_1min,
         "cpus": os.cpu_count(),
         "gpus": block["gpus"],
         "driver_and_power_limit": _ask(
@@ -45,25 +73,6 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
         "versions": block["versions"],
         "broken": block["broken"],
     }
-
-
-def _is_dirty() -> bool | None:
-    """Return whether files of the checkout differ from its commit; ``None`` where the code is no checkout."""
-    if _ask(["git", "-C", _FOLDER, "rev-parse", "HEAD"]) is None:
-        return None
-    # Results are what a benchmark writes.
-    changed = [
-        "git",
-        "-C",
-        _FOLDER,
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        ":/",
-        ":(exclude,top)benchmarks/results",
-    ]
-    return _ask(changed) is not None
 
 
 def _make_command() -> list[str]:
@@ -80,3 +89,6 @@ def _ask(command: list[str]) -> str | None:
         return None
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None if answer.returncode == 0 else None
+
+
+_START = read_start(Path(__file__).parent)

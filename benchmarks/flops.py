@@ -280,7 +280,7 @@ def _count_output(sizes: TransformerSizes) -> Flops:
 
 
 def _convolve(voxels: int, taps: int, inputs: int, outputs: int) -> int:
-    """Count a convolution: a linear layer from ``taps`` neighbours to each of the voxels that come out."""
+    """Count a convolution: a linear layer from ``taps`` neighbors to each of the voxels that come out."""
     return count_linear(voxels, taps * inputs, outputs)
 
 

@@ -9,8 +9,11 @@
 #   WHEELS  folder of wheels, .whl by default; an empty or missing folder installs nothing
 #   OUTPUT  folder for the log and the JSON files, benchmarks/results/gpu by default: commit it as it is
 #   PART    tests, kernels, latency, memory, end-to-end, versus, switches, scaling; all of them when none is named
-# Environment: PYTHON (python3), COMMIT (git's), SCRIPT (path of the reference's ddim_inversion.py; without it the part
-# versus is left out, and said to be).
+# Environment:
+#   PYTHON  python3 by default
+#   COMMIT  git's by default; a copy that is no checkout needs it, with -dirty behind it where files were changed:
+#           git describe --always --abbrev=40 --dirty --exclude='*'
+#   SCRIPT  path of the reference's ddim_inversion.py; without it the part versus is left out, and said to be
 #
 # Plots need matplotlib, which is not among the wheels: `python -m benchmarks.check --write OUTPUT/*/` draws them where there
 # is one.

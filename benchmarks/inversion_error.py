@@ -201,7 +201,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shard", type=parse_shard, default=(0, 1), metavar="K/N", help="process K of N (0/1)")
     parser.add_argument("--quick", action="store_true", help="two clips and few steps, to see that it runs")
     parser.add_argument("--report-only", action="store_true", help="measure nothing, write the report of the records")
-    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--commit", help="of a copy that is no checkout; with -dirty where files were changed")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for records and report")
     return parser
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from .environment import read_block
 from .inversion_variants import DEEP, DEFAULT, OURS, PLAIN, Variant
+from .output import tell_origin
 from .plots import Line, plot_levels
 from .records import dump_json, mean_interval, merge_records
 
@@ -190,7 +191,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# Round trips, measured",
         "",
-        f"`{result['environment']['command']}` at commit {result['environment']['commit']}",
+        tell_origin(result),
         "",
         f"{settings['clips']} held-out clips{left_out}; model {settings['model']}, seed {settings['seed']}.",
         f"Default setting: {default[0]['steps']} trailing steps, float32 latents, empty prompt both ways, guidance 1.",

@@ -344,7 +344,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=read_count, default=25, help="steps of each direction (25)")
     parser.add_argument("--guidance-scale", type=float, default=3.0, help="of the edits (3)")
     parser.add_argument("--threads", type=read_count, default=1, help="CPU threads (1)")
-    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--commit", help="of a copy that is no checkout; with -dirty where files were changed")
     parser.add_argument("--output", type=Path, metavar="DIR", help="folder for JSON, Markdown and the plot")
     return parser
 

@@ -47,6 +47,7 @@ def tell_place(result: Mapping[str, Any]) -> str:
 
 
 def tell_origin(result: Mapping[str, Any]) -> str:
-    """Return the line that says by what command and at what commit a result was measured."""
+    """Return the line that says by what command, at what commit and under what load a result was measured."""
     environment = result["environment"]
-    return f"`{environment['command']}` at commit {environment['commit']}"
+    load = "not recorded" if environment["load_1min"] is None else f"{environment['load_1min']:.2f}"
+    return f"`{environment['command']}` at commit {environment['commit']}; load of the machine before it: {load}"

@@ -34,6 +34,7 @@ from ddim_lightning.types import Branch
 
 from .environment import read_block
 from .loading import make_prompts
+from .output import tell_origin
 
 SCHEMA = "ddim-lightning/tiny-model/2"
 SHEET_ROWS = 16
@@ -150,7 +151,7 @@ def make_markdown(result: dict[str, Any]) -> str:
     lines = [
         "# The tiny model, measured",
         "",
-        f"`{result['environment']['command']}` at commit {result['environment']['commit']}",
+        tell_origin(result),
         "",
         f"| right in | VAE round trip, {vae['clips']} clips | from noise, {samples['prompts']} prompts |",
         "|---|---|---|",
@@ -183,7 +184,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=50, help="steps from noise (50)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
     parser.add_argument("--seed", type=int, default=0, help="of scenes and noise (0)")
-    parser.add_argument("--commit", help="the commit measured, where the code is no checkout")
+    parser.add_argument("--commit", help="of a copy that is no checkout; with -dirty where files were changed")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for JSON, Markdown and sheet")
     return parser
 

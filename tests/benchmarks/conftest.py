@@ -17,8 +17,7 @@ from benchmarks import environment
 def _quiet_machine() -> Iterator[None]:
     """Results of tests say that they were made at rest and of a commit, whatever else this checkout is used for."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(environment, "_LOAD", 0.25)
-        patch.setattr(environment, "_is_dirty", lambda: False)
+        patch.setattr(environment, "_START", environment.Start("0" * 40, dirty=False, load_1min=0.25))
         yield
 
 

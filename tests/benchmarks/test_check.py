@@ -73,7 +73,10 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 def test_a_result_of_a_quiet_machine_is_fine(tmp_path: Path):
-    assert list_faults(spoil(tmp_path, change_environment(load_1min=2.0))) == []
+    folder = spoil(tmp_path, change_environment(load_1min=2.0))
+    assert list_faults(folder) == ["README.md: is not what this result makes; --write makes it"]
+    assert list_faults(folder, write=True) == []
+    assert "load of the machine before it: 2.00\n" in (folder / "README.md").read_text("utf-8")
 
 
 def test_load_matters_where_time_is_measured():

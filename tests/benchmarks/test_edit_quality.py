@@ -207,7 +207,7 @@ class TestRun:
         (edit,) = make_edit_set("test", 1)
         with torch.inference_mode():
             video, _ = Clip(load_engine(str(tiny_model), 2), edit).make_video(Job(REFERENCE, 6.0, 0))
-        assert torch.equal(read_strip(done / "clips" / "test-colour-00-reference.png"), quantize(video[0]))
+        assert torch.equal(read_strip(done / "clips" / f"{edit.id}-reference.png"), quantize(video[0]))
         assert len(list((done / "clips").iterdir())) == 6
 
     def test_it_goes_on_where_it_stopped(self, done: Path, command: list[str], tmp_path: Path, capsys: Any):

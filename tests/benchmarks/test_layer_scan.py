@@ -281,7 +281,7 @@ def test_bars_have_error_lines_and_leave_out_what_is_not_finite():
         (["--video", "clip.mp4"], 1, "prompt: must be given with a video, and not be blank, got None"),
         (
             ["--video", "clip.mp4", "--prompt", " "],
-            (["--video", "clip.mp4", "--prompt", " "], 1, "must be given with a video, and not be blank, got [' ']"),
+            1,
             "prompt: must be given with a video, and not be blank, got [' ']",
         ),
         (["--prompt", "a red circle"], 1, "prompt: needs a video, got ['a red circle']"),

@@ -15,8 +15,7 @@ import torch
 
 from benchmarks import environment
 from benchmarks.arguments import QUICK_STEPS, add_steps, make_parser
-from benchmarks.environment import _is_dirty as is_dirty
-from benchmarks.environment import read_block
+from benchmarks.environment import Start, read_block, read_start
 from benchmarks.loading import FULL_SIZE, load_parts, name_model
 from benchmarks.output import tell_place, write_files
 from benchmarks.plots import Line, plot_steps
@@ -72,31 +71,42 @@ def test_a_command_is_told_without_the_folders_of_a_machine(original, argv, told
     assert read_block("abc")["command"] == " ".join([told, *argv[1:]])
 
 
-def test_a_result_tells_load_and_whether_files_were_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def git(*words: str) -> None:
+def test_the_state_of_a_checkout(tmp_path: Path):
+    def git(*words: str) -> str:
         names = ("-c", "user.name=a", "-c", "user.email=a@b")
-        subprocess.run(["git", "-C", str(tmp_path), *names, *words], check=True, capture_output=True)
-
-    monkeypatch.setattr(environment, "_is_dirty", is_dirty)
-    monkeypatch.setattr(environment, "_FOLDER", str(tmp_path))
-    # A copy that is no checkout: who names the commit says it, as `git describe --dirty` does.
-    assert read_block()["dirty"] is None
-    assert (read_block("abc")["commit"], read_block("abc")["dirty"]) == ("abc", False)
-    assert (read_block("abc-dirty")["commit"], read_block("abc-dirty")["dirty"]) == ("abc", True)
+        command = ["git", "-C", str(tmp_path), *names, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    no_checkout = read_start(tmp_path)
+    assert (no_checkout.commit, no_checkout.dirty) == (None, None)
     for name in ("code.py", "benchmarks/results/result.json"):
         (tmp_path / name).write_text("1")
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    (tmp_path / "benchmarks/results/result.json").write_text("2")  # what a benchmark itself leaves
-    block = read_block()
-    assert block["dirty"] is False
-    assert block["load_1min"] == 0.25  # of the fixture for all
-    assert block["cpus"] == os.cpu_count()
+    (tmp_path / "benchmarks" / "results" / "result.json").write_text("2")  # what a benchmark itself leaves
+    clean = read_start(tmp_path)
+    assert (clean.commit, clean.dirty) == (git("rev-parse", "HEAD"), False)
+    assert clean.load_1min == pytest.approx(os.getloadavg()[0], abs=1)
     (tmp_path / "code.py").write_text("2")
-    assert read_block()["dirty"] is True
+    assert read_start(tmp_path).dirty is True
+
+
+def test_a_result_tells_load_and_tree(monkeypatch: pytest.MonkeyPatch):
+    def read(start: Start, commit: str | None = None) -> list[Any]:
+        monkeypatch.setattr(environment, "_START", start)
+        block = read_block(commit)
+        return [block[name] for name in ("commit", "dirty", "load_1min")]
+
+    checkout, copy = Start("abc", True, 0.5), Start(None, None, 0.5)
+    assert read(checkout) == ["abc", True, 0.5]
+    assert read(checkout, "def") == ["def", True, 0.5]
+    assert read(Start("abc", False, 0.5), "abc") == ["abc", False, 0.5]
+    # Who names the commit of a copy says as git does whether files were changed.
+    assert read(copy) == [None, None, 0.5]
+    assert read(copy, "abc") == ["abc", False, 0.5]
+    assert read(copy, "abc-dirty") == ["abc", True, 0.5]
 
 
 def test_a_gpu_is_named_by_its_name():

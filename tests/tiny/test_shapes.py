@@ -63,7 +63,7 @@ def test_render_shows_the_colours_and_the_object_where_the_parameters_say():
 
 def test_shade_brightens_along_its_axis_only():
     frames = render(Scene("square", "white", "gray", "up", 12.0, 2.0, 32.0, 32.0, shade_x=12.0, shade_y=-6.0))
-    assert int(frames[0, 0, 2, 63]) - int(frames[0, 0, 2, 0]) == pytest.approx(12, abs=1)  # rounded to grey levels
+    assert int(frames[0, 0, 2, 63]) - int(frames[0, 0, 2, 0]) == pytest.approx(12, abs=1)  # rounded to gray levels
     assert int(frames[0, 0, 63, 2]) - int(frames[0, 0, 0, 2]) == pytest.approx(-6, abs=1)
 
 
