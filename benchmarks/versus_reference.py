@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.editors import KVInjection
 from ddim_lightning.diffusion.inverters import DDIM
+from ddim_lightning.diffusion.sampling import edit_together
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.models.loading import Components
 from ddim_lightning.types import Branch, EditRequest
@@ -82,7 +83,8 @@ def make_cases(reference: Reference, engines: dict[str, InversionEngine], inputs
     def edit(engine: InversionEngine, inversion: Any, prompts: Sequence[str]) -> Any:
         engine.prompts.clear_cache()
         requests = [EditRequest(prompt, guidance_scale=GUIDANCE_SCALE) for prompt in prompts]
-        return engine.edit_together(inversion, requests)
+        generators = [torch.Generator().manual_seed(0) for _ in requests]
+        return edit_together(engine.edit_denoiser, inversion, engine.editor, requests, generators=generators)
 
     cases = [
         Case(f"{SCRIPT}: inversion", lambda: reference.invert(latents)),

@@ -9,13 +9,14 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from ddim_lightning import Clip, DDIMInversionModule, EditRequest, KVInjection, UniInv
+from ddim_lightning import Clip, EditRequest, KVInjection, UniInv
 from ddim_lightning.diffusion.editors import FlowEdit
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.sampling import invert
 from ddim_lightning.engine.export import export_network
 from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.kernels import CUDA_KERNELS, MeasuredAttention, get_memory_file, resolve_attention
+from tests.modules import make_module
 
 pytestmark = pytest.mark.gpu
 
@@ -24,7 +25,7 @@ def predict(model, accelerator, **options):
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (9, 3, 64, 64), generator=generator, dtype=torch.uint8)
     clip = Clip("clip", frames, prompts=("a red circle moving right",))
-    module = DDIMInversionModule(str(model), **({"num_inference_steps": 5, "on_error": "raise"} | options))
+    module = make_module(str(model), **({"num_inference_steps": 5, "on_error": "raise"} | options))
     trainer = Trainer(
         accelerator=accelerator,
         devices=1,
@@ -46,7 +47,7 @@ def relative_error(ours, theirs):
 def test_weights_are_on_the_device_in_bfloat16_and_stay_there(tiny_model):
     module, result = predict(tiny_model, "gpu")
     parts = module.components
-    for part in (parts.transformer, parts.vae, parts.text_encoder):
+    for part in (parts.transformer, parts.vae, module.engine.prompts.load()):
         assert {p.device.type for p in part.parameters()} == {"cuda"}
         assert {p.dtype for p in part.parameters()} == {torch.bfloat16}
     assert set(result.peak_gib) == set(result.seconds)
@@ -103,13 +104,13 @@ def test_the_automatic_choice_is_measured_and_remembered(tmp_path, monkeypatch):
     assert kernel.name in CUDA_KERNELS and get_memory_file().is_file()
 
 
-def test_artefacts_leave_the_transformer_on_the_host(tiny_model, tmp_path):
+def test_artifacts_leave_the_transformer_on_the_host(tiny_model, tmp_path):
     settings = {"num_inference_steps": 2, "dtype": "float32"}
     latents = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()
-    eager = DDIMInversionModule(str(tiny_model), **settings)
+    eager = make_module(str(tiny_model), **settings)
     eager.load(torch.device("cuda"))
     export_network(eager.engine, tmp_path, "torchscript", size=(3, 8, 16, 16), guidance_scale=2.0)
-    module = DDIMInversionModule(str(tiny_model), runtime=str(tmp_path), **settings)
+    module = make_module(str(tiny_model), exported=str(tmp_path), **settings)
     module.load(torch.device("cuda"))
     assert module.components.transformer.device.type == "cpu" and module.engine.device.type == "cuda"
     with torch.inference_mode():
@@ -121,7 +122,7 @@ def test_artefacts_leave_the_transformer_on_the_host(tiny_model, tmp_path):
 @pytest.mark.parametrize("inverter", [DDIM(), UniInv(extra_evals=0.0)])
 def test_no_step_makes_the_host_wait(inverter, editor, tiny_model):
     """Once everything has been on the device, a whole edit asks nothing of it until its end."""
-    module = DDIMInversionModule(str(tiny_model), num_inference_steps=4, editor=editor)
+    module = make_module(str(tiny_model), num_inference_steps=4, editor=editor)
     module.load(torch.device("cuda"))
     engine = module.engine
     latents = torch.randn(1, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0)).cuda()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
+from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
@@ -123,7 +124,15 @@ class ClipJob:
         self._place_mask(latents)
         with self._stage("invert", "invert", len(engine.schedule), self._plan["invert"]) as tick:
             if self._stored is None:
-                inversion = engine.invert(latents, prompt=prompt, seed=self.seed, callback=tick)
+                inversion = invert(
+                    engine.denoiser,
+                    latents,
+                    engine.schedule,
+                    engine.inverter,
+                    prompt=prompt,
+                    generator=self._make_generator(),
+                    callback=tick,
+                )
             else:
                 inversion = self._load_trajectory(self._stored, prompt)
         self._check_finite("invert", inversion.levels)
@@ -131,7 +140,7 @@ class ClipJob:
         if self.outputs.reconstruct:
             returned = [inversion.state[0]]
             with self._stage("reconstruct", "reconstruct", len(engine.schedule), self._plan["reconstruct"]) as tick:
-                returned[-1] = engine.reconstruct(inversion, callback=_keep_levels(returned, tick))
+                returned[-1] = reconstruct(engine.denoiser, inversion, callback=_keep_levels(returned, tick))
             self._check_finite("reconstruct", returned[-1])
         return self._finish(source, latents, inversion, returned, self._edit(inversion))
 
@@ -145,19 +154,24 @@ class ClipJob:
 
     def _edit(self, inversion: Inversion) -> list[Latents]:
         """Make the edits, one after the other or all in one pass."""
-        engine, count, planned = self.engine, len(self.requests), self._plan["edits"]
+        engine, count = self.engine, len(self.requests)
         num_steps = len(engine.schedule) - engine.editor.get_first_step(len(engine.schedule))
+        together = self.batch_prompts and count > 1
+        passes = [self.requests] if together else [[request] for request in self.requests]
         edited: list[Latents] = []
-        if self.batch_prompts and count > 1:
-            with self._stage("edit", f"edits 1-{count}", num_steps, planned) as tick:
-                edited = engine.edit_together(inversion, self.requests, seed=self.seed, callback=tick)
-        else:
-            for k, request in enumerate(self.requests, 1):
-                with self._stage("edit", f"edit {k}/{count}", num_steps, planned // count) as tick:
-                    edited.append(engine.edit(inversion, request, seed=self.seed, callback=tick))
+        for k, requests in enumerate(passes, 1):
+            label = f"edits 1-{count}" if together else f"edit {k}/{count}"
+            generators = [self._make_generator() for _ in requests]
+            with self._stage("edit", label, num_steps, self._plan["edits"] // len(passes)) as tick:
+                edited += edit_together(
+                    engine.edit_denoiser, inversion, engine.editor, requests, generators=generators, callback=tick
+                )
         for latents in edited:
             self._check_finite("edit", latents)
         return edited
+
+    def _make_generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
 
     def _place_mask(self, latents: Latents) -> None:
         """Bring the clip's mask to the size of its latents, and into the requests."""

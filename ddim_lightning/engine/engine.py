@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters import Inverter
-from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
+from ddim_lightning.diffusion.sampling import edit, invert, reconstruct
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.text import PromptEncoder
@@ -19,7 +18,7 @@ from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.network import Network
 from ddim_lightning.runtime.offload import Placement
-from ddim_lightning.types import EditRequest, Frames, Latents, Step, StepCallback, Video
+from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
 
 
 @dataclass(frozen=True)
@@ -122,27 +121,5 @@ class InversionEngine:
         self, inversion: Inversion, request: EditRequest, *, seed: int = 0, callback: StepCallback | None = None
     ) -> Latents:
         """Rebuild under a new prompt; see `diffusion.sampling.edit`."""
-        tick = None if callback is None else (lambda step, latents: callback(step, latents[0]))
-        (latents,) = edit_together(
-            self.edit_denoiser,
-            inversion,
-            self.editor,
-            [request],
-            generators=[torch.Generator().manual_seed(seed)],
-            callback=tick,
-        )
-        return latents
-
-    def edit_together(
-        self,
-        inversion: Inversion,
-        requests: Sequence[EditRequest],
-        *,
-        seed: int = 0,
-        callback: Callable[[Step, list[Latents]], None] | None = None,
-    ) -> list[Latents]:
-        """Rebuild under several prompts, in one network pass a step; see `diffusion.sampling.edit_together`."""
-        generators = [torch.Generator().manual_seed(seed) for _ in requests]
-        return edit_together(
-            self.edit_denoiser, inversion, self.editor, requests, generators=generators, callback=callback
-        )
+        generator = torch.Generator().manual_seed(seed)
+        return edit(self.edit_denoiser, inversion, self.editor, request, generator=generator, callback=callback)

@@ -1,0 +1,110 @@
+"""The groups of options: their rules, and that each field goes everywhere by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from ddim_lightning import DDIMInversionModule
+from ddim_lightning.cli.parser import make_parser
+from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Training, check_options, make_options
+from tests.modules import GROUPS
+
+
+@pytest.fixture(scope="module")
+def described(tiny_model):
+    module = DDIMInversionModule(str(tiny_model))
+    module.load("cpu")
+    return module.describe()
+
+
+@pytest.mark.parametrize(
+    ("group", "field"), [(name, field) for name, kind in GROUPS.items() for field in dataclasses.fields(kind)]
+)
+def test_a_field_reaches_checkpoints_records_and_the_command_line(group, field, described):
+    """A field is told of in its class alone, so an option that is added there is an option everywhere."""
+    assert DDIMInversionModule().hparams[group][field.name] == field.default
+    if field.name != "dtype":  # where the record says what was taken
+        assert described[group][field.name] == field.default
+    actions = {action.dest: action for action in make_parser("edit")._actions}
+    if field.name != "on_error":  # of one clip there is nothing to skip
+        assert actions[field.name].default == field.default
+        assert actions[field.name].help
+
+
+def test_an_option_in_one_place_changes_the_module(tiny_model):
+    module = DDIMInversionModule(str(tiny_model), outputs={"reconstruct": False}, runtime=Runtime(dtype="float32"))
+    assert module.outputs == Outputs(reconstruct=False)
+    again = DDIMInversionModule(**module.hparams)
+    assert (again.schedule, again.runtime, again.outputs) == (module.schedule, module.runtime, module.outputs)
+
+
+def test_options_need_no_torch():
+    code = "import sys, ddim_lightning.engine.config; sys.exit('torch' in sys.modules or 'lightning' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", [Schedule, Runtime, Outputs, Training])
+def test_options_are_frozen_and_come_from_themselves_or_from_a_mapping(kind):
+    options = kind()
+    assert make_options(kind, options) is options
+    assert make_options(kind, dataclasses.asdict(options)) == options
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.speed = 2
+
+
+def test_lists_of_a_config_become_tuples():
+    assert make_options(Training, {"parts": ["transformer"], "betas": [0.9, 0.95]}) == Training(betas=(0.9, 0.95))
+
+
+@pytest.mark.parametrize("value", [{"step": 3}, 3, None])
+def test_a_field_that_is_not_there_is_refused_with_those_that_are(value):
+    with pytest.raises(ValueError, match=r"schedule: must be a Schedule or a mapping of num_inference_steps, .*, got"):
+        make_options(Schedule, value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (Schedule, {"num_inference_steps": True}, "num_inference_steps: must be an integer of at least 1, got True"),
+        (
+            Schedule,
+            {"timestep_spacing": "linspace"},
+            "timestep_spacing: must be one of trailing, angle, got 'linspace'",
+        ),
+        (Runtime, {"offload": "disk"}, "offload: must be one of none, model, blocks, got 'disk'"),
+        (Runtime, {"precision": "int8"}, "precision: must be one of none, fp8, got 'int8'"),
+        (Runtime, {"quantize_inversion": True}, "quantize_inversion: must be false with a precision of none, got True"),
+        (Runtime, {"exported": "graphs", "compile": True}, "exported: .* must be unset with compile, got 'graphs'"),
+        (Runtime, {"exported": "graphs", "precision": "fp8"}, "precision: .* must be none with exported, got 'fp8'"),
+        (Runtime, {"exported": "graphs", "offload": "model"}, "offload: .* must be none with exported, got 'model'"),
+        (Runtime, {"precision": "fp8", "offload": "blocks"}, "offload: .* must be none with precision, got 'blocks'"),
+        (
+            Runtime,
+            {"compile": "reduce-overhead", "offload": "model"},
+            "offload: .* must be none with compile=reduce-overhead, got 'model'",
+        ),
+        (Training, {"parts": ()}, "training.parts: must be of transformer, text_encoder"),
+        (Training, {"optimizer": "sgd"}, "training.optimizer: must be one of adamw, muon, got 'sgd'"),
+    ],
+)
+def test_a_rule_names_the_option_and_its_value(kind, options, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        ({"exported": "graphs"}, "exported: .* must be unset with training, got 'graphs'"),
+        ({"offload": "model"}, "offload: .* must be none with training, got 'model'"),
+        ({"precision": "fp8"}, "precision: .* must be none with training, got 'fp8'"),
+    ],
+)
+def test_what_trains_stays_whole_and_in_place(runtime, message):
+    check_options(Runtime(**runtime), None)
+    with pytest.raises(ValueError, match=message):
+        check_options(Runtime(**runtime), Training())
