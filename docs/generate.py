@@ -58,6 +58,13 @@ ddim-lightning predict --config edit --data.videos clips --writer.output_dir out
 | 2 | wrong usage: an argument that cannot be read |
 | 3 | some clips were skipped; the last lines say which |
 | 130 | interrupted |
+
+With the extra `completion`, `ddim-lightning --print-completion bash` (or `zsh`, `fish`) prints a script that completes
+verbs and flags, to be sourced by the shell:
+
+```text
+eval "$(ddim-lightning --print-completion bash)"
+```
 """
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -50,7 +49,6 @@ def test_configs_by_name_and_by_path(tmp_path):
         find_configs(["--config", str(tmp_path / "gone.yaml")])
 
 
-@pytest.mark.skipif(importlib.util.find_spec("shtab") is None, reason="needs shtab")
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_shell_completion_knows_verbs_and_flags(shell, capsys):
     assert main(["--print-completion", shell]) == 0
