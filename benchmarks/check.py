@@ -59,12 +59,12 @@ def list_faults(folder: Path, write: bool = False) -> list[str]:
     report = module.make_markdown(result)
     if write:
         write_report(folder, result, report, getattr(module, "write_plots", None))
-    faults = list_doubts(result["environment"], timed=result["schema"] not in UNTIMED)
+    faults = find_environment_faults(result["environment"], timed=result["schema"] not in UNTIMED)
     same = (folder / "README.md").read_text(encoding="utf-8") == report
     return faults if same else [*faults, "README.md: is not what this result makes; --write makes it"]
 
 
-def list_doubts(environment: Mapping[str, Any], *, timed: bool) -> list[str]:
+def find_environment_faults(environment: Mapping[str, Any], *, timed: bool) -> list[str]:
     """Return why numbers measured in an environment cannot be trusted, one sentence each.
 
     Args:

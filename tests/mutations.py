@@ -399,7 +399,7 @@ def run_tests(copy: Path, *tests: str) -> tuple[int, str]:
         return os.waitstatus_to_exitcode(waited), output.read()
 
 
-def judge(mutation: Mutation, copy: Path) -> str | None:
+def find_fault(mutation: Mutation, copy: Path) -> str | None:
     """Apply one mutation, run its test, undo it, and return what is wrong: ``None`` when the test killed it."""
     file = copy / "ddim_lightning" / mutation.file
     source = file.read_text(encoding="utf-8")
@@ -434,7 +434,7 @@ def main(wanted: str = "") -> int:
             return 1
         faults = []
         for mutation in mutations:
-            fault = judge(mutation, copy)
+            fault = find_fault(mutation, copy)
             print(f"{'ALIVE ' if fault else 'killed'}  {mutation.name}: {fault or mutation.test}", flush=True)
             faults += [fault] if fault else []
     print(f"{len(mutations) - len(faults)} of {len(mutations)} mutations killed")

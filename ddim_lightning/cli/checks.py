@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from ddim_lightning.cli.options import Frames, Method, Run, Video
@@ -31,9 +32,9 @@ def check_edit(
         raise NotADirectoryError(f"exported: must be a folder that export wrote, got {runtime.exported!r}")
 
 
-def check_places(run: Run, method: Method | None = None) -> None:
+def check_places(*, run: Run, method: Method = Method(), **_: object) -> None:  # noqa: B008, frozen
     """Raise an OSError for an output folder that cannot be written to, or a model that could only be a folder."""
-    if method is not None and method.model != "tiny":
+    if method.model != "tiny":
         path = Path(method.model).expanduser()
         if not path.is_dir() and (path.exists() or method.model.startswith(("/", ".", "~"))):
             raise NotADirectoryError(f"model: must be a pipeline folder or a hub id, got {method.model!r}")
@@ -42,3 +43,9 @@ def check_places(run: Run, method: Method | None = None) -> None:
         folder = folder.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise NotADirectoryError(f"output: must be a folder that can be written to, got {run.output!r}")
+
+
+def announce(*, run: Run, method: Method = Method(), **_: object) -> None:  # noqa: B008, frozen
+    """Say what is loaded, before the import of torch takes its seconds."""
+    if not run.quiet:
+        print(f"loading {method.model} ...", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -65,20 +66,21 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
     """Read and check the arguments: the module and the name of the function that does the work, and its arguments."""
     verb, rest = (words[0], words[1:]) if words else ("", [])
     if verb in ("edit", "demo", "export"):
-        from ddim_lightning.cli.checks import check_edit, check_places
+        from ddim_lightning.cli.checks import announce, check_edit, check_places
         from ddim_lightning.cli.parser import read_options
 
         options = read_options(verb, rest)
         if verb == "edit":
             check_edit(**options)
-        check_places(options["run"], options.get("method"))
-        if not options["run"].quiet:
-            print(f"loading {getattr(options.get('method'), 'model', 'tiny')} ...", file=sys.stderr, flush=True)
+        check_places(**options)
+        announce(**options)
         return "commands", verb, options
     if verb in ("predict", "fit", "validate"):
         from ddim_lightning.cli.shipped import find_configs
 
-        flags = find_configs([_with_underscores(word) for word in rest if word != "--json"])
+        # Lightning knows --data.num-frames=9 as --data.num_frames=9.
+        words = [re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), word) for word in rest]
+        flags = find_configs([word for word in words if word != "--json"])
         if sys.stderr.isatty():
             print("loading Lightning ...", file=sys.stderr, flush=True)
         return "lightning_cli", "run_lightning", {"verb": verb, "flags": flags, "as_json": "--json" in rest}
@@ -97,12 +99,6 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
         raise argparse.ArgumentError(None, f"the arguments {rule}")
     print(text)
     sys.exit(DONE)
-
-
-def _with_underscores(word: str) -> str:
-    """``--data.num-frames=9`` as Lightning knows it: ``--data.num_frames=9``."""
-    name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 def print_environment(*, as_json: bool) -> int:

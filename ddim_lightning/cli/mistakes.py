@@ -27,9 +27,8 @@ def suggest(message: str, flags: Iterable[str]) -> str:
     if found is None or "did you mean" in message:  # a parser raises what the parser inside it raised
         return message
     name = next(group for group in found.groups() if group).partition("=")[0]
-    if not name.startswith("-"):
-        flags = (flag.lstrip("-").replace("-", "_") for flag in flags)
-    return message + get_nearest(name, flags)
+    known = flags if name.startswith("-") else (flag.lstrip("-").replace("-", "_") for flag in flags)
+    return message + get_nearest(name, known)
 
 
 def explain(error: Exception) -> str:

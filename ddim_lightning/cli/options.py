@@ -18,9 +18,8 @@ Part = dict[str, Any] | str | None
 
 def read_docstring(file: str, name: str) -> str:
     """Read the docstring of a class from a file of the package, since importing it would import torch."""
-    source = Path(__file__).parents[1].joinpath(file).read_text("utf-8")
-    classes = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
-    return next(ast.get_docstring(node) or "" for node in classes if node.name == name)
+    body = ast.parse(Path(__file__).parents[1].joinpath(file).read_text("utf-8")).body
+    return next(ast.get_docstring(node) or "" for node in body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,7 @@ def make_parser(verb: str) -> FlagParser:
     parser = FlagParser(**about, exit_on_error=False, print_config="--print-config")
     parser.add_argument("--config", action="config", help="YAML file of options, by the names of the flags")
     for kind, left_out in _GROUPS[verb].items():
-        group = parser.add_argument_group(kind.__name__.lower())
-        group.add_class_arguments(kind, as_group=False, skip=set(left_out))
+        parser.add_argument_group(kind.__name__.lower()).add_class_arguments(kind, as_group=False, skip=set(left_out))
     return parser
 
 
@@ -128,7 +127,7 @@ def _fill_recommended(namespace: Namespace) -> Namespace:
     module = filled.get("model")
     options = module.get("init_args") if isinstance(module, Namespace) else filled
     if options and isinstance(options.get("model"), str) and "guidance_scale" in options:
-        for name, value in read_recommended(options["model"]).items():
+        for name, value in read_recommended(options.model).items():
             if name in options and options[name] is None:
                 options[name] = value
     return filled

@@ -65,7 +65,7 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
             index: Position among the requests, 0 .. len - 1.
 
         Returns:
-            The clip, or a `UnreadableClip` with the reason in one line.
+            The clip, or an `UnreadableClip` with the reason in one line.
         """
         request = self.requests[index]
         source = str(request.video)

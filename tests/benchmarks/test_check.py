@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.check import MODULES, SCHEMA_FILE, UNTIMED, list_doubts, list_faults, main
+from benchmarks.check import MODULES, SCHEMA_FILE, UNTIMED, find_environment_faults, list_faults, main
 
 RESULTS = SCHEMA_FILE.parent / "results"
 SUBMITTED = [
@@ -81,8 +81,8 @@ def test_a_result_of_a_quiet_machine_is_fine(tmp_path: Path):
 
 def test_load_matters_where_time_is_measured():
     block = {"cpus": 2, "load_1min": 1.5, "dirty": False}
-    assert len(list_doubts(block, timed=True)) == 1
-    assert list_doubts(block, timed=False) == []
+    assert len(find_environment_faults(block, timed=True)) == 1
+    assert find_environment_faults(block, timed=False) == []
     assert set(MODULES) > UNTIMED
 
 

@@ -98,7 +98,7 @@ class TestNumbers:
 class TestBars:
     EDITS = make_edit_set("test", 10)
 
-    def judge(self, **changed: Cell) -> dict[str, dict[str, Any]]:
+    def evaluate(self, **changed: Cell) -> dict[str, dict[str, Any]]:
         """Judge a default between the reference (20 dB) and the ceiling (40 dB) at guidance 6."""
         cells = {
             (CEILING, None): make_cell(self.EDITS, 1e-4, 1e-4),
@@ -111,14 +111,14 @@ class TestBars:
         return {bar["bar"]: bar for bar in evaluate_goals(cells, 50, 6.0)}
 
     def test_all_met(self):
-        bars = self.judge()
+        bars = self.evaluate()
         assert len(bars) == 2 + 1 + len(KINDS) + 3
         assert all(bar["met"] for bar in bars.values())
         gap = bars["half the gap from the reference to the ceiling closed, over the whole frame"]
         assert gap["numbers"] == "52% [52%, 52%] of it: reference 20.00, default 30.46, ceiling 40.00 dB"
 
     def test_each_can_fail(self):
-        outside = self.judge(default=make_cell(self.EDITS, 1e-4, 1.1e-3, wrong=("direction",), nfe=301))
+        outside = self.evaluate(default=make_cell(self.EDITS, 1e-4, 1.1e-3, wrong=("direction",), nfe=301))
         assert {bar for bar, told in outside.items() if not told["met"]} == {
             "half the gap from the reference to the ceiling closed, outside the objects",
             "NFE at most 6 N",
@@ -134,7 +134,7 @@ class TestBars:
             ],
         )
         noise = make_cell(self.EDITS, 0.1, 0.1, wrong=("shape",))
-        bars = self.judge(default=worse, noise=noise)
+        bars = self.evaluate(default=worse, noise=noise)
         words = "better than doing nothing over the whole frame"
         color, shape, both = (bars[f"{words}, {kind}"] for kind in ("color", "shape", "both"))
         assert (shape["met"], shape["exempt"]) == (False, True)

@@ -157,10 +157,10 @@ KERNELS = [CPU_KERNELS["sdpa"], Attention("buffer", sdpa_attention)]
 
 
 def make_pass(case: str) -> tuple[int, dict[str, Any]]:
-    options = dict(PASSES[case])
-    if "kv_scale" in options:
-        options["kv_scale"] = torch.tensor(options["kv_scale"])
-    return options.pop("rows"), options
+    arguments = dict(PASSES[case])
+    if "kv_scale" in arguments:
+        arguments["kv_scale"] = torch.tensor(arguments["kv_scale"])
+    return arguments.pop("rows"), arguments
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
