@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ddim_lightning.types import Branch, Clip, ClipResult, Denoiser, EditRequest, Step, UnreadableClip
     from ddim_lightning.writer import VideoWriter
 
-_NAMES = {
+NAMES = {
     "callbacks.measure": ("MemoryTimeline", "StepTimer"),
     "callbacks.progress": ("ProgressPrinter",),
     "callbacks.sample_sheets": ("SampleSheets",),
@@ -41,7 +41,7 @@ _NAMES = {
     "types": ("Branch", "Clip", "ClipResult", "Denoiser", "EditRequest", "Step", "UnreadableClip"),
     "writer": ("VideoWriter",),
 }
-_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+_HOMES = {name: home for home, names in NAMES.items() for name in names}
 
 __all__ = [
     "BDIA",

@@ -38,8 +38,7 @@ class VideoDataModule(LightningDataModule):
         width: In pixels, likewise.
         fit: What happens to frames of another shape: ``crop`` keeps the aspect, ``pad`` adds black bars, ``stretch``
             distorts.
-        mask: A video or an image, white where the edits may change the clips; see `data.mask.read_mask`. ``None``
-            changes everything.
+        mask: A video or an image, white where the edits may change the clips; ``None`` changes everything.
         num_workers: Processes that decode, >= 0.
 
     Raises:

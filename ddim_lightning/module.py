@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -243,9 +244,11 @@ class DDIMInversionModule(LightningModule):
         except Exception as error:
             if self.outputs.on_error == "raise":
                 raise
-            _log.debug("clip %s was skipped", batch.id, exc_info=True)
+            _log.debug("clip %s was skipped", batch.id, exc_info=True)  # with the traceback
             return self._skip(batch, f"{type(error).__name__}: {' '.join(str(error).split())}", seed)
         result.settings = self.describe()
+        for sentence in result.warnings:
+            warnings.warn(f"clip {batch.id}: {sentence}", stacklevel=2)
         return result
 
     @override
@@ -303,6 +306,7 @@ class DDIMInversionModule(LightningModule):
         return encode_video(self.components.vae, frames)
 
     def _skip(self, clip: Clip | UnreadableClip, reason: str, seed: int = 0) -> ClipResult:
+        warnings.warn(f"clip {clip.id}: skipped: {reason}", stacklevel=3)
         return ClipResult(clip, "skipped", reason, seed=seed, settings=self.describe())
 
     def _report(self, progress: Progress) -> None:

@@ -24,6 +24,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 SHOWN = frozenset({".md", ".png"})
 """Suffixes of the files of a result that the site shows."""
 
+MOVED = {
+    "../benchmarks/results/": "results/",
+    "../CONTRIBUTING.md": "contributing.md",
+    "../CHANGELOG.md": "changelog.md",
+}
+"""Where links of the pages lead in the repository, and where on the site."""
+
 MARKER = re.compile(
     r'^(?P<indent> *)<!-- table:(?P<name>[\w-]+) "(?P<heading>[^"]+)"(?: columns=(?P<columns>[\d,-]+))? -->$',
     flags=re.MULTILINE,
@@ -41,11 +48,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in the tables that a page asks for.
+    """Lead links that work in the repository to their places on the site, and fill in the tables that a page asks for.
 
     Raises:
         PluginError: A result, a heading or a column that is not there.
     """
+    for there, here in MOVED.items():
+        markdown = markdown.replace(f"]({there}", f"]({here}")
     try:
         return fill_tables(markdown, RESULTS)
     except (OSError, ValueError) as error:

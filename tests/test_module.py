@@ -134,6 +134,15 @@ def test_one_bad_clip_loses_nothing_of_the_others(tiny_model):
     assert results[2].reason == "not a video"
 
 
+def test_who_writes_no_files_is_told_what_happened(tiny_model):
+    clips = Clips([make_clip("a", negative_prompt="a blue square"), UnreadableClip("b", "b.mp4", "not a video")])
+    with pytest.warns(UserWarning, match="clip ") as told:
+        Trainer(**QUIET).predict(make_module(tiny_model, guidance_scale=1), clips)
+    said = [str(warning.message) for warning in told]
+    assert "clip b: skipped: not a video" in said
+    assert any(one.startswith("clip a: negative_prompt: has no effect") for one in said)
+
+
 @pytest.mark.parametrize("kind", ["bad", "wrong"])
 def test_raising_instead_of_skipping(kind, tiny_model):
     clip = UnreadableClip("b", "b.mp4", "not a video") if kind == "bad" else make_clip("b")

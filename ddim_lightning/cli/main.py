@@ -86,12 +86,15 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
         return "lightning_cli", "run_lightning", {"verb": verb, "flags": flags, "as_json": "--json" in rest}
     if verb == "benchmark":
         return "shipped", "benchmark", {"words": rest}
-    if verb == "env" and set(rest) <= {"--json"}:
-        return "main", "print_environment", {"as_json": bool(rest)}
     if verb == "--print-completion":
         from ddim_lightning.cli.parser import make_completion
 
         text = make_completion("".join(rest))
+    elif verb == "env" and set(rest) <= {"--json"}:
+        # Straight from the report, since it must answer where lightning cannot be imported.
+        from ddim_lightning.report.environment import format_environment, read_environment
+
+        text = json.dumps(read_environment()) if rest else format_environment(read_environment())
     elif {"--version", "-h", "--help"} & set(words):
         text = f"ddim-lightning {ddim_lightning.__version__}" if verb == "--version" else _HELP
     else:
@@ -99,16 +102,3 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
         raise argparse.ArgumentError(None, f"the arguments {rule}")
     print(text)
     sys.exit(DONE)
-
-
-def print_environment(*, as_json: bool) -> int:
-    """Print what is installed; straight from the report, since it must answer where lightning cannot be imported."""
-    from ddim_lightning.report.environment import read_environment
-
-    report = read_environment()
-    rows = [*report["versions"].items(), ("platform", report["platform"]), ("CUDA", report["cuda"])]
-    gpu = "{name}, {memory_gib} GiB, compute capability {compute_capability}"
-    rows += [("GPU", gpu.format(**facts)) for facts in report["gpus"]]
-    rows += [("broken", f"{name}: {reason}") for name, reason in report["broken"].items()]
-    print(json.dumps(report) if as_json else "\n".join(f"{name:<16}{what or 'none'}" for name, what in rows))
-    return DONE

@@ -50,7 +50,7 @@ def explain(error: Exception) -> str:
 def _say_type(message: str) -> str | None:
     """Say what jsonargparse found wrong with a value as we say it; nothing where it is about something else."""
     keys, wanted, got = _KEY.findall(message), _WANTED.findall(message), _GOT.search(message)
-    if not (keys and wanted and got) or _UNKNOWN.search(message):
+    if not (keys and wanted and got) or "Namespace(" in got[1] or _UNKNOWN.search(message):
         return None
     names = dict.fromkeys(kind or choices for kind, choices in wanted)
     return f"{keys[-1]}: must be {' or '.join(names).replace('NoneType', 'null')}, got {got[1]!r}"

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import ddim_lightning
+from ddim_lightning.cli.mistakes import get_nearest
+
 Part = dict[str, Any] | str | None
 """A class name, a class path, ``{"class_path": ..., "init_args": {...}}``, or what is recommended for the model."""
 
@@ -91,6 +94,11 @@ class Method:  # noqa: D101
     def __post_init__(self) -> None:
         if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale: must be finite and not negative, got {self.guidance_scale}")
+        for name in ("inverter", "editor"):
+            got, known = getattr(self, name), ddim_lightning.NAMES[f"diffusion.{name}s"]
+            if isinstance(got, str) and "." not in got and got not in known:
+                names = ", ".join(known)
+                raise ValueError(f"{name}: must be a class path or of {names}, got {got!r}{get_nearest(got, known)}")
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ def plain_output(as_json: bool) -> Iterator[None]:
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         warnings.showwarning = show
+        warnings.filterwarnings("ignore", "clip ")  # told at the end
         for category in (DeprecationWarning, FutureWarning):  # between our dependencies, not for who runs a command
             warnings.simplefilter("ignore", category)
         yield

@@ -31,7 +31,7 @@ def make_part(spec: PartSpec | Part, base: type[Part], package: str, argument: s
     if isinstance(spec, str):
         spec = {"class_path": spec}
     if not isinstance(spec, Mapping) or "class_path" not in spec or set(spec) - {"class_path", "init_args"}:
-        raise ValueError(f"{argument}: must be a class name or {{class_path, init_args}}, got {spec!r}")
+        raise ValueError(f"{argument}: must be an instance, a class name or {{class_path, init_args}}, got {spec!r}")
     module_name, _, class_name = str(spec["class_path"]).rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name or package), class_name)

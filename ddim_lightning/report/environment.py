@@ -59,6 +59,15 @@ def read_environment() -> dict[str, Any]:
     return report
 
 
+def format_environment(report: dict[str, Any]) -> str:
+    """Return what `read_environment` found as lines for people."""
+    rows = [*report["versions"].items(), ("platform", report["platform"]), ("CUDA", report["cuda"])]
+    gpu = "{name}, {memory_gib} GiB, compute capability {compute_capability}"
+    rows += [("GPU", gpu.format(**facts)) for facts in report["gpus"]]
+    rows += [("broken", f"{name}: {reason}") for name, reason in report["broken"].items()]
+    return "\n".join(f"{name:<16}{what or 'none'}" for name, what in rows)
+
+
 def _read_gpus() -> tuple[str | None, list[dict[str, Any]]]:
     import torch
 

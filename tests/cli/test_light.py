@@ -70,6 +70,8 @@ MISTAKES = [
             (["--stride", "0.5"], 2, "stride: must be at least 1, got 0.5"),
             (["--height", "0"], 2, "height: must be at least 1, got 0"),
             (["--offload", "model", "--exported", "empty"], 2, "offload: artifacts hold weights of their own"),
+            (["--editor", "FlowEdt"], 2, "KVInjection, got 'FlowEdt' (did you mean FlowEdit?)"),
+            (["--editor", "{oops"], 2, "editor: must be a class path or of Denoise, "),
             (["--inversion-prompt", "null"], 2, "inversion_prompt: null takes the source_prompt"),
             (["--trajectory-dir", "./out"], 2, "trajectory_dir: must not be output without save_trajectory"),
             (["--trajectory-dir", "empty"], 1, "empty/clip/trajectory.safetensors"),

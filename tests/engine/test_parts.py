@@ -67,9 +67,9 @@ class NotAnInverter:
         ("no_such_module.X", "inverter: 'no_such_module.X' could not be found"),
         ("ddim_lightning.diffusion.editors.KVInjection", "inverter: must name a concrete subclass of Inverter"),
         ({"class_path": "UniInv", "init_args": {"speed": 3}}, "inverter: UniInv does not take these arguments"),
-        ({"class_path": "UniInv", "speed": 3}, "inverter: must be a class name or"),
-        ({"init_args": {}}, "inverter: must be a class name or"),
-        (NotAnInverter(), "inverter: must be a class name or"),
+        ({"class_path": "UniInv", "speed": 3}, "inverter: must be an instance, a class name or"),
+        ({"init_args": {}}, "inverter: must be an instance, a class name or"),
+        (NotAnInverter(), "inverter: must be an instance, a class name or"),
         ("Inverter", "inverter: must name a concrete subclass of Inverter"),
     ],
 )
