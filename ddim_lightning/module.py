@@ -1,4 +1,4 @@
-"""The Lightning face: `predict_step` does the whole job on a clip, `training_step` trains the denoiser."""
+"""The Lightning face does the whole job on a clip in `predict_step`, and trains the denoiser in `training_step`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class DDIMInversionModule(LightningModule):
         recommended = read_recommended(model)
         self.guidance_scale = float(recommended["guidance_scale"] if guidance_scale is None else guidance_scale)
         if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale: must be finite and not negative, got {guidance_scale}")
+            raise ValueError(f"guidance_scale: must be finite and not negative, got {self.guidance_scale}")
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
         inverter = recommended["inverter"] if inverter is None else inverter
         editor = recommended["editor"] if editor is None else editor
@@ -124,10 +124,13 @@ class DDIMInversionModule(LightningModule):
         """The loaded model and what it does.
 
         Raises:
-            RuntimeError: The model is not loaded yet.
+            RuntimeError: The model is not loaded yet, or Lightning moved what trained to the host after a fit.
         """
         if self._engine is None:
             raise RuntimeError("engine: the model is not loaded; call load(device) first, or run it under a Trainer")
+        trained = next(self.parameters(), None)
+        if trained is not None and trained.device != self._engine.prompts.device:
+            raise RuntimeError("engine: what trained is elsewhere since Trainer.fit ended; call load(device) again")
         return self._engine
 
     @property
@@ -137,13 +140,15 @@ class DDIMInversionModule(LightningModule):
 
     @property
     def pipeline(self) -> CogVideoXPipeline:
-        """The components as a pipeline of diffusers; needs all of the model on the device."""
+        """The components as a pipeline of diffusers.
+
+        Raises:
+            ValueError: An option of the runtime that does not keep all of the model on the device.
+        """
         if self.runtime.offload != "none":
-            rule = "must be none for a pipeline, whose weights stay in place"
-            raise ValueError(f"offload: {rule}, got {self.runtime.offload!r}")
+            raise ValueError(f"offload: must be none for a pipeline, which moves none, got {self.runtime.offload!r}")
         if self.runtime.exported is not None:
-            rule = "must be unset for a pipeline, since its transformer stays on the host"
-            raise ValueError(f"exported: {rule}, got {self.runtime.exported!r}")
+            raise ValueError(f"exported: must be unset for a pipeline, which runs none, got {self.runtime.exported!r}")
         parts, prompts = self.components, self.engine.prompts
         return CogVideoXPipeline(prompts.tokenizer, prompts.load(), parts.vae, parts.transformer, parts.scheduler)
 
@@ -152,9 +157,9 @@ class DDIMInversionModule(LightningModule):
         """Load the model onto a device, or move it there where it is loaded; a Trainer does it by itself.
 
         Args:
-            device: Where the model works.
+            device: Where the model works. Call it again after `Trainer.fit` on a GPU: Lightning moved what trained.
         """
-        device = torch.device(device)
+        device = torch.empty(0, device=device).device  # with its index
         if self._engine is not None:
             self._engine.to(device)
             return
@@ -280,10 +285,9 @@ class DDIMInversionModule(LightningModule):
     def describe(self) -> dict[str, Any]:
         """Return the hyperparameters with what was taken for ``None`` and ``auto``, JSON-ready."""
         settings = {name: self.hparams[name] for name in self.hparams}
-        settings["editor"] = describe_part(self.editor)
         dtype = str(self.components.transformer.dtype).removeprefix("torch.")
-        settings["runtime"] = settings["runtime"] | {"dtype": dtype}
-        return settings | {"device": self.engine.device.type}
+        taken = {"editor": describe_part(self.editor), "runtime": settings["runtime"] | {"dtype": dtype}}
+        return settings | taken | {"device": self.engine.device.type}
 
     @property
     def _trained_parts(self) -> tuple[str, ...]:

@@ -200,7 +200,7 @@ def test_hyperparameters_are_plain_and_build_the_same_module(tiny_model, tmp_pat
         ({"guidance_scale": -1.0}, "guidance_scale: must be finite and not negative, got -1.0"),
         ({"guidance_scale": float("nan")}, "guidance_scale: must be finite and not negative, got nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale: must be finite and not negative, got inf"),
-        ({"compile": "fastest"}, "compile: must be one of true, false, default, .*, got 'fastest'"),
+        ({"compile": "fastest"}, "compile: must be true, false or one of default, .*, got 'fastest'"),
         ({"compile_cache": "graphs"}, "compile_cache: .* must be unset without compile or compile_vae, got 'graphs'"),
         ({"prompt_cache": __file__}, "prompt_cache: must be a folder, got the file '.*test_module.py'"),
         ({"inverter": ""}, "inverter: '' could not be found"),
@@ -386,6 +386,16 @@ def test_settings_describe_the_run(tiny_model):
         "init_args": asdict(UniInv(extrapolate=True, extra_evals=0.12)),
     }
     assert result.settings["schedule"]["num_inference_steps"] == 2
+
+
+def test_what_lightning_moved_away_after_a_fit_is_brought_back_by_load(tiny_model):
+    module = make_module(tiny_model, training={"parts": ["transformer"]})
+    module.load("cpu")
+    module.engine.prompts.device = torch.device("meta")  # as if the model had been loaded there
+    with pytest.raises(RuntimeError, match=r"load\(device\)"):
+        _ = module.engine
+    module.load("cpu")
+    assert module.engine.device.type == "cpu"
 
 
 def test_without_a_trainer_loading_is_explicit(tiny_model):

@@ -21,7 +21,7 @@ from ddim_lightning.engine.trajectory import read_trajectory
 from ddim_lightning.types import Clip, ClipResult, Edit, FrameSelection, UnreadableClip
 from ddim_lightning.writer import VideoWriter, make_output_dir, read_results, write_clip
 
-KEYS = [
+KEYS = {
     *(
         "schema",
         "id",
@@ -37,7 +37,7 @@ KEYS = [
         "nfe",
     ),
     *("peak_gib", "settings", "versions", "warnings", "files"),
-]
+}
 
 
 def make_frames(seed, f=9, h=32, w=48):
@@ -100,11 +100,11 @@ def test_every_video_holds_its_frames_at_the_rate_of_the_clip(tmp_path):
 MORE = ("sheet.png", "result.json")
 
 
-def test_the_record_has_the_keys_of_the_schema_in_order_and_the_values_of_the_result(tmp_path):
+def test_the_record_has_the_keys_of_the_schema_and_the_values_of_the_result(tmp_path):
     record = write_clip(make_result(), tmp_path)
     text = (tmp_path / "a clip" / "result.json").read_text("utf-8")
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == record
-    assert list(record) == KEYS
+    assert set(record) == KEYS
     assert {key: record[key] for key in ("schema", "id", "status", "reason", "seed")} == {
         "schema": 2,
         "id": "a clip",
@@ -254,7 +254,7 @@ def test_the_list_has_every_clip_of_every_rank_once_sorted_by_id(tmp_path, setti
     assert sorted(os.listdir(tmp_path / "new" / "out")) == ["a", "c", "d", "results.jsonl"]
     assert records[0] == json.loads((tmp_path / "new" / "out" / "a" / "result.json").read_text("utf-8"))
     bad = records[1]
-    assert list(bad) == KEYS
+    assert set(bad) == KEYS
     assert (bad["status"], bad["reason"], bad["frames"], bad["fps"]) == ("skipped", "bad.mp4 is empty", None, None)
     assert (bad["prompts"], bad["files"]) == (["x"], {"input": "bad.mp4"})
 

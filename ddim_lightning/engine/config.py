@@ -1,4 +1,4 @@
-"""The options of a `DDIMInversionModule`, in groups; a field's docstring is its help text everywhere.
+"""The options of a `DDIMInversionModule` stand in groups; a field's docstring is its help text everywhere.
 
 Nothing heavy is imported here, so that the command line can say what it takes before torch is loaded. A rule that
 concerns one group stands in its ``__post_init__``, a rule across groups in `check_options`.
@@ -24,7 +24,7 @@ class Schedule:
     """The `Schedule` says which noise levels an inversion and an edit pass through.
 
     Args:
-        num_inference_steps: Steps of the inversion and of each way back, 1 .. 1000.
+        num_inference_steps: Steps of the inversion and of each way back, 1 .. those of the training (1000).
         timestep_spacing: ``trailing``, even in timesteps, as CogVideoX is published; or ``angle``, even in angles, so
             that every step is the same rotation.
         zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
@@ -100,8 +100,9 @@ class Runtime:
         _check_choice("dtype", self.dtype, get_args(Dtype))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
-        if not isinstance(self.compile, bool):
-            _check_choice("compile", self.compile, ("true", "false", *get_args(CompileMode)))
+        modes = get_args(CompileMode)
+        if not isinstance(self.compile, bool) and self.compile not in modes:
+            raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
         for name in ("prompt_cache", "compile_cache"):
             folder = getattr(self, name)
             if folder is not None and Path(folder).expanduser().is_file():

@@ -1,4 +1,4 @@
-"""A loaded model at work: encode, invert, reconstruct, edit, decode."""
+"""The engine puts a loaded model to work: encode, invert, reconstruct, edit, decode."""
 
 from __future__ import annotations
 
@@ -75,10 +75,9 @@ class InversionEngine:
         if self.placement is not None:
             self.placement.check(device)
             return
-        modules: tuple[nn.Module, ...] = (self.components.transformer, self.components.vae)
-        for module in modules:
+        for module in (self.components.transformer, self.components.vae):
             if next(module.parameters()).device != device:
-                module.to(device)
+                nn.Module.to(module, device)
         self.prompts.to(device)
 
     def to_device(self, part: str | None) -> None:

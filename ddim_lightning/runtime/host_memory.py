@@ -46,7 +46,7 @@ class HostCopy(Generic[T]):
     def __init__(self, weights: T, device: torch.device) -> None:
         tensors = list(_iterate(weights))
         self._places, self.nbytes = _lay_out(tensors, keep=device.type == "cpu")
-        self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
         """(bytes,) uint8, never written to again."""
         self.weights: T = self._fill(weights, self.buffer)
         """The weights, on the host."""

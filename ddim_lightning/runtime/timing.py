@@ -1,4 +1,4 @@
-"""Clocks and readings: seconds and peak memory by stage, milliseconds by step, memory of the process."""
+"""Clocks read seconds and peak memory by stage, milliseconds by step, and the memory of the process."""
 
 from __future__ import annotations
 

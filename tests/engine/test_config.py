@@ -75,6 +75,7 @@ def test_a_field_that_is_not_there_is_refused_with_those_that_are(value):
             {"timestep_spacing": "linspace"},
             "timestep_spacing: must be one of trailing, angle, got 'linspace'",
         ),
+        (Runtime, {"compile": "false"}, "compile: must be true, false or one of default, .*, got 'false'"),
         (Runtime, {"offload": "disk"}, "offload: must be one of none, model, blocks, got 'disk'"),
         (Runtime, {"precision": "int8"}, "precision: must be one of none, fp8, got 'int8'"),
         (Runtime, {"quantize_inversion": True}, "quantize_inversion: must be false with a precision of none, got True"),

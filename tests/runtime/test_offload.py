@@ -109,6 +109,12 @@ def test_for_another_device_they_begin_where_an_allocator_would_put_them():
     assert all(torch.equal(one, other) for one, other in zip(copies, tensors, strict=True))
 
 
+def test_it_lies_on_the_host_wherever_tensors_are_made_by_default():
+    with torch.device("meta"):  # a Trainer loads models under its own device
+        copy = HostCopy((torch.ones(3, device="cpu"),), CPU)
+    assert copy.buffer.device == CPU and torch.equal(copy.weights[0], torch.ones(3))
+
+
 def test_parts_of_one_storage_stay_neighbors():
     whole = torch.randn(6, 5)
     copies = HostCopy((*whole.split(2), torch.ones(3)), CPU).weights
