@@ -1,1 +1,1 @@
-"""Benchmarks: run one by ``python -m benchmarks.<name>``; README.md has the rules."""
+"""Benchmarks are run one by one, by ``python -m benchmarks.<name>``; README.md has the rules."""

@@ -1,4 +1,4 @@
-"""One switch at a time, and one on top of the other: what each is worth, and what it costs; those of the VAE apart.
+"""An ablation says what each switch is worth and costs, alone and on top of the others; those of the VAE apart.
 
 The variants take turns at the same clip on the same weights; the time of a step is that of a whole inversion or edit
 over its steps, so that windows and strides count. On the tiny model edits with a known truth say what each switch
@@ -43,7 +43,7 @@ EXACT = "exact"
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to run the same inversion and edit.
+    """A `Variant` is a way to run the same inversion and edit.
 
     Args:
         name: What differs from the variant before, or from `EXACT`.
@@ -93,7 +93,7 @@ def make_ladder() -> list[Variant]:
 
 
 class Runner:
-    """A variant at work.
+    """A `Runner` is a variant at work.
 
     Args:
         variant: The variant.

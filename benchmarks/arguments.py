@@ -1,4 +1,4 @@
-"""The command line that benchmarks of speed and memory share, so that a flag means the same everywhere."""
+"""Benchmarks of speed and memory share a command line, so that a flag means the same everywhere."""
 
 from __future__ import annotations
 

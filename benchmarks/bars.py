@@ -1,4 +1,4 @@
-"""Plots of results; they need matplotlib, the extra ``benchmarks``."""
+"""Bars of results are drawn with matplotlib, the extra ``benchmarks``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_LABELS = 24
 
 @dataclass(frozen=True)
 class Panel:
-    """One row of bars.
+    """A `Panel` is one row of bars.
 
     Args:
         title: What is shown, with its unit.

@@ -1,4 +1,4 @@
-"""Whether results can be submitted: they fit the schema, all numbers are finite, and the report is made of them.
+"""A check says whether results can be submitted: schema, finite numbers, a report that is made of them.
 
 With ``--write`` reports and plots are made anew from results, for those of a machine without matplotlib.
 """

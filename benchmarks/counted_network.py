@@ -1,4 +1,4 @@
-"""A network that remembers what it was asked for, so that the work of a step can be told in closed form."""
+"""A network remembers what it was asked for, so that the work of a step can be told in closed form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .flops import Flops, count_pass, make_sizes
 
 
 class CountedNetwork:
-    """A network whose passes are counted.
+    """A `CountedNetwork` is a network whose passes are counted.
 
     Args:
         network: Evaluates the rows.

@@ -1,4 +1,4 @@
-"""How well each way to edit does on a fixed set of edits whose truth is known to the pixel.
+"""The benchmark says how well each way to edit does on edits whose truth is known to the pixel.
 
 Every method of `edit_variants` at every guidance scale, on clips of the world of shapes that no training has seen, with
 the tiny model on one CPU thread. Each video is compared with the rendered truth of its edit, and a classifier reads its
@@ -42,7 +42,7 @@ REPEATS = 5
 
 
 class Clip:
-    """One clip and what the variants share of it: its latents and its inversions.
+    """A `Clip` is one clip and what the variants share of it: its latents and its inversions.
 
     Args:
         engine: The loaded model.

@@ -1,4 +1,4 @@
-"""What a person looks at of `edit_quality`: the result file, its summary, the frontier and a sheet of clips."""
+"""The report of `edit_quality` is written: the result file, its summary, the frontier and a sheet of clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fixed set of edits whose truth is known to the pixel: one split to choose on, one to report on."""
+"""The edits have a truth that is known to the pixel: one split to choose on, one to report on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SEED = 20
 
 @dataclass(frozen=True)
 class ShapesEdit:
-    """One edit: two scenes that differ in the words of its kind and in nothing else.
+    """A `ShapesEdit` is one edit: two scenes that differ in the words of its kind and in nothing else.
 
     Args:
         id: For example ``test-shape-03``; fixed for good, with its scenes.

@@ -1,4 +1,4 @@
-"""From the records of `edit_quality` to numbers with intervals, and to whether the bars are met."""
+"""The records of `edit_quality` become numbers with intervals, and say whether its goals are met."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Method = tuple[str, float | None]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and what resampling the edits makes of it.
+    """An `Estimate` is a number and what resampling the edits makes of it.
 
     Args:
         value: The number.
@@ -55,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one method made of several edits.
+    """A `Cell` is what one method made of several edits.
 
     Args:
         edits: The edits.

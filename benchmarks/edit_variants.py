@@ -1,4 +1,4 @@
-"""The ways to edit that `edit_quality` compares, by name."""
+"""The ways to edit that `edit_quality` compares are listed by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SEEDS = 3
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to edit: how the clip was inverted, and how the prompt meets that.
+    """A `Variant` is a way to edit: how the clip was inverted, and how the prompt meets that.
 
     Args:
         inverter: ``None`` where the editor uses nothing of an inversion but the clean latents: it then costs nothing.
@@ -145,7 +145,7 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make for every edit: a row of the records.
+    """A `Job` is one video to make for every edit: a row of the records.
 
     Args:
         method: A name of `VARIANTS`, or `CEILING` or `NOTHING`.

@@ -1,4 +1,4 @@
-"""Wall seconds of the whole job by stage, from loading to the written file: cold, and for every video after the first.
+"""The benchmark takes the wall seconds of the whole job by stage, cold and for every video after the first.
 
 Each variant has a process of its own, so that its first video finds no kernel chosen and nothing compiled. What Python
 takes to import the package is not counted.

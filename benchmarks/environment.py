@@ -18,7 +18,7 @@ from ddim_lightning.report.environment import read_environment
 
 @dataclass(frozen=True)
 class Start:
-    """What there was before a benchmark began: others may work on the machine and in the checkout while it runs.
+    """A `Start` is what there was before a benchmark began: others may work here while it runs.
 
     Args:
         commit: The commit of the checkout; ``None`` where the code is no checkout.

@@ -1,4 +1,4 @@
-"""The work of a CogVideoX run in closed form: floating-point operations of products, convolutions and attention.
+"""The work of a CogVideoX pass is counted in closed form: floating-point operations of products and attention.
 
 A multiply-add is two. Norms, activations, rotary embeddings and additions are not counted: it is the convention of
 `torch.utils.flop_counter.FlopCounterMode`, whose counts these are, to the last operation.
@@ -16,7 +16,7 @@ from ddim_lightning.types import KVScale
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations, by what a GPU spends them in.
+    """`Flops` are operations, by what a GPU spends them in.
 
     Args:
         linear: Products with weights, convolutions included.
@@ -42,7 +42,7 @@ class Flops:
 
 @dataclass(frozen=True)
 class TransformerSizes:
-    """What the work of a transformer depends on.
+    """`TransformerSizes` are what the work of a transformer depends on.
 
     Args:
         layers: Blocks.

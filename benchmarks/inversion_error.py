@@ -1,4 +1,4 @@
-"""How well each inverter comes back: every one at the default setting, then one factor at a time.
+"""The benchmark says how well each inverter comes back: at the default setting, then one factor at a time.
 
 Clips come from the world of shapes under seeds that no training has seen; the tiny model inverts and reconstructs them
 on one CPU thread. Errors are against the VAE round trip, which is the ceiling of every reconstruction.
@@ -44,7 +44,7 @@ QUICK: dict[str, Any] = {"clips": 2, "steps": 5, "fewer": (2, 3)}
 
 
 class Clip:
-    """A held-out clip, its latents and its VAE round trip.
+    """A `Clip` is a held-out clip, its latents and its VAE round trip.
 
     Args:
         engine: The loaded model.
@@ -80,7 +80,7 @@ class Clip:
 
 
 class GuidedDenoiser:
-    """A denoiser under another prompt, with guidance: for a reconstruction that is not the inversion's own.
+    """A `GuidedDenoiser` evaluates another prompt, with guidance: not what the inversion was made under.
 
     Args:
         denoiser: The model.

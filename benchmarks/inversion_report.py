@@ -1,4 +1,4 @@
-"""The report of `inversion_error`: the result file, its summary and the error by level."""
+"""The report of `inversion_error` is written: the result file, its summary and the error by level."""
 
 from __future__ import annotations
 

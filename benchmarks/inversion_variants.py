@@ -1,4 +1,4 @@
-"""What `inversion_error` measures: every inverter at the default setting, then one factor at a time."""
+"""The variants that `inversion_error` measures are listed: every inverter, then one factor at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GUIDED = 6.0
 
 @dataclass(frozen=True)
 class Variant:
-    """One inversion a clip and seed, and its ways back.
+    """A `Variant` is one inversion a clip and seed, and its ways back.
 
     Args:
         name: The inverter, as tables and plots tell it.
@@ -53,7 +53,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class BFloat16(Inverter):
-    """An inverter whose state is rounded to bfloat16 after every step, as the reference script keeps its latents.
+    """`BFloat16` rounds the state of an inverter after every step, as the reference script keeps its latents.
 
     Args:
         keep_residual: As the inner inverter's.

@@ -1,4 +1,4 @@
-"""Attention and matrix products alone, at the sizes of the model: the rates that a whole pass can reach at best.
+"""Attention and matrix products are timed alone, at the sizes of the model: the rates a pass can reach at best.
 
 Every attention kernel that runs on the device attends to a row's own keys and to twice as many, as rows that read
 another row do; the products are the four of a block. Inputs are random. The best rates are the measured roof; what

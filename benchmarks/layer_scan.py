@@ -1,4 +1,4 @@
-"""Which layers carry the source's structure: each alone attends to the source, and the edit is compared with it.
+"""The scan says which layers carry the source's structure: each alone attends to it, and the edit is compared.
 
 An edit in which no layer attends to the source is the zero of the scale, one in which all do its other end. In between,
 layer by layer: how much closer to the source does the edit come when this layer, and no other, attends to it?

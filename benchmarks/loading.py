@@ -1,4 +1,4 @@
-"""A benchmark comes by a model, its engines and its inputs here."""
+"""The models, engines and inputs of the benchmarks are made here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What benchmarks of speed read off a call: its time, the kernels that ran, how far its output is from another's."""
+"""A call is measured: its time, the kernels that ran, how far its output is from another's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory by stage for every offload preset, and whether what comes out is the same to the last byte.
+"""The benchmark takes memory by stage for every offload preset, and says whether the outputs are the same bytes.
 
 Each preset has a process of its own: what one has touched would count for the next. On a GPU a stage is told by what is
 allocated and reserved at its end, by its peak, and by what the driver says is taken of the whole device, other programs
@@ -40,7 +40,7 @@ KINDS = {
 
 
 class StageMemory:
-    """What memory was taken by stage.
+    """A `StageMemory` is what memory was taken by stage.
 
     Args:
         device: The device that works.

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: the result for programs, the report and the plots for people."""
+"""A result is written: JSON for programs, the report and the plots for people."""
 
 from __future__ import annotations
 

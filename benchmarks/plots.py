@@ -1,4 +1,4 @@
-"""The plots of all benchmarks, in one style: white, quiet, and one color per method everywhere."""
+"""All plots have one style: white, quiet, and one color per method everywhere."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def get_color(method: str) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve.
+    """A `Line` is one curve.
 
     Args:
         label: Its name in the legend; its color is that of the method it begins with.
@@ -91,7 +91,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """One method of a frontier.
+    """A `Point` is one method of a frontier.
 
     Args:
         label: Written beside it; its color is that of the method it begins with.
@@ -108,7 +108,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Bars:
-    """One series of bars.
+    """`Bars` are one series of bars.
 
     Args:
         label: Its name in the legend; its color is that of the method it begins with.

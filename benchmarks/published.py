@@ -1,4 +1,4 @@
-"""The published configuration of CogVideoX-5B, and the same architecture at random weights for benchmarks.
+"""The published architecture of CogVideoX-5B is made at random weights, for benchmarks.
 
 Source: the config files of ``zai-org/CogVideoX-5b``; Yang et al. 2024, "CogVideoX: Text-to-video diffusion models with
 an expert transformer", arXiv:2408.06072.

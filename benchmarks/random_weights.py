@@ -1,4 +1,4 @@
-"""Modules with random weights that no output can hide behind, made directly where they will run."""
+"""Modules get random weights that no output can hide behind, made directly where they will run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a benchmark that may be stopped and started again, and the intervals its tables carry."""
+"""Rows of a benchmark are kept, so that it may be stopped and started again, and its tables get intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FILE = "records-{}.jsonl"
 
 
 class Records:
-    """Rows of a resumable benchmark: one JSON line per key, appended as soon as it is measured.
+    """`Records` are rows of a resumable benchmark: one JSON line per key, appended as soon as it is measured.
 
     A second start reads what is there, so that only what is missing is measured. A last line that was cut off by a
     kill is dropped, and its row is measured again. One process writes a file; several share the work by a file each.

@@ -1,4 +1,4 @@
-"""The reference script, zai-org/CogVideo's ``inference/ddim_inversion.py``, run as it is from a path the user gives."""
+"""The reference script, zai-org/CogVideo's ``inference/ddim_inversion.py``, is run as it is from a given path."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def load_script(path: Path) -> Any:
 
 
 class Reference:
-    """The script's inversion and reconstruction on a loaded model: its own functions, its own pipeline, its settings.
+    """A `Reference` is the script's inversion and reconstruction on a loaded model, by its own functions and settings.
 
     Args:
         script: From `load_script`.

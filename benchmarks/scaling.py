@@ -1,4 +1,4 @@
-"""Frames, resolution and steps against time and memory, beside what the count of operations predicts.
+"""The benchmark sets frames, resolution and steps against time, beside what the count of operations predicts.
 
 One row without guidance, as an inversion evaluates it, on random latents. The prediction is the closed form at the rate
 of the largest point of each list: where small points lie above it, time goes into something else than products.

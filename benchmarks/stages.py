@@ -1,4 +1,4 @@
-"""The whole job on one video, stage by stage, for benchmarks that look at each stage by itself."""
+"""The whole job on one video is taken stage by stage, for benchmarks that look at each stage by itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EnterStage = Callable[[str], AbstractContextManager[None]]
 
 
 class Job:
-    """A loaded model, its prompts encoded, and what it does with a video of noise.
+    """A `Job` is a loaded model, its prompts encoded, and what it does with a video of noise.
 
     Args:
         args: Of the command line: the model, the steps and the kernel.

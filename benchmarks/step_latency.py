@@ -1,4 +1,4 @@
-"""Milliseconds of every step: the inversion, the default edit, and edits that read the source's keys and values.
+"""The benchmark takes the milliseconds of every step: of the inversion, the default edit, and edits with K/V injection.
 
 Cases take turns. The first run of each picks kernels and, with ``--compile``, compiles: its samples are kept, and left
 out of the summaries. Steps are summarized by their NFE, and stand beside the work of those in
@@ -46,7 +46,7 @@ EAGER, COMPILED = "eager", "compiled"
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed.
+    """A `Case` is what is timed.
 
     Args:
         name: Its name.
@@ -67,7 +67,7 @@ CASES = (
 
 
 class Runner:
-    """A case by one engine, run again and again.
+    """A `Runner` is a case by one engine, run again and again.
 
     Args:
         case: The case.

@@ -1,4 +1,4 @@
-"""How good and how fast the tiny model is: VAE round trips and videos from noise, judged from pixels.
+"""The benchmark says how good and how fast the tiny model is: VAE round trips and videos from noise.
 
 Clips and prompts come from the world of shapes under seeds that no training has seen; a classifier reads color, shape,
 background and direction back from the frames.

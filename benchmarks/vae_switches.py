@@ -1,4 +1,4 @@
-"""The switches of the VAE: weights with channels last, compiled, and both; times of both ways, and distances."""
+"""The switches of the VAE are timed: weights with channels last, compiled, and both; with distances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference script beside this package: the same weights, the same inputs, one process, in turns.
+"""The reference script and this package are timed in turns: the same weights, the same inputs, one process.
 
 ``--script`` names zai-org/CogVideo's ``inference/ddim_inversion.py``, which runs as it is. On a CPU the bundled tiny
 model is measured in CPU time on one thread; ``--full-size`` is CogVideoX-5B's exact architecture with random weights.
@@ -54,7 +54,7 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time.
+    """A `Case` is one thing to time.
 
     Args:
         name: ``variant: case``.

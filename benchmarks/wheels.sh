@@ -15,7 +15,7 @@ mkdir -p "$folder"
 rm -f "$folder"/*.whl
 python3 -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
     "${platforms[@]}" --dest "$folder" \
-    'diffusers>=0.42' 'av>=16,<19' 'jsonargparse>=4.40' docstring-parser typeshed-client importlib-resources \
+    'diffusers>=0.42' 'av>=17,<19' 'jsonargparse>=4.40' docstring-parser typeshed-client importlib-resources \
     importlib_metadata lazy-importer 'xformers>=0.0.35'
 
 limit_mib=60

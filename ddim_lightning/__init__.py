@@ -1,4 +1,4 @@
-"""DDIM inversion and prompted editing of videos with CogVideoX, as a Lightning module.
+"""The package inverts and edits videos with CogVideoX by DDIM, as a Lightning module.
 
 Names are loaded when they are first used, so that importing the package costs nothing.
 """

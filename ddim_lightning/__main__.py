@@ -1,4 +1,4 @@
-"""``python -m ddim_lightning``."""
+"""``python -m ddim_lightning`` runs the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract between the floors of the package: a step, a branch of a network call, and the records that travel.
+"""Types are the contract between the floors: a step, a branch of a network call, and the records that travel.
 
 Axes are always ``b f c h w``. Latents are float32, frames are uint8 on their way in and out, angles are float64 radians
 (0 is clean, pi/2 is noise). Annotations use jaxtyping and are documentation: nothing checks them at run time.
@@ -197,7 +197,7 @@ class Clip:
 
 @dataclass
 class UnreadableClip:
-    """A clip that could not be read; it travels instead of a `Clip` so that its neighbors are not lost."""
+    """An `UnreadableClip` stands for a clip that could not be read, so that its neighbors are not lost."""
 
     id: str
     source: str

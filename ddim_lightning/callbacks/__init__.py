@@ -1,1 +1,1 @@
-"""Callbacks of a Trainer that show progress, measure a run, and draw sheets while a model trains."""
+"""These callbacks of a Trainer show progress, measure a run, and draw sheets while a model trains."""

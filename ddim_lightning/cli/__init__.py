@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line has these verbs."""
 
 VERBS = {
     "edit": "invert one video, reconstruct it, and rebuild it under each prompt",

@@ -1,4 +1,4 @@
-"""What can be found wrong with the files and folders of a command before torch is imported."""
+"""The files and folders of a command are checked before torch is imported."""
 
 from __future__ import annotations
 

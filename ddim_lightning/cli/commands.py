@@ -1,4 +1,4 @@
-"""The verbs `edit`, `demo` and `export`: a module, its data, and one run."""
+"""The verbs `edit`, `demo` and `export` each make a module and its data, and run it once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verbs ``predict``, ``fit`` and ``validate``: Lightning's own command line with our parser and defaults."""
+"""The verbs ``predict``, ``fit`` and ``validate`` are Lightning's own command line with our parser and defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: finds the verb, checks its arguments, hands over, and says in one line what went wrong.
+"""The command line finds the verb, checks its arguments, hands over, and says in one line what went wrong.
 
 Neither torch nor lightning is imported here, nor jsonargparse before it is needed: help and mistakes are told at once.
 """

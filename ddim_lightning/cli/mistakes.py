@@ -1,4 +1,4 @@
-"""Mistakes in one line: what was wrong, and which known name was probably meant."""
+"""A mistake is told in one line: what was wrong, and which known name was probably meant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `edit`, `export` and `demo` are told beside the model's own groups of options; a field becomes a flag.
+"""These options are told to `edit`, `export` and `demo` beside the model's own groups; a field becomes a flag.
 
 Nothing heavy is imported here. What a field means is told where its value goes, and read from there. No class may have
 a name that the package exports: jsonargparse looks it up there, which would import torch.

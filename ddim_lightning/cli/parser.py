@@ -1,4 +1,4 @@
-"""The parsers of `edit`, `export` and `demo`, made by jsonargparse from the options' classes, without torch."""
+"""The parsers of `edit`, `export` and `demo` are made by jsonargparse from the options' classes, without torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _ALIASES = {"--num-inference-steps": ["--steps"], "--accelerator": ["--device"]}
 
 
 class HelpfulParser(ArgumentParser):
-    """A parser that suggests the nearest known name, and prints what is recommended in place of null."""
+    """A `HelpfulParser` suggests the nearest known name, and prints what is recommended in place of null."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake, with the name that was probably meant."""
@@ -53,7 +53,7 @@ class HelpfulParser(ArgumentParser):
 
 
 class FlagParser(HelpfulParser):
-    """A parser whose flags are fields of the options' classes, spelled with dashes."""
+    """A `FlagParser` is a parser whose flags are fields of the options' classes, spelled with dashes."""
 
     # jsonargparse takes the source of this method over into the class of its groups.
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:

@@ -1,4 +1,4 @@
-"""One quiet Trainer for `edit` and `demo`, and what all verbs print of warnings and results."""
+"""One quiet Trainer runs `edit` and `demo`; all verbs print warnings and results alike."""
 
 from __future__ import annotations
 

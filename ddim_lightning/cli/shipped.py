@@ -1,4 +1,4 @@
-"""What lies beside the code, found in a wheel and in a checkout alike: the configs, and the verb ``benchmark``."""
+"""Configs and benchmarks lie beside the code, and are found in a wheel and in a checkout alike."""
 
 from __future__ import annotations
 

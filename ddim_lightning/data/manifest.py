@@ -1,4 +1,4 @@
-"""What the user names (a file, a folder, a glob, a manifest, a list) becomes one checked request per clip."""
+"""A file, a folder, a glob, a manifest or a list becomes one checked request per clip."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The mathematics of inversion and editing: schedule, steps, inverters, editors and the loops over them."""
+"""The mathematics of inversion and editing is here: schedule, steps, inverters, editors and the loops over them."""

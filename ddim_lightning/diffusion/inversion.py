@@ -1,4 +1,4 @@
-"""An inversion on record: the latents of every noise level, and what it takes to come back from them."""
+"""An inversion on record holds the latents of every noise level, and what it takes to come back from them."""
 
 from __future__ import annotations
 

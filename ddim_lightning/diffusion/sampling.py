@@ -1,4 +1,4 @@
-"""The only sampling loops of the package: inversion, reconstruction, edits, and sampling from noise."""
+"""All sampling loops of the package are here: inversion, reconstruction, edits, and sampling from noise."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A loaded model and what it does, without Lightning."""
+"""The engine is a loaded model and what it does, without Lightning."""

@@ -1,4 +1,4 @@
-"""The whole job on one clip: every stage is timed, counted and reported, and the result is measured."""
+"""A clip goes through the whole job: every stage is timed, counted and reported, and the result is measured."""
 
 from __future__ import annotations
 

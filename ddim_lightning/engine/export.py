@@ -1,4 +1,4 @@
-"""The network as files that run without this package: made by `export_network`, taken back by `ArtifactNetwork`."""
+"""The network is exported to files that run without this package, by `export_network`; `ArtifactNetwork` runs them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inverters and editors built from what a config names: a class name, a class path, or class path and arguments."""
+"""Inverters and editors are built from what a config names: a class name, a class path, or that and arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is recommended for a model, from a file that lies beside it.
+"""Settings are recommended for a model by a file that lies beside it.
 
 Nothing heavy is imported here, so that the command line can show what will be taken before torch is loaded.
 """

@@ -1,4 +1,4 @@
-"""Trajectories on disk: safetensors files with a JSON record in their header, and what they belong to."""
+"""Trajectories are kept in safetensors files, with a JSON record of what they belong to in the header."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Numbers that say how close two videos are."""
+"""These numbers say how close two videos are."""

@@ -64,7 +64,7 @@ def decode_latents(vae: AutoencoderKLCogVideoX, latents: Latents) -> Video:
         latents: (b, f, c, h, w), scaled.
 
     Returns:
-        (b, f, c, h, w) float32, clamped to 0 .. 1, not quantised.
+        (b, f, c, h, w) float32, clamped to 0 .. 1, not quantized.
     """
     frames = (latents.shape[1] - 1) * vae.config.temporal_compression_ratio + 1
     if latents.shape[1] % 2 == 0:

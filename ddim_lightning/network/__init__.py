@@ -1,1 +1,1 @@
-"""The network: a forward pass of our own over the weights of a CogVideoX transformer that diffusers keeps."""
+"""The network is a forward pass of our own over the weights of a CogVideoX transformer that diffusers keeps."""

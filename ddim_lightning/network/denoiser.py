@@ -1,4 +1,4 @@
-"""The denoiser: branches become rows of one network pass, guidance is applied, and rows become branches again."""
+"""The denoiser makes branches rows of one network pass, applies guidance, and makes rows branches again."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The world of the bundled model: clips of moving shapes, and how the model was trained."""
+"""The world of the bundled model is here: clips of moving shapes, and how the model was trained."""

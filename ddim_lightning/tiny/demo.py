@@ -1,4 +1,4 @@
-"""The demonstration: clips of moving shapes, whose edits have a known answer, edited by the bundled model."""
+"""The demonstration edits clips of moving shapes, whose edits have a known answer, by the bundled model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods by which a new prompt meets the trajectory of an inversion, one published method a file."""
+"""An editor says how a new prompt meets the trajectory of an inversion; a file holds one published method."""
 
 from ddim_lightning.diffusion.editors.base import Editor, EditState
 from ddim_lightning.diffusion.editors.denoise import Denoise

@@ -1,4 +1,4 @@
-"""The base of all editors: where an edit starts, what the network evaluates, and how the edit steps."""
+"""An editor says where an edit starts, what the network evaluates, and how the edit steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain denoising under the new prompt, from the inverted latent or from noise."""
+"""The plain editor denoises under the new prompt, from the inverted latent or from noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Direct inversion: the edited video is corrected by what each step misses on the source's trajectory."""
+"""Direct inversion corrects the edited video by what each step misses on the source's trajectory."""
 
 from __future__ import annotations
 

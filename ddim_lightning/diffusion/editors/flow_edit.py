@@ -1,4 +1,4 @@
-"""FlowEdit: move the clean video by the difference of what the model makes of it under two prompts."""
+"""FlowEdit moves the clean video by the difference of what the model makes of it under two prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""K/V injection: the edited video also attends to the keys and values of the source's trajectory."""
+"""K/V injection lets the edited video attend to the keys and values of the source's trajectory, too."""
 
 from __future__ import annotations
 

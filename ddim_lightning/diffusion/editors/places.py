@@ -1,4 +1,4 @@
-"""Layers and steps named by position or by share, and half-open ranges of them."""
+"""Layers and steps, and half-open ranges of them, are named by position or by share."""
 
 from __future__ import annotations
 

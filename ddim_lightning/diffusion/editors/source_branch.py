@@ -1,4 +1,4 @@
-"""What K/V injection and direct inversion share: a branch of the source beside the edit, and its keys and values."""
+"""K/V injection and direct inversion share a branch of the source beside the edit, with its keys and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods from a clean video to its noise, one published method a file."""
+"""An inverter leads from a clean video to its noise; a file holds one published method."""
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
 from ddim_lightning.diffusion.inverters.bdia import BDIA

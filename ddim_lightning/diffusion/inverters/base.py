@@ -1,4 +1,4 @@
-"""The base of all inverters: a step towards noise, and the denoising step that it inverts."""
+"""An inverter has a step towards noise, and the denoising step that it inverts."""
 
 from __future__ import annotations
 

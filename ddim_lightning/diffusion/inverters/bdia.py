@@ -1,4 +1,4 @@
-"""BDIA: a two-step recursion that can be run backwards exactly."""
+"""BDIA inverts by a two-step recursion that can be run backwards exactly."""
 
 from __future__ import annotations
 

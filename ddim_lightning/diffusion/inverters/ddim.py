@@ -1,4 +1,4 @@
-"""DDIM inversion: the explicit step that diffusers takes."""
+"""DDIM inversion takes the explicit step of diffusers."""
 
 from __future__ import annotations
 

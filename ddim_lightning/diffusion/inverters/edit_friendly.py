@@ -1,4 +1,4 @@
-"""Edit-friendly DDPM inversion: each level is noised by itself, and what every step then misses is kept."""
+"""Edit-friendly DDPM inversion noises each level by itself, and keeps what every step then misses."""
 
 from __future__ import annotations
 

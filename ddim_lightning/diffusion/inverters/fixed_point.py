@@ -1,4 +1,4 @@
-"""Fixed-point inversion: each denoising step is solved for its latents by iteration."""
+"""Fixed-point inversion solves each denoising step for its latents by iteration."""
 
 from __future__ import annotations
 

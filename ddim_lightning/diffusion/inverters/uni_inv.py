@@ -1,4 +1,4 @@
-"""Uni-Inv: predict the noisier latents with the last velocity, evaluate there, step from there."""
+"""Uni-Inv predicts the noisier latents with the last velocity, evaluates there, and steps from there."""
 
 from __future__ import annotations
 
