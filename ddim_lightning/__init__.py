@@ -43,38 +43,14 @@ NAMES = {
 }
 _HOMES = {name: home for home, names in NAMES.items() for name in names}
 
+# fmt: off
 __all__ = [
-    "BDIA",
-    "DDIM",
-    "Branch",
-    "Clip",
-    "ClipResult",
-    "DDIMInversionModule",
-    "Denoise",
-    "Denoiser",
-    "DirectInversion",
-    "EditFriendly",
-    "EditRequest",
-    "Editor",
-    "FixedPoint",
-    "FlowEdit",
-    "Inversion",
-    "Inverter",
-    "KVInjection",
-    "MemoryTimeline",
-    "Outputs",
-    "ProgressPrinter",
-    "Runtime",
-    "SampleSheets",
-    "Schedule",
-    "Step",
-    "StepTimer",
-    "Training",
-    "UniInv",
-    "UnreadableClip",
-    "VideoDataModule",
-    "VideoWriter",
+    "BDIA", "DDIM", "Branch", "Clip", "ClipResult", "DDIMInversionModule", "Denoise", "Denoiser", "DirectInversion",
+    "EditFriendly", "EditRequest", "Editor", "FixedPoint", "FlowEdit", "Inversion", "Inverter", "KVInjection",
+    "MemoryTimeline", "Outputs", "ProgressPrinter", "Runtime", "SampleSheets", "Schedule", "Step", "StepTimer",
+    "Training", "UniInv", "UnreadableClip", "VideoDataModule", "VideoWriter",
 ]
+# fmt: on
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
 """Types are the contract between the floors: a step, a branch of a network call, and the records that travel.
 
 Axes are always ``b f c h w``. Latents are float32, frames are uint8 on their way in and out, angles are float64 radians
-(0 is clean, pi/2 is noise). Annotations use jaxtyping and are documentation: nothing checks them at run time.
+(0 is clean, pi/2 is noise). Annotations use jaxtyping and are documentation: nothing checks them at run time, and so
+neither it nor torch is imported then.
 """
 
 from __future__ import annotations
@@ -9,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from jaxtyping import Bool, Float, UInt8
-from torch import Tensor
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, UInt8
+    from torch import Tensor
 
-Latents = Float[Tensor, "b f c h w"]
+Latents: TypeAlias = "Float[Tensor, 'b f c h w']"
 """Video latents, scaled by the VAE's ``scaling_factor``; float32 between steps."""
-Frames = UInt8[Tensor, "f c h w"]
+Frames: TypeAlias = "UInt8[Tensor, 'f c h w']"
 """RGB frames of one clip, 0 .. 255."""
-Video = Float[Tensor, "b f c h w"]
+Video: TypeAlias = "Float[Tensor, 'b f c h w']"
 """RGB video, 0 .. 1."""
-KVScale = Float[Tensor, "layers"]
+KVScale: TypeAlias = "Float[Tensor, 'layers']"
 """How much a branch attends to the keys and values of its source, 0 .. 1 for each layer; lies on the CPU."""
 
 Stage = Literal["encode", "invert", "reconstruct", "edit", "decode"]

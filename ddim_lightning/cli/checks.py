@@ -1,4 +1,4 @@
-"""The files and folders of a command are checked before torch is imported."""
+"""The files, folders and numbers of a command are checked before torch is imported."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 from ddim_lightning.cli.options import Frames, Method, Run, Video
+from ddim_lightning.data.frames import check_num_frames, make_size
 from ddim_lightning.data.manifest import ClipRequest, check_file, find_clips
 from ddim_lightning.engine.config import Outputs, Runtime
+from ddim_lightning.models.checkpoint import read_limits
 
 
 def check_edit(
@@ -32,12 +34,16 @@ def check_edit(
         raise NotADirectoryError(f"exported: must be a folder that export wrote, got {runtime.exported!r}")
 
 
-def check_places(*, run: Run, method: Method = Method(), **_: object) -> None:  # noqa: B008, frozen
-    """Raise an OSError for an output folder that cannot be written to, or a model that could only be a folder."""
-    if method.model != "tiny":
-        path = Path(method.model).expanduser()
-        if not path.is_dir() and (path.exists() or method.model.startswith(("/", ".", "~"))):
-            raise NotADirectoryError(f"model: must be a pipeline folder or a hub id, got {method.model!r}")
+def check_model(*, frames: Frames, method: Method, runtime: Runtime, **_: object) -> None:
+    """Raise an OSError or a ValueError for a model that will not do, or frames that it does not take."""
+    limits = read_limits(method.model, require_rotary=runtime.require_rotary)
+    make_size(limits, frames.height, frames.width)
+    if frames.num_frames is not None:
+        check_num_frames(frames.num_frames, limits)
+
+
+def check_output(*, run: Run, **_: object) -> None:
+    """Raise an OSError for an output folder that cannot be written to."""
     folder = Path(run.output).absolute()
     while not os.path.lexists(folder):
         folder = folder.parent

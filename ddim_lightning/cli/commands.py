@@ -11,7 +11,7 @@ import torch
 
 from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
 from ddim_lightning.cli.running import predict_clips, tell_results
-from ddim_lightning.data.frames import check_num_frames, choose_frames, make_size
+from ddim_lightning.data.frames import choose_frames, make_size
 from ddim_lightning.data.mask import read_mask
 from ddim_lightning.data.video import read_info
 from ddim_lightning.datamodule import VideoDataModule
@@ -49,7 +49,6 @@ def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, schedule
     module = DDIMInversionModule(**vars(method), schedule=schedule, runtime=runtime)
     limits = module.video_limits
     count = limits.num_frames if frames.num_frames is None else frames.num_frames
-    check_num_frames(count, limits)
     pixels = make_size(limits, frames.height, frames.width)
     wants_gpu = run.accelerator in ("gpu", "cuda") or (run.accelerator == "auto" and torch.cuda.is_available())
     module.load("cuda" if wants_gpu else "cpu")

@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:  # the process is ours
             keep_freed_memory()
         home, name, options = _read([word for word in words if word != "--debug"])
-        if home in ("commands", "lightning_cli"):  # through the door that finds out whether torch and torchvision fit
-            importlib.import_module("ddim_lightning.models")
+        if home in ("commands", "lightning_cli"):  # find out whether torch and torchvision fit
+            importlib.import_module("ddim_lightning.models.torch_pair")
         return int(getattr(importlib.import_module(f"ddim_lightning.cli.{home}"), name)(**options))
     except (SystemExit, KeyboardInterrupt) as stop:
         # An exit is how argparse ends after --help and --print-config, and how Lightning ends after Ctrl-C.
@@ -66,14 +66,16 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
     """Read and check the arguments: the module and the name of the function that does the work, and its arguments."""
     verb, rest = (words[0], words[1:]) if words else ("", [])
     if verb in ("edit", "demo", "export"):
-        from ddim_lightning.cli.checks import announce, check_edit, check_places
+        from ddim_lightning.cli.checks import announce, check_edit, check_model, check_output
         from ddim_lightning.cli.parser import read_options
 
         options = read_options(verb, rest)
         if verb == "edit":
             check_edit(**options)
-        check_places(**options)
+        check_output(**options)
         announce(**options)
+        if verb != "demo":
+            check_model(**options)  # which may ask the hub
         return "commands", verb, options
     if verb in ("predict", "fit", "validate"):
         from ddim_lightning.cli.shipped import find_configs

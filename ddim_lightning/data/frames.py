@@ -1,4 +1,4 @@
-"""Frames are chosen from a file and brought to the model's size."""
+"""Frames are chosen from a file by the rules of a model; nothing heavy is imported for it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
-
-from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as transforms
 
 from ddim_lightning.types import FrameSelection, VideoLimits
 
@@ -156,35 +152,3 @@ def make_size(limits: VideoLimits, height: int | None = None, width: int | None 
         if value < 1 or value % limits.multiple:
             raise ValueError(f"{name} must be a positive multiple of {limits.multiple} pixels, got {value}")
     return height, width
-
-
-def fit_frame(
-    frame: Tensor, height: int, width: int, fit: Fit = "crop", *, pixel_aspect: Fraction = Fraction(1)
-) -> Tensor:
-    """Bring a frame to the model's size, by bicubic interpolation with antialiasing.
-
-    Args:
-        frame: (c, h, w) uint8.
-        height: Of the result, in pixels.
-        width: Of the result, in pixels.
-        fit: ``crop`` keeps the aspect and cuts two sides, evenly; ``pad`` keeps the aspect and everything, and adds two
-            black bars; ``stretch`` keeps everything and loses the aspect.
-        pixel_aspect: Width over height of a pixel as it is meant to be shown; the result has square pixels.
-
-    Returns:
-        (c, height, width) uint8
-    """
-    h, w = frame.shape[-2:]
-    if fit == "crop":
-        shape = Fraction(width, height) / pixel_aspect
-        crop_h, crop_w = max(1, min(h, round(w / shape))), max(1, min(w, round(h * shape)))
-        top, left = (h - crop_h) // 2, (w - crop_w) // 2
-        frame = frame[:, top : top + crop_h, left : left + crop_w]
-    inner_h, inner_w = height, width
-    if fit == "pad":
-        shape = Fraction(w, h) * pixel_aspect
-        inner_h, inner_w = max(1, min(height, round(width / shape))), max(1, min(width, round(height * shape)))
-    frame = transforms.resize(frame, [inner_h, inner_w], InterpolationMode.BICUBIC, antialias=True)
-    top, left = (height - inner_h) // 2, (width - inner_w) // 2
-    padded: Tensor = transforms.pad(frame, [left, top, width - inner_w - left, height - inner_h - top])
-    return padded

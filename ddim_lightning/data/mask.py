@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
-from ddim_lightning.data.frames import Fit, FrameChoice, fit_frame
+from ddim_lightning.data.fitting import fit_frame
+from ddim_lightning.data.frames import Fit, FrameChoice
 from ddim_lightning.data.video import VideoInfo, read_frames, read_info
 
 _HALF = 127.5

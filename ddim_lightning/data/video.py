@@ -23,7 +23,8 @@ from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, fit_frame, make_size
+from ddim_lightning.data.fitting import fit_frame
+from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, make_size
 from ddim_lightning.data.mp4 import SCALER, check_frames, write_mp4
 from ddim_lightning.types import Frames, VideoLimits
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["none", "model", "blocks"]
 Precision = Literal["none", "fp8"]
+Kernel = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -100,6 +101,9 @@ class Runtime:
         _check_choice("dtype", self.dtype, get_args(Dtype))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
+        if "." not in self.attention and self.attention not in get_args(Kernel):
+            known = ", ".join(get_args(Kernel))
+            raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")
         modes = get_args(CompileMode)
         if not isinstance(self.compile, bool) and self.compile not in modes:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")

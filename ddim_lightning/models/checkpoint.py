@@ -1,8 +1,7 @@
-"""A pipeline folder is read and checked before any weight is loaded."""
+"""A pipeline folder is read and checked before any weight is loaded, and before torch is."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
@@ -30,7 +28,18 @@ CONFIGS = {
 WEIGHTS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 
-_CLASSES = {"transformer": CogVideoXTransformer3DModel, "vae": AutoencoderKLCogVideoX}
+_CLASSES = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
+# fmt: off
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "in_channels": 16, "ofs_embed_dim": None, "out_channels": 16, "patch_size": 2, "patch_size_t": None,
+        "sample_frames": 49, "sample_height": 60, "sample_width": 90, "text_embed_dim": 4096,
+        "use_rotary_positional_embeddings": False,
+    },
+    "vae": {"block_out_channels": (128, 256, 256, 512), "latent_channels": 16, "temporal_compression_ratio": 4},
+}
+# fmt: on
+"""By part, what is read here of a config, and what it means that a key is left out; diffusers' own defaults."""
 _PIPELINES = ("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline")  # the same parts, put to different use
 _CONFIG_FILES = ["model_index.json", *(f"{part}/{file}" for part, file in CONFIGS.items())]
 _WEIGHT_FILES = [f"{part}/{stem}{end}" for part, stem in WEIGHTS.items() for end in ("*.safetensors", "*.index.json")]
@@ -42,7 +51,7 @@ class Checkpoint:
 
     Args:
         folder: Where it lies on this machine.
-        configs: By part, its config with the defaults of its class filled in.
+        configs: By part, its config with `DEFAULTS` filled in.
     """
 
     folder: Path
@@ -144,13 +153,10 @@ def _read_config(model: str, folder: Path, part: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"model: {model} has no {part}: {path} is missing")
     config = _read_json(path)
-    if part not in _CLASSES:
-        return config
-    expected = _CLASSES[part].__name__
-    if config.get("_class_name", expected) != expected:
+    expected = _CLASSES.get(part)
+    if expected is not None and config.get("_class_name", expected) != expected:
         raise ValueError(f"model: the {part} of {model} must be a {expected}, got a {config['_class_name']}")
-    parameters = inspect.signature(_CLASSES[part]).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters} | config
+    return DEFAULTS.get(part, {}) | config
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -195,7 +201,7 @@ def read_weight_shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
     """Read the names and shapes of all weights of a part from the headers of its files."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in _weight_files(folder / part, WEIGHTS[part]):
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:
             shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no dict
     return shapes
 
@@ -233,7 +239,7 @@ def _check_weight_file(model: str, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"model: {model} lacks weights: {path} is missing")
     try:
-        with safe_open(path, framework="pt"):
+        with safe_open(path, framework="numpy"):
             pass  # opening reads the header and compares it with the file's length
     except SafetensorError as error:
         raise ValueError(f"model: {path} is truncated or damaged: {error}") from error

@@ -200,12 +200,9 @@ def _list_single(kernels: Iterable[Attention]) -> tuple[Attention, ...]:  # prag
 
 def _import_function(name: str) -> AttentionFn:
     module_name, _, function_name = name.rpartition(".")
-    if not module_name:
-        known = ", ".join(map(repr, ["auto", *CUDA_KERNELS]))
-        raise ValueError(f"attention: must be {known} or the dotted path of a function, got {name!r}")
     try:
         function: AttentionFn = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:  # of a name without a dot
         raise ValueError(f"attention: {name!r} could not be imported ({error})") from error
     if not callable(function):
         raise ValueError(f"attention: must be the dotted path of a function, got {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -21,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
-import ddim_lightning.models
-from ddim_lightning.models.checkpoint import read_limits, resolve_model
+import ddim_lightning.models.torch_pair
+from ddim_lightning.models.checkpoint import DEFAULTS, read_limits, resolve_model
 from ddim_lightning.models.loading import load_components, load_text_encoder
 from ddim_lightning.types import VideoLimits
 from tests.random_tiny import write_random_tiny
@@ -165,6 +166,12 @@ def test_progress_bars_are_hidden_and_come_back(template, capfd):
 
 def test_limits_come_from_the_configs(template, published_layout):
     assert read_limits(str(template)) == read_limits(str(published_layout)) == LIMITS
+
+
+def test_what_an_absent_key_means_is_what_it_means_to_diffusers():
+    for part, kind in (("transformer", CogVideoXTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
+        parameters = inspect.signature(kind).parameters
+        assert DEFAULTS[part] == {name: parameters[name].default for name in DEFAULTS[part]}
 
 
 def test_keys_absent_from_an_old_config_have_the_defaults_of_their_class(folder):
@@ -438,10 +445,10 @@ def test_xformers_is_quiet_and_stays_so():
     assert logging.getLogger("xformers").isEnabledFor(logging.ERROR)
 
 
-def test_a_torchvision_that_does_not_fit_torch_is_caught_at_the_door(tmp_path, monkeypatch):
+def test_a_torchvision_that_does_not_fit_torch_is_told_by_name(tmp_path, monkeypatch):
     (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision")
     with pytest.raises(ImportError, match=r"^torchvision .*torch 2\..*operator torchvision::nms") as caught:
-        importlib.reload(ddim_lightning.models)
+        importlib.reload(ddim_lightning.models.torch_pair)
     assert "\n" not in str(caught.value)

@@ -134,7 +134,7 @@ def test_automatic_backend_of_a_cpu_is_sdpa():
     [
         ("xformers", "'xformers' needs a CUDA device .*on cpu .*'auto', 'sdpa'"),
         ("cudnn", "'cudnn' needs a CUDA device.*on cpu .*'auto', 'sdpa'"),
-        ("fastest", "must be 'auto', 'sdpa', 'cudnn', .*got 'fastest'"),
+        ("fastest", "'fastest' could not be imported"),
         ("no_such_module.attend", "'no_such_module.attend' could not be imported"),
         ("math.attend", "'math.attend' could not be imported"),
         ("math.pi", "must be the dotted path of a function, got 'math.pi'"),
