@@ -217,7 +217,7 @@ class DDIMInversionModule(LightningModule):
     def encode_prompts(self, prompts: Sequence[str]) -> None:
         """Encode prompts, each once; loads the text encoder where it is needed."""
         for prompt in prompts:
-            self.engine.prompts(prompt)
+            self.engine.prompts.prepare(prompt)
 
     @override
     def predict_step(self, batch: Clip | UnreadableClip, batch_idx: int) -> ClipResult:

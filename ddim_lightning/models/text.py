@@ -10,19 +10,22 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ddim_lightning.models.prompt_cache import PromptCache
 
+_MOST_ON_DEVICE = 64  # what the edits of a clip need; 2 MB each for CogVideoX
+
 
 class PromptEncoder:
     """A `PromptEncoder` turns prompts into embeddings, and alone owns the text encoder.
 
     The text encoder is loaded when a prompt needs it, and can be released again. Prompts are encoded one at a time: a
-    batch could change a prompt's last bits with its neighbors.
+    batch could change a prompt's last bits with its neighbors. Embeddings are kept on the host, since a run of
+    thousands of prompts would fill a device with them, and those that were asked for last on the device, too.
 
     Args:
         tokenizer: The pipeline's tokenizer.
         load_text_encoder: Loads the pipeline's T5 encoder onto a device; it is called without an attention mask, as
             `CogVideoXPipeline` does.
         max_length: Tokens per prompt, the transformer's ``max_text_seq_length``.
-        device: Where embeddings go.
+        device: Where the text encoder works and embeddings are handed out.
         cache: Where embeddings outlive the run; ``None`` keeps them in memory alone.
     """
 
@@ -44,6 +47,7 @@ class PromptEncoder:
         """Called before the text encoder is loaded; weights that are not at work leave the device here."""
         self._load_text_encoder = load_text_encoder
         self._embeds: dict[str, Tensor] = {}
+        self._on_device: dict[str, Tensor] = {}
         self._warnings: dict[str, list[str]] = {}
 
     def __call__(self, prompt: str) -> Tensor:
@@ -52,11 +56,20 @@ class PromptEncoder:
         Raises:
             ValueError: The prompt's file in the cache is damaged.
         """
+        self.prepare(prompt)
+        if prompt not in self._on_device:
+            if len(self._on_device) == _MOST_ON_DEVICE:
+                del self._on_device[next(iter(self._on_device))]  # the one that came first
+            with torch.inference_mode(False):  # what was made under it cannot take part in a training
+                self._on_device[prompt] = self._embeds[prompt].to(self.device)
+        return self._on_device[prompt]
+
+    def prepare(self, prompt: str) -> None:
+        """Encode a prompt, unless it was encoded before, and keep its embeddings on the host."""
         if prompt not in self._embeds:
             with torch.inference_mode(False), torch.no_grad():
-                self._embeds[prompt] = self._find_or_encode(prompt)
+                self._embeds[prompt] = self._find_or_encode(prompt).cpu()
             self._warnings[prompt] = self._find_warnings(prompt)
-        return self._embeds[prompt]
 
     def encode_batch(self, prompts: Sequence[str]) -> Tensor:
         """Return fresh embeddings of a batch, (b, ``max_length``, width), with gradients where they are wanted."""
@@ -81,6 +94,7 @@ class PromptEncoder:
     def clear_cache(self) -> None:
         """Drop what was encoded, for a text encoder whose weights have changed; files in the cache stay."""
         self._embeds.clear()
+        self._on_device.clear()
 
     def to(self, device: torch.device) -> None:
         """Have the text encoder and all embeddings on another device from now on."""

@@ -79,11 +79,26 @@ def test_what_was_encoded_is_dropped_for_other_weights(encoder):
     assert not torch.allclose(encoder("a red circle"), before)
 
 
+def test_thousands_of_prompts_stay_on_the_host_and_a_few_on_the_device(parts):
+    class Encoder:  # meta stands for a device whose memory counts
+        def __call__(self, ids):
+            return (torch.zeros(*ids.shape, 8),)
+
+    encoder = PromptEncoder(parts.tokenizer, lambda device: Encoder(), 16, torch.device("meta"))
+    for k in range(200):
+        encoder.prepare(f"a circle {k}")
+    assert not encoder._on_device and {embeds.device for embeds in encoder._embeds.values()} == {CPU}
+    assert {encoder(f"a circle {k}").device.type for k in range(200)} == {"meta"}
+    assert len(encoder._on_device) == 64
+
+
 def test_another_device_gets_embeddings_of_its_own(encoder):
-    encoder("a red circle")
+    first = encoder("a red circle")
     encoder.to(torch.device("meta"))
-    assert encoder.device.type == encoder("a red circle").device.type == "meta"
     assert {weight.device.type for weight in encoder.text_encoder.parameters()} == {"meta"}
+    encoder.text_encoder = lambda ids: (torch.ones(*ids.shape, 8),)  # since nothing comes back from meta
+    assert encoder("a red circle").device.type == "meta"
+    assert encoder("a red circle").shape != first.shape
 
 
 def test_batches_are_fresh_and_have_gradients_where_wanted(encoder):
