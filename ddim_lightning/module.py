@@ -8,19 +8,21 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
-from diffusers import CogVideoXPipeline
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel, DiffusionPipeline
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from typing_extensions import override
 
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
-from ddim_lightning.engine.build import build_engine
+from ddim_lightning.engine.at_hand import PartsAtHand
+from ddim_lightning.engine.build import LoadedModel, build_engine
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
 from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Training, check_options, make_options
 from ddim_lightning.engine.engine import InversionEngine
@@ -28,7 +30,7 @@ from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
 from ddim_lightning.models.checkpoint import read_limits
-from ddim_lightning.models.loading import Components
+from ddim_lightning.models.loading import adopt_components
 from ddim_lightning.models.vae import encode_video
 from ddim_lightning.runtime.compile_cache import save_compiled
 from ddim_lightning.types import Clip, ClipResult, Progress, UnreadableClip, VideoLimits
@@ -36,7 +38,7 @@ from ddim_lightning.types import Clip, ClipResult, Progress, UnreadableClip, Vid
 _log = logging.getLogger(__name__)
 
 
-class DDIMInversionModule(LightningModule):
+class DDIMInversionModule(PartsAtHand, LightningModule):
     """A `DDIMInversionModule` inverts, reconstructs and edits videos with CogVideoX under a Trainer.
 
     Weights load straight to the Trainer's device in `configure_model`, from safetensors, frozen. They are not
@@ -113,10 +115,71 @@ class DDIMInversionModule(LightningModule):
         )
         self.progress_listeners: list[Callable[[Progress], None]] = []
         self._engine: InversionEngine | None = None
+        self._given: LoadedModel | None = None
+
+    @classmethod
+    def from_pretrained(cls, model: str, *, device: torch.device | str | None = None, **options: Any) -> Self:
+        """Make a module and load its model at once, for work without a Trainer.
+
+        Args:
+            model: As in the constructor.
+            device: Where the model works; ``None`` is a GPU where there is one.
+            options: The constructor's other arguments.
+        """
+        module = cls(model, **options)
+        module.load(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return module
+
+    @classmethod
+    def from_pipeline(cls, pipeline: DiffusionPipeline, **options: Any) -> Self:
+        """Make a module of a pipeline that is loaded already; see `from_components`."""
+        names = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+        if missing := [name for name in names if getattr(pipeline, name, None) is None]:
+            got = f"a {type(pipeline).__name__} without {', '.join(missing)}"
+            raise ValueError(f"pipeline: must have {', '.join(names)}, got {got}")
+        parts = {name: getattr(pipeline, name) for name in names}
+        return cls.from_components(**parts, model=pipeline.name_or_path or "loaded", **options)
+
+    @classmethod
+    def from_components(
+        cls,
+        *,
+        transformer: CogVideoXTransformer3DModel,
+        vae: AutoencoderKLCogVideoX,
+        text_encoder: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scheduler: Any,
+        model: str = "loaded",
+        **options: Any,
+    ) -> Self:
+        """Make a module of a model that is loaded already.
+
+        Nothing is loaded or copied: the objects are shared, frozen, and moved to the device that `load` or a Trainer
+        names.
+
+        Args:
+            transformer: A CogVideoX transformer.
+            vae: Its VAE.
+            text_encoder: Its T5 encoder.
+            tokenizer: The tokenizer of the text encoder.
+            scheduler: A ``CogVideoXDDIMScheduler`` or ``CogVideoXDPMScheduler``; its noise levels are the schedule.
+            model: A name for records.
+            options: The constructor's other arguments.
+
+        Raises:
+            ValueError: A model that is not supported, or parts that do not fit together.
+        """
+        module = cls(model, **options)
+        rotary = module.runtime.require_rotary
+        parts = adopt_components(transformer, vae, text_encoder, tokenizer, scheduler, require_rotary=rotary)
+        module._given = LoadedModel(parts, text_encoder)
+        return module
 
     @property
     def video_limits(self) -> VideoLimits:
         """Which videos the model accepts, read from its configs; needs no weights."""
+        if self._given is not None:
+            return self._given.parts.limits
         return read_limits(self.model, require_rotary=self.runtime.require_rotary)
 
     @property
@@ -133,25 +196,6 @@ class DDIMInversionModule(LightningModule):
             raise RuntimeError("engine: what trained is elsewhere since Trainer.fit ended; call load(device) again")
         return self._engine
 
-    @property
-    def components(self) -> Components:
-        """The loaded diffusers objects; the text encoder is `engine.prompts`'."""
-        return self.engine.components
-
-    @property
-    def pipeline(self) -> CogVideoXPipeline:
-        """The components as a pipeline of diffusers.
-
-        Raises:
-            ValueError: An option of the runtime that does not keep all of the model on the device.
-        """
-        if self.runtime.offload != "none":
-            raise ValueError(f"offload: must be none for a pipeline, which moves none, got {self.runtime.offload!r}")
-        if self.runtime.exported is not None:
-            raise ValueError(f"exported: must be unset for a pipeline, which runs none, got {self.runtime.exported!r}")
-        parts, prompts = self.components, self.engine.prompts
-        return CogVideoXPipeline(prompts.tokenizer, prompts.load(), parts.vae, parts.transformer, parts.scheduler)
-
     @torch.inference_mode(False)  # weights that were made under inference mode could never train
     def load(self, device: torch.device | str) -> None:
         """Load the model onto a device, or move it there where it is loaded; a Trainer does it by itself.
@@ -164,7 +208,7 @@ class DDIMInversionModule(LightningModule):
             self._engine.to(device)
             return
         self._engine = build_engine(
-            self.model,
+            self._given or self.model,
             self.inverter,
             self.editor,
             device,
@@ -177,7 +221,7 @@ class DDIMInversionModule(LightningModule):
             part = self._engine.prompts.load() if name == "text_encoder" else self._engine.components.transformer
             # In bfloat16 most updates of an optimizer would round away; precision="bf16-mixed" computes in it.
             part = part.float() if self.runtime.dtype == "auto" else part
-            self.register_module(name, part.requires_grad_(True))
+            self._modules[name] = part.requires_grad_(True)  # the property of this name gives the same
 
     @override
     def configure_model(self) -> None:

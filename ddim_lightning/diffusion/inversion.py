@@ -35,6 +35,14 @@ class Inversion:
     residual: Latents | None
     nfe: int
 
+    @property
+    def x_T(self) -> Latents:  # noqa: N802, its name in the literature
+        """The inverted noise, (b, f, c, h, w) float32, of about unit variance.
+
+        It is what `CogVideoXPipeline` takes as ``latents``: its ``scheduler.init_noise_sigma`` is 1.
+        """
+        return self.levels[0]
+
     def to_dict(self) -> dict[str, Tensor]:
         """Return the tensors to save, on the CPU: ``levels``, ``angles``, ``timesteps``, ``state.k``, ``residual``."""
         tensors = {

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import T5EncoderModel
 
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.config import Offload, Runtime, Schedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder
 from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder
-from ddim_lightning.models.schedulers import make_noise_schedule
+from ddim_lightning.models.schedulers import adopt_scheduler, make_noise_schedule
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
 from ddim_lightning.network.denoiser import CogVideoXDenoiser, RunsRows
@@ -32,8 +37,21 @@ from ddim_lightning.runtime.streaming import WeightStream
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
+@dataclass(frozen=True)
+class LoadedModel:
+    """A `LoadedModel` is a model that somebody has loaded already.
+
+    Args:
+        parts: The diffusers objects.
+        text_encoder: The text encoder.
+    """
+
+    parts: Components
+    text_encoder: T5EncoderModel
+
+
 def build_engine(
-    model: str,
+    model: str | LoadedModel,
     inverter: Inverter,
     editor: Editor,
     device: torch.device,
@@ -45,7 +63,7 @@ def build_engine(
     """Load a model onto a device, ready to work.
 
     Args:
-        model: ``tiny``, a folder, or a hub id.
+        model: ``tiny``, a folder, a hub id, or a model that is loaded already, which moves to the device.
         inverter: The inversion method.
         editor: The editing method.
         device: Where the model works.
@@ -63,14 +81,14 @@ def build_engine(
     resolve_attention(runtime.attention, device)  # a kernel that is not there is found out before gigabytes are read
     if runtime.precision == "fp8":
         check_fp8(device)
-    on_host = ("transformer", "vae") if runtime.offload != "none" else ()
-    parts = load_components(
-        model,
-        device=device,
-        dtype=dtype,
-        require_rotary=runtime.require_rotary,
-        on_host=on_host if runtime.exported is None else ("transformer",),
-    )
+    on_host: Collection[str] = ("transformer", "vae") if runtime.offload != "none" else ()
+    on_host = on_host if runtime.exported is None else ("transformer",)
+    if isinstance(model, LoadedModel):
+        parts = _place_loaded(model, runtime, device, on_host)
+    else:
+        parts = load_components(
+            model, device=device, dtype=dtype, require_rotary=runtime.require_rotary, on_host=on_host
+        )
     prompts = _make_prompt_encoder(model, parts, runtime, device)
     return make_engine(
         parts, prompts, inverter, editor, device, schedule=schedule, runtime=runtime, inversion_prompt=inversion_prompt
@@ -103,12 +121,7 @@ def make_engine(
     Raises:
         ValueError: An option that does not fit the model or the device.
     """
-    steps = make_noise_schedule(
-        parts.scheduler,
-        schedule.num_inference_steps,
-        spacing=schedule.timestep_spacing,
-        zero_snr=schedule.zero_snr,
-    )
+    steps = _make_steps(parts, schedule)
     editor.check(len(parts.transformer.transformer_blocks), len(steps))
     if runtime.compile_cache is not None:
         load_compiled(Path(runtime.compile_cache).expanduser())
@@ -135,6 +148,24 @@ def make_engine(
     return InversionEngine(
         parts, prompts, steps, inverter, editor, network, denoiser, edit_denoiser, inversion_prompt, placement
     )
+
+
+def replace_scheduler(engine: InversionEngine, scheduler: Any, schedule: Schedule) -> InversionEngine:
+    """Return the engine on the noise levels of another scheduler; both share everything else.
+
+    Args:
+        engine: The engine.
+        scheduler: See `adopt_scheduler`.
+        schedule: Which of the levels are passed through.
+
+    Raises:
+        ValueError: A scheduler that is refused, or too few steps for the editor.
+    """
+    sampler, inverse = adopt_scheduler(scheduler)
+    parts = replace(engine.components, scheduler=sampler, inverse_scheduler=inverse)
+    steps = _make_steps(parts, schedule)
+    engine.editor.check(len(parts.transformer.transformer_blocks), len(steps))
+    return replace(engine, components=parts, schedule=steps)
 
 
 def apply_offload(parts: Components, network: Network, offload: Offload, device: torch.device) -> Placement | None:
@@ -185,6 +216,15 @@ def _stream_blocks(network: Network, device: torch.device) -> tuple[Parkable, Pa
     return streams
 
 
+def _make_steps(parts: Components, schedule: Schedule) -> NoiseSchedule:
+    return make_noise_schedule(
+        parts.scheduler,
+        schedule.num_inference_steps,
+        spacing=schedule.timestep_spacing,
+        zero_snr=schedule.zero_snr,
+    )
+
+
 def _prepare_vae(parts: Components, runtime: Runtime, device: torch.device) -> None:
     if device.type == "cuda" if runtime.channels_last is None else runtime.channels_last:
         order_channels_last(parts.vae)
@@ -194,7 +234,24 @@ def _prepare_vae(parts: Components, runtime: Runtime, device: torch.device) -> N
         apply_vae_compile(parts.vae)
 
 
-def _make_prompt_encoder(model: str, parts: Components, runtime: Runtime, device: torch.device) -> PromptEncoder:
+def _place_loaded(model: LoadedModel, runtime: Runtime, device: torch.device, on_host: Collection[str]) -> Components:
+    """Move a loaded model to where it will work, and check what was asked for against what it is."""
+    parts, found = model.parts, str(model.parts.transformer.dtype).removeprefix("torch.")
+    if runtime.dtype not in ("auto", found):
+        raise ValueError(f"dtype: must be auto, or {found} as the loaded model is, got {runtime.dtype!r}")
+    if runtime.prompt_cache is not None:
+        raise ValueError(f"prompt_cache: must be unset for a model without files, got {runtime.prompt_cache!r}")
+    for name in ("transformer", "vae"):
+        part = getattr(parts, name)
+        where = torch.device("cpu") if name in on_host else device
+        if part.device != where:
+            nn.Module.to(part, where)
+    return parts
+
+
+def _make_prompt_encoder(
+    model: str | LoadedModel, parts: Components, runtime: Runtime, device: torch.device
+) -> PromptEncoder:
     dtype = parts.transformer.dtype
     cache = None
     if runtime.prompt_cache is not None:
@@ -202,6 +259,8 @@ def _make_prompt_encoder(model: str, parts: Components, runtime: Runtime, device
         cache = PromptCache(Path(runtime.prompt_cache).expanduser(), digest_text_encoder(parts.folder), dtype)
 
     def load(where: torch.device) -> T5EncoderModel:
+        if isinstance(model, LoadedModel):
+            return nn.Module.to(model.text_encoder, where)
         return load_text_encoder(model, device=where, dtype=dtype)
 
     return PromptEncoder(parts.tokenizer, load, parts.transformer.config.max_text_seq_length, device, cache)

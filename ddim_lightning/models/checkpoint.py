@@ -119,11 +119,16 @@ def read_checkpoint(model: str, *, weights: bool = False, require_rotary: bool =
     folder = source if isinstance(source, Path) else _load_from_hub(source, weights=weights)
     _check_pipeline(model, folder)
     configs = {part: _read_config(model, folder, part) for part in CONFIGS}
-    _check_transformer(model, configs["transformer"], require_rotary=require_rotary)
-    _check_parts_fit(model, configs)
+    check_configs(model, configs, require_rotary=require_rotary)
     if weights or isinstance(source, Path):
         _check_files(model, folder)
     return Checkpoint(folder, configs)
+
+
+def check_configs(model: str, configs: Mapping[str, Mapping[str, Any]], *, require_rotary: bool) -> None:
+    """Raise a ValueError unless the configs, by part, are those of a CogVideoX that can be inverted."""
+    _check_transformer(model, configs["transformer"], require_rotary=require_rotary)
+    _check_parts_fit(model, configs)
 
 
 def _load_from_hub(model: str, *, weights: bool) -> Path:

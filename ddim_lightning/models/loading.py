@@ -22,16 +22,18 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from ddim_lightning.models.checkpoint import (
+    DEFAULTS,
     Checkpoint,
+    check_configs,
     make_limits,
     read_checkpoint,
     read_weight_shapes,
 )
-from ddim_lightning.models.schedulers import make_schedulers
+from ddim_lightning.models.schedulers import adopt_scheduler, make_schedulers
 from ddim_lightning.types import VideoLimits
 
 
-@dataclass
+@dataclass(frozen=True)
 class Components:
     """`Components` are the real diffusers objects of one model, frozen and in eval mode.
 
@@ -102,6 +104,41 @@ def load_components(
             limits=make_limits(configs["transformer"], configs["vae"]),
             folder=checkpoint.folder,
         )
+
+
+def adopt_components(
+    transformer: CogVideoXTransformer3DModel,
+    vae: AutoencoderKLCogVideoX,
+    text_encoder: T5EncoderModel,
+    tokenizer: PreTrainedTokenizerBase,
+    scheduler: Any,
+    *,
+    require_rotary: bool = True,
+) -> Components:
+    """Take over the parts of a model that are loaded already; nothing is copied, and the weights are frozen in place.
+
+    Args:
+        transformer: Predicts velocities.
+        vae: Between videos and latents.
+        text_encoder: Of the prompts.
+        tokenizer: Of the text encoder.
+        scheduler: Its noise levels become the schedule; see `adopt_scheduler`.
+        require_rotary: Whether a transformer without rotary position embeddings is refused.
+
+    Raises:
+        ValueError: A model that is not supported, or parts that do not fit together.
+    """
+    parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder}
+    configs = {
+        name: DEFAULTS.get(name, {}) | dict(part.config.to_dict() if name == "text_encoder" else part.config)
+        for name, part in parts.items()
+    }
+    check_configs("the loaded pipeline", configs, require_rotary=require_rotary)
+    sampler, inverse = adopt_scheduler(scheduler)
+    for part in parts.values():
+        part.requires_grad_(False).eval()
+    limits = make_limits(configs["transformer"], configs["vae"])
+    return Components(transformer, vae, tokenizer, sampler, inverse, limits)
 
 
 def load_text_encoder(model: str, *, device: torch.device, dtype: torch.dtype) -> T5EncoderModel:

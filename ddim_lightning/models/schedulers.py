@@ -65,6 +65,23 @@ def make_schedulers(config: Mapping[str, Any]) -> tuple[CogVideoXDDIMScheduler, 
     return scheduler, inverse
 
 
+def adopt_scheduler(scheduler: Any) -> tuple[CogVideoXDDIMScheduler, DDIMInverseScheduler]:
+    """Make the pair of `make_schedulers` from a scheduler that is there, on the noise levels that it has now.
+
+    Args:
+        scheduler: A ``CogVideoXDDIMScheduler`` or ``CogVideoXDPMScheduler``; stays as it is.
+
+    Raises:
+        ValueError: A scheduler of another class, whose steps would not be taken, or one that `make_schedulers` refuses.
+    """
+    sampler, _ = make_schedulers({**scheduler.config, "_class_name": type(scheduler).__name__})
+    sampler.alphas_cumprod = scheduler.alphas_cumprod.clone()
+    sampler.final_alpha_cumprod = scheduler.final_alpha_cumprod.clone()
+    inverse = make_inverse_scheduler(sampler)
+    check_schedulers(sampler, inverse)
+    return sampler, inverse
+
+
 def make_inverse_scheduler(scheduler: CogVideoXDDIMScheduler) -> DDIMInverseScheduler:
     """Make the inverse of a sampling scheduler, on exactly its schedule, SNR shift included."""
     config = {key: value for key, value in scheduler.config.items() if key != "snr_shift_scale"}

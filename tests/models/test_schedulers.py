@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMInverseScheduler
 
+from ddim_lightning.diffusion.steps import denoise_step, inverse_step
 from ddim_lightning.models.schedulers import (
     COGVIDEOX_5B_SCHEDULER,
     check_schedulers,
@@ -224,3 +225,18 @@ def test_without_zero_snr_exactly_the_first_level_is_left_out(spacing):
     assert short.angles[0] < math.pi / 2
     with pytest.raises(ValueError, match=r"^num_inference_steps: .*at least 2.*got 1"):
         make_noise_schedule(scheduler, 1, spacing=spacing, zero_snr=False)
+
+
+@pytest.mark.parametrize("count", [n for n in range(1, 1001) if 1000 % n == 0])
+def test_our_steps_are_those_of_the_two_schedulers(count):
+    scheduler, inverse = make_schedulers(SHIFTED)
+    schedule = make_noise_schedule(scheduler, count)
+    scheduler.set_timesteps(count)
+    inverse.set_timesteps(count)
+    assert scheduler.timesteps.tolist() == inverse.timesteps.tolist()[::-1] == list(schedule.timesteps)
+    latents, velocity = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(count), dtype=torch.float64)
+    for step in schedule:
+        theirs = scheduler.step(velocity, step.timestep, latents).prev_sample
+        torch.testing.assert_close(denoise_step(latents, velocity, step), theirs, rtol=0, atol=1e-7)
+        theirs = inverse.step(velocity, step.timestep, latents).prev_sample
+        torch.testing.assert_close(inverse_step(latents, velocity, step), theirs, rtol=0, atol=1e-7)
