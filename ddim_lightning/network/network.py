@@ -8,12 +8,21 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
+from ddim_lightning.network.adapters import State, has_adapter, read_state
 from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.block import Rotary, run_block
 from ddim_lightning.network.forward import RowLayout, RunBlock, plan_layers, run_rows
 from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
 from ddim_lightning.network.rotary import make_rotary_table
-from ddim_lightning.network.weights import BlockWeights, Modulation, NormPair, gather_block, is_current, make_modulation
+from ddim_lightning.network.weights import (
+    BlockWeights,
+    Modulation,
+    NormPair,
+    gather_block,
+    list_projections,
+    make_modulation,
+    read_modulation_state,
+)
 from ddim_lightning.types import KVScale
 
 
@@ -41,10 +50,8 @@ class Network:
         self._blocks: list[BlockWeights] = []
         self._streams: tuple[Iterable[BlockWeights], Iterable[NormPair]] | None = None
         self._modulations: dict[int, Modulation] = {}
-        self._modulating = [
-            weight for name, weight in transformer.named_parameters() if "norm" in name or "time" in name
-        ]
-        self._versions: list[int] = []
+        self._gathered_from: State = []
+        self._modulated_by: State = []
         # Small tensors that every step needs; copying them to the device again would make the host wait for it.
         self._rotary: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor] | None] = {}
         self._kv_scales: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
@@ -62,19 +69,26 @@ class Network:
 
     @property
     def blocks(self) -> Iterable[BlockWeights]:
-        """The weights of all blocks, gathered anew where the model was moved."""
+        """The weights of all blocks, gathered anew where the model was moved or its adapters changed."""
         if self._streams is not None:
             return self._streams[0]
         modules = self.transformer.transformer_blocks
-        if not self._blocks or not all(map(is_current, self._blocks, modules)):
+        projections = [layer for block in modules for layer in list_projections(block).values()]
+        state = read_state(projections)
+        # Sums with adapters that train are part of the graph of their pass.
+        trains = torch.is_grad_enabled() and any(
+            weight.requires_grad for layer in projections if has_adapter(layer) for weight in layer.parameters()
+        )
+        if not self._blocks or state != self._gathered_from or trains:
             # As the weights were made: views made under inference mode could not train any more.
-            with torch.inference_mode(self._modulating[0].is_inference()):
+            with torch.inference_mode(next(modules.parameters()).is_inference()):
                 self._blocks = [gather_block(block) for block in modules]
+            self._gathered_from = read_state(projections)
         return self._blocks
 
     def clear_cache(self) -> None:
-        """Let go of the gathered weights; the next pass gathers them anew."""
-        self._blocks = []
+        """Let go of all that was made of the weights; the next pass makes it anew."""
+        self._blocks, self._modulations = [], {}
 
     def stream(self, blocks: Iterable[BlockWeights], norms: Iterable[NormPair]) -> None:
         """Take the weights of the blocks from somewhere else than the model, one block at a time, in every pass.
@@ -88,14 +102,9 @@ class Network:
 
     def get_modulation(self, timestep: int) -> Modulation:
         """Return what a timestep decides, remembered as long as the weights that it comes from stay the same."""
-        # Tensors made under inference mode keep no count of their changes.
-        versions = [
-            number
-            for weight in self._modulating
-            for number in (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        ]
-        if versions != self._versions:
-            self._modulations, self._versions = {}, versions
+        state = read_modulation_state(self.transformer)
+        if state != self._modulated_by:
+            self._modulations, self._modulated_by = {}, state
         if timestep not in self._modulations:
             with torch.inference_mode(False):
                 where = torch.full((), timestep, device=self.transformer.device)

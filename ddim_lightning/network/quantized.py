@@ -8,8 +8,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ddim_lightning.network.adapters import Linear, read_change, read_state
 from ddim_lightning.network.network import Network
-from ddim_lightning.network.weights import BlockWeights, Linear, Modulation
+from ddim_lightning.network.weights import BlockWeights, Modulation, list_projections
 
 FP8_CAPABILITY = (8, 9)
 """The first compute capability with products of 8-bit floats (Ada; Hopper is 9.0)."""
@@ -127,26 +128,26 @@ class QuantizedNetwork(Network):
         super().__init__(exact.transformer, exact.attention)
         self.exact = exact
         self._quantized: list[BlockWeights] = []
-        self._sources = [
-            weight
-            for block in exact.transformer.transformer_blocks
-            for part in (block.attn1.to_q, block.attn1.to_k, block.attn1.to_v, block.ff)
-            for weight in part.parameters()
-        ]
-        self._states: list[tuple[int, int]] = []
+        self._quantized_from: list[object] = []
         _ = self.blocks  # a model that cannot be brought to 8 bits is found out while it is loaded
 
     @property
     def blocks(self) -> Sequence[BlockWeights]:
         """The weights of all blocks, brought to 8 bits anew where those of the model were changed or moved."""
-        exact = self.exact.blocks
-        # Tensors made under inference mode keep no count of their changes.
-        states = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in self._sources]
-        if states != self._states:
+        exact = list(self.exact.blocks)
+        modules = self.transformer.transformer_blocks
+        layers = [layer for block in modules for layer in list_projections(block).values()]
+        changes = [read_change(weight) for layer in layers for weight in layer.parameters()]
+        if (state := [*read_state(layers), *changes]) != self._quantized_from:
             with torch.inference_mode(False):
                 self._quantized = [quantize_block(weights) for weights in exact]
-            self._states = states
+            self._quantized_from = state
         return self._quantized
+
+    def clear_cache(self) -> None:
+        """Let go of all that was made of the weights; see `Network.clear_cache`."""
+        self._quantized_from = []
+        self.exact.clear_cache()
 
     def get_modulation(self, timestep: int) -> Modulation:
         """Return what a timestep decides; see `Network.get_modulation`."""

@@ -8,10 +8,11 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor, nn
 
+from ddim_lightning.network.adapters import Linear
 from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.forward import RowLayout, plan_layers, run_rows
 from ddim_lightning.network.rotary import make_rotary_table
-from ddim_lightning.network.weights import BlockWeights, Linear, Norm, gather_block, make_modulation
+from ddim_lightning.network.weights import BlockWeights, Norm, gather_block, make_modulation
 
 
 class StandaloneNetwork(nn.Module):

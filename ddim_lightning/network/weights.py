@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm, linear
+from torch.nn.functional import layer_norm
+
+from ddim_lightning.network.adapters import Linear, State, has_adapter, read_change, read_state, take_linear
 
 
 class Projection(Protocol):
@@ -31,26 +33,6 @@ class Projection(Protocol):
     def take(self, start: int, stop: int | None = None) -> Projection:
         """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
         ...
-
-
-class Linear(NamedTuple):
-    """A `Linear` is a linear layer that computes in the dtype of its weight.
-
-    Args:
-        weight: (out, in).
-        bias: (out,), or ``None``.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Apply it to (..., in)."""
-        return linear(x, self.weight, self.bias)
-
-    def take(self, start: int, stop: int | None = None) -> Linear:
-        """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
-        return Linear(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
 
 
 class Norm(NamedTuple):
@@ -95,38 +77,34 @@ def gather_block(block: Any) -> BlockWeights:
     """Gather the weights of a `CogVideoXBlock`.
 
     The query, key and value projections become three parts of one matrix: the parameters of the block are made views
-    of it, so that nothing is held twice and optimisers, checkpoints and state dicts see what they saw before.
+    of it, so that nothing is held twice and optimisers, checkpoints and state dicts see what they saw before. Of a
+    projection with adapters the sum is taken, which is a copy.
 
     Args:
         block: The block; its parameters keep their values.
 
     Raises:
-        ValueError: A projection that is no plain linear layer, as adapters leave it.
+        ValueError: A projection that is neither a plain linear layer nor one with plain LoRA.
     """
-    attn, (project, _, down, *_) = block.attn1, block.ff.net
-    projections = {
-        "to_q": attn.to_q, "to_k": attn.to_k, "to_v": attn.to_v, "to_out": attn.to_out[0],
-        "ff up": project.proj, "ff down": down,
-    }  # fmt: skip
-    for name, module in projections.items():
-        if type(module) is not nn.Linear:
-            raise ValueError(
-                f"transformer: its projection {name} must be a plain linear layer, got {type(module).__name__}; "
-                "adapters have to be merged into the weights first (fuse_lora, then unload_lora_weights)"
-            )
+    attn = block.attn1
+    linears = {name: take_linear(module, name) for name, module in list_projections(block).items()}
     return BlockWeights(
-        _fuse([attn.to_q, attn.to_k, attn.to_v]),
+        _fuse([attn.to_q, attn.to_k, attn.to_v], [linears[name] for name in ("to_q", "to_k", "to_v")]),
         _take_norm(attn.norm_q),
         _take_norm(attn.norm_k),
-        _take_linear(attn.to_out[0]),
-        _take_linear(project.proj),
-        _take_linear(down),
+        linears["to_out"],
+        linears["ff up"],
+        linears["ff down"],
     )
 
 
-def is_current(weights: BlockWeights, block: Any) -> bool:
-    """Whether gathered weights are still those of the block: moving a module to another device replaces its tensors."""
-    return bool(weights.qkv.weight.data_ptr() == block.attn1.to_q.weight.data_ptr())
+def list_projections(block: Any) -> dict[str, nn.Module]:
+    """Return the large linear layers of a `CogVideoXBlock` by name."""
+    attn, (project, _, down, *_) = block.attn1, block.ff.net
+    return {
+        "to_q": attn.to_q, "to_k": attn.to_k, "to_v": attn.to_v, "to_out": attn.to_out[0],
+        "ff up": project.proj, "ff down": down,
+    }  # fmt: skip
 
 
 def place_block(block: Any, weights: BlockWeights) -> None:
@@ -161,7 +139,7 @@ NormPair = tuple[ModulatedNorm, ModulatedNorm]
 def gather_norms(block: Any) -> NormPair:
     """Gather the weights of a block's modulated norms."""
     first, second = (
-        ModulatedNorm(_take_norm(norm.norm), _take_linear(norm.linear)) for norm in (block.norm1, block.norm2)
+        ModulatedNorm(_take_norm(norm.norm), take_linear(norm.linear, "norm")) for norm in (block.norm1, block.norm2)
     )
     return first, second
 
@@ -214,6 +192,17 @@ def make_modulation(
     return Modulation(torch.stack(blocks).unflatten(0, (-1, 2)), torch.stack(final))
 
 
+def read_modulation_state(transformer: CogVideoXTransformer3DModel) -> State:
+    """Read what changes when the weights do that `make_modulation` computes with; see `read_state`."""
+    blocks = [norm for block in transformer.transformer_blocks for norm in (block.norm1, block.norm2)]
+    linears = [transformer.time_embedding.linear_1, transformer.time_embedding.linear_2]
+    linears += [norm.linear for norm in (*blocks, transformer.norm_out)]
+    tensors = [weight for layer in linears for weight in (layer.weight, layer.bias)]
+    tensors += [weight for norm in blocks for weight in (norm.norm.weight, norm.norm.bias)]
+    changes = [read_change(tensor) for tensor in tensors if tensor is not None]
+    return [*read_state(linears), *changes]
+
+
 def _modulate(norm: nn.LayerNorm | Norm, parts: Tensor) -> Tensor:
     """Fold shift and scale of video and text, (2, 3, width) with the gate as third, into the norm's affine part."""
     shift, scale, gate = parts.unbind(1)
@@ -224,10 +213,6 @@ def _fold(norm: nn.LayerNorm | Norm, shift: Tensor, scale: Tensor) -> tuple[Tens
     if norm.weight is None or norm.bias is None:
         return scale, shift
     return norm.weight * scale, norm.bias * scale + shift
-
-
-def _take_linear(module: Any) -> Linear:
-    return Linear(module.weight, module.bias)
 
 
 def _take_norm(module: Any) -> Norm:
@@ -241,13 +226,14 @@ def _place(module: Any, weights: Projection | Norm) -> None:
             parameter.data = weight
 
 
+def _fuse(modules: list[Any], linears: list[Linear]) -> Linear:
+    """Put linear layers of equal size one below the other; ``linears`` are what was taken of the modules."""
+    join = torch.cat if any(has_adapter(module) for module in modules) else _join
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    return Linear(join([linear.weight for linear in linears]), join(biases) if biases else None)
+
+
 @torch.no_grad()
-def _fuse(modules: list[Any]) -> Linear:
-    """Put linear layers of equal size one below the other."""
-    bias = None if modules[0].bias is None else _join([module.bias for module in modules])
-    return Linear(_join([module.weight for module in modules]), bias)
-
-
 def _join(parameters: list[Tensor]) -> Tensor:
     """Return one tensor of which the parameters are views, one behind the other, making them so if they are not yet."""
     first = parameters[0]

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from ddim_lightning import Clip, EditRequest, KVInjection
 from ddim_lightning.engine.trajectory import make_fingerprint
 from ddim_lightning.metrics.functional import psnr
+from ddim_lightning.network.adapters import Linear
 from ddim_lightning.network.quantized import Fp8Linear
-from ddim_lightning.network.weights import Linear
 from ddim_lightning.tiny.shapes_datamodule import ShapesDataModule
 from tests import modules
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ddim_lightning.network.adapters import Linear
 from ddim_lightning.network.kernels import CPU_KERNELS
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import (
@@ -14,7 +15,7 @@ from ddim_lightning.network.quantized import (
     quantize_block,
     quantize_fp8,
 )
-from ddim_lightning.network.weights import Linear, gather_block
+from ddim_lightning.network.weights import gather_block
 from ddim_lightning.runtime.compile import apply_compile
 
 SDPA = CPU_KERNELS["sdpa"]

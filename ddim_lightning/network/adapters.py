@@ -1,0 +1,104 @@
+"""Linear layers are taken out of a model, with the sum of what peft's LoRA layers add to their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+
+class Linear(NamedTuple):
+    """A `Linear` is a linear layer that computes in the dtype of its weight.
+
+    Args:
+        weight: (out, in).
+        bias: (out,), or ``None``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply it to (..., in)."""
+        return linear(x, self.weight, self.bias)
+
+    def take(self, start: int, stop: int | None = None) -> Linear:
+        """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
+        return Linear(self.weight[start:stop], None if self.bias is None else self.bias[start:stop])
+
+
+def has_adapter(module: Any) -> bool:
+    """Whether a linear layer is wrapped by one of peft's."""
+    return hasattr(module, "base_layer")
+
+
+def take_linear(module: Any, name: str) -> Linear:
+    """Take a linear layer: its very tensors, or with LoRA new ones, ``W + scaling B A`` over the active adapters.
+
+    Args:
+        module: A linear layer, or peft's ``lora.Linear`` around one.
+        name: Of the layer, for messages.
+
+    Raises:
+        ValueError: A layer of another class, or an adapter that is more than a product of two matrices.
+
+    Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, equation 3.
+    """
+    if type(module) is nn.Linear:
+        return Linear(module.weight, module.bias)
+    if not (has_adapter(module) and type(module.base_layer) is nn.Linear and hasattr(module, "lora_A")):
+        got = type(getattr(module, "base_layer", module)).__name__
+        raise ValueError(
+            f"transformer: its projection {name} must be a linear layer, with plain LoRA or none, got {got} "
+            f"({type(module).__module__})"
+        )
+    weight, bias = module.base_layer.weight, module.base_layer.bias
+    if module.disable_adapters or module.merged:  # the weight holds them already
+        return Linear(weight, bias)
+    for adapter in module.active_adapters:
+        if adapter not in module.lora_A:
+            continue
+        if adapter in module.lora_variant:
+            kind = type(module.lora_variant[adapter]).__name__
+            raise ValueError(f"transformer: the adapter {adapter!r} of {name} must be plain LoRA, got {kind}")
+        down, up, scale = module.lora_A[adapter], module.lora_B[adapter], module.scaling[adapter]
+        weight = weight + scale * (up.weight @ down.weight).to(weight.dtype)
+        if up.bias is not None:
+            bias = scale * up.bias if bias is None else bias + scale * up.bias
+    return Linear(weight, bias)
+
+
+State = list[object]
+"""What tells weights from other weights; states are compared by ``==``."""
+
+
+def read_state(modules: Iterable[Any]) -> State:
+    """Read what changes when the weights of layers do, without waiting for a device.
+
+    It holds the modules and addresses of their tensors, and of tensors from which others are computed the count of
+    their changes. Writes through ``.data`` are not counted, so on a CPU one value of each of these is looked at, too.
+
+    Args:
+        modules: Linear layers and norms; adapters among them are honored.
+    """
+    state: State = []
+    for module in modules:
+        state += [module, _address(module.weight), _address(module.bias)]
+        if has_adapter(module):
+            state += [module.disable_adapters, module.merged, tuple(module.active_adapters), dict(module.scaling)]
+            state += [entry for tensor in module.parameters() for entry in read_change(tensor)]
+    return state
+
+
+def read_change(tensor: Tensor) -> tuple[int | None, int, float]:
+    """Return the address of a tensor, the count of its changes, and on a CPU its first value."""
+    # Tensors made under inference mode keep no count.
+    version = 0 if tensor.is_inference() else tensor._version
+    value = tensor.detach().view(-1)[0].item() if tensor.device.type == "cpu" and tensor.numel() else 0.0
+    return _address(tensor), version, value
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
