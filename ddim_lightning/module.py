@@ -24,7 +24,7 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine.at_hand import PartsAtHand
 from ddim_lightning.engine.build import LoadedModel, build_engine
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
-from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Training, check_options, make_options
+from ddim_lightning.engine.config import Lora, Outputs, Runtime, Schedule, Training, check_options, make_options
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.recommended import read_recommended
@@ -48,6 +48,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
     Args:
         model: ``tiny`` (the bundled model), a folder in diffusers' layout, or a hub id such as
             ``zai-org/CogVideoX-5b``.
+        lora: LoRA files to add to the transformer's weights: ``FILE``, ``FILE:SCALE`` or ``{file, scale}`` each.
         guidance_scale: Classifier-free guidance scale of the edits, >= 0; 1 turns guidance off. ``None`` takes what is
             recommended for the model.
         inversion_prompt: The prompt of the inversion and the reconstruction; ``None`` takes each clip's source prompt.
@@ -68,6 +69,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         self,
         model: str = "tiny",
         *,
+        lora: Sequence[Lora | Mapping[str, Any] | str] = (),
         guidance_scale: float | None = None,
         inversion_prompt: str | None = "",
         inverter: Inverter | PartSpec | None = None,
@@ -80,6 +82,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.lora = tuple(map(Lora.make, [lora] if isinstance(lora, str) else lora))
         self.inversion_prompt = inversion_prompt
         self.seed = seed
         # Checkpoints hold them as plain mappings.
@@ -87,7 +90,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         self.runtime = make_options(Runtime, runtime)
         self.outputs = make_options(Outputs, outputs)
         self.training_options = None if training is None else make_options(Training, training)
-        check_options(self.runtime, self.training_options)
+        check_options(self.runtime, self.training_options, self.lora)
         recommended = read_recommended(model)
         self.guidance_scale = float(recommended["guidance_scale"] if guidance_scale is None else guidance_scale)
         if not 0 <= self.guidance_scale < math.inf:
@@ -102,6 +105,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         self.save_hyperparameters(
             {
                 "model": model,
+                "lora": [asdict(one) for one in self.lora],
                 "guidance_scale": self.guidance_scale,
                 "inversion_prompt": inversion_prompt,
                 "inverter": describe_part(self.inverter),
@@ -214,6 +218,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             device,
             schedule=self.schedule,
             runtime=self.runtime,
+            lora=self.lora,
             inversion_prompt=self.inversion_prompt,
         )
         for name in self._trained_parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from transformers import T5EncoderModel
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
-from ddim_lightning.engine.config import Offload, Runtime, Schedule
+from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder
+from ddim_lightning.models.lora import find_lora, merge_loras
 from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder
 from ddim_lightning.models.schedulers import adopt_scheduler, make_noise_schedule
 from ddim_lightning.models.text import PromptEncoder
@@ -58,6 +59,7 @@ def build_engine(
     *,
     schedule: Schedule | None = None,
     runtime: Runtime | None = None,
+    lora: Sequence[Lora] = (),
     inversion_prompt: str | None = "",
 ) -> InversionEngine:
     """Load a model onto a device, ready to work.
@@ -69,6 +71,7 @@ def build_engine(
         device: Where the model works.
         schedule: The noise levels; ``None`` is `Schedule`'s defaults.
         runtime: How the model runs; ``None`` is `Runtime`'s defaults.
+        lora: What is added to the transformer's weights; a model that is loaded already is changed in place.
         inversion_prompt: The prompt of inversions; ``None`` where each clip brings its own.
 
     Raises:
@@ -81,6 +84,8 @@ def build_engine(
     resolve_attention(runtime.attention, device)  # a kernel that is not there is found out before gigabytes are read
     if runtime.precision == "fp8":
         check_fp8(device)
+    for one in lora:
+        find_lora(one.file)
     on_host: Collection[str] = ("transformer", "vae") if runtime.offload != "none" else ()
     on_host = on_host if runtime.exported is None else ("transformer",)
     if isinstance(model, LoadedModel):
@@ -89,6 +94,7 @@ def build_engine(
         parts = load_components(
             model, device=device, dtype=dtype, require_rotary=runtime.require_rotary, on_host=on_host
         )
+    merge_loras(parts.transformer, [(one.file, one.scale) for one in lora])
     prompts = _make_prompt_encoder(model, parts, runtime, device)
     return make_engine(
         parts, prompts, inverter, editor, device, schedule=schedule, runtime=runtime, inversion_prompt=inversion_prompt

@@ -6,7 +6,9 @@ concerns one group stands in its ``__post_init__``, a rule across groups in `che
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -195,6 +197,44 @@ class Training:
         _check_choice("training.optimizer", self.optimizer, ("adamw", "muon"))
 
 
+@dataclass(frozen=True)
+class Lora:
+    """A `Lora` is a low-rank change of the transformer's weights that lies in a file.
+
+    Args:
+        file: A safetensors file in the format of diffusers or peft, or the folder that it was saved into.
+        scale: How strongly it acts; 1 is as it was trained.
+
+    Raises:
+        ValueError: A scale that is not finite.
+    """
+
+    file: str
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"lora: the scale must be finite, got {self.scale}")
+
+    @classmethod
+    def make(cls, spec: Lora | Mapping[str, Any] | str) -> Lora:
+        """Make one of ``FILE``, ``FILE:SCALE`` or a mapping of the fields.
+
+        Raises:
+            ValueError: Anything else.
+        """
+        if isinstance(spec, cls):
+            return spec
+        if isinstance(spec, Mapping) and "file" in spec and set(spec) <= {"file", "scale"}:
+            return cls(str(spec["file"]), float(spec.get("scale", 1.0)))
+        if isinstance(spec, str):
+            file, colon, scale = spec.rpartition(":")
+            with suppress(ValueError):
+                return cls(file, float(scale)) if colon and not Path(spec).exists() else cls(spec)
+            return cls(spec)
+        raise ValueError(f"lora: must be FILE, FILE:SCALE or {{file, scale}}, got {spec!r}")
+
+
 Options = TypeVar("Options", Schedule, Runtime, Outputs, Training)
 
 
@@ -218,8 +258,11 @@ def make_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Opt
     return kind(**fields)
 
 
-def check_options(runtime: Runtime, training: Training | None) -> None:
+def check_options(runtime: Runtime, training: Training | None, lora: Sequence[Lora] = ()) -> None:
     """Raise a ValueError where options of different groups do not go with each other."""
+    if lora and runtime.exported is not None:
+        got = ", ".join(one.file for one in lora)
+        raise ValueError(f"lora: artifacts hold weights of their own; must be empty with exported, got {got}")
     if training is None:
         return
     if runtime.exported is not None:

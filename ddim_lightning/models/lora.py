@@ -1,0 +1,120 @@
+"""LoRA files are read, checked against a transformer, and added to its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+from safetensors import SafetensorError, safe_open
+
+DIFFUSERS_FILE, PEFT_FILE, PEFT_CONFIG = (
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+)
+_PEFT_PREFIX = "base_model.model."
+_PEFT_KEYS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias")
+_PARTS = (".lora_A.", ".lora_B.", ".lora.down.", ".lora.up.", ".alpha")
+
+
+def find_lora(file: str) -> Path:
+    """Find the safetensors file of a LoRA.
+
+    Args:
+        file: The file itself, or the folder that `save_lora_weights` or peft's ``save_pretrained`` wrote it into.
+
+    Raises:
+        OSError: Nothing of that name, or a folder without such a file.
+    """
+    path = Path(file).expanduser()
+    if path.is_dir():
+        for name in (DIFFUSERS_FILE, PEFT_FILE):
+            if (path / name).is_file():
+                return path / name
+        raise FileNotFoundError(f"lora: a folder must hold {DIFFUSERS_FILE} or {PEFT_FILE}, got {file!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"lora: must be a safetensors file or a folder with one, got {file!r}")
+    return path
+
+
+def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[str, float]]) -> None:
+    """Add LoRAs to the weights of a transformer for good, so that everything made of them has them.
+
+    Args:
+        transformer: Changed in place.
+        loras: File and scale of each; see `find_lora`. They are in the format of diffusers or of peft.
+
+    Raises:
+        ImportError: peft is not installed.
+        OSError: A file is missing.
+        ValueError: A file that is no LoRA of this transformer.
+
+    Source: Hu et al. 2021, "LoRA", arXiv:2106.09685.
+    """
+    if not loras:
+        return
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ImportError("lora: needs peft; pip install 'ddim-lightning[lora]'") from error
+    names = [f"lora_{k}" for k in range(len(loras))]
+    for name, (file, _) in zip(names, loras, strict=True):
+        path = find_lora(file)
+        keys = _check_keys(path, transformer)
+        if all(key.startswith(_PEFT_PREFIX) for key in keys):
+            state, metadata = _read_peft(path)
+        else:
+            state, metadata = CogVideoXPipeline.lora_state_dict(
+                str(path.parent),
+                weight_name=path.name,
+                use_safetensors=True,
+                local_files_only=True,
+                return_lora_metadata=True,
+            )
+        try:
+            CogVideoXPipeline.load_lora_into_transformer(state, transformer, adapter_name=name, metadata=metadata)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"lora: {path} does not fit the transformer: {' '.join(str(error).split())}") from error
+    transformer.set_adapters(names, [scale for _, scale in loras])
+    transformer.fuse_lora(adapter_names=names)
+    transformer.unload_lora()
+    transformer.requires_grad_(False)
+
+
+def _check_keys(path: Path, transformer: CogVideoXTransformer3DModel) -> list[str]:
+    """Return the names of all tensors of a file; every one must belong to a layer of the transformer."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = sorted(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f"lora: {path} must be a safetensors file, which it is not or not whole: {error}") from error
+    layers = {name for name, _ in transformer.named_modules()}
+    for key in keys:
+        name = key.removeprefix(_PEFT_PREFIX).removeprefix("transformer.")
+        part = next((part for part in _PARTS if part in name), None)
+        if part is None:
+            raise ValueError(f"lora: {path} must hold plain LoRA (lora_A and lora_B) and nothing else, got {key!r}")
+        if name.partition(part)[0] not in layers:
+            raise ValueError(f"lora: {path} must be of this transformer, which has no layer for {key!r}")
+    if not keys:
+        raise ValueError(f"lora: {path} must hold weights, got none")
+    return keys
+
+
+def _read_peft(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read what peft's ``save_pretrained`` wrote, as `load_lora_into_transformer` takes it."""
+    config_file = path.with_name(PEFT_CONFIG)
+    if not config_file.is_file():
+        raise FileNotFoundError(f"lora: {path} is in peft's format, which needs {PEFT_CONFIG} beside it")
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    if config.get("use_dora"):
+        raise ValueError(f"lora: {path} must hold plain LoRA, got DoRA")
+    with safe_open(path, framework="pt") as file:
+        state = {
+            f"transformer.{key.removeprefix(_PEFT_PREFIX)}": file.get_tensor(key)
+            for key in file.keys()  # noqa: SIM118, no dict
+        }
+    return state, {f"transformer.{key}": config[key] for key in _PEFT_KEYS if key in config}
