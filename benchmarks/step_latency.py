@@ -77,6 +77,7 @@ class Runner:
 
     def __init__(self, case: Case, variant: str, engine: InversionEngine) -> None:
         self.case, self.variant, self.engine = case, variant, engine
+        assert isinstance(engine.network, Network)
         self.network = CountedNetwork(engine.network)
         self.runs: list[list[float]] = []
         """Milliseconds of every step of every run."""
@@ -202,6 +203,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for runner in runners[::-1] if turn % 2 else runners:
             runner.run(latents, inversion)
         print(f"round {turn} of {args.rounds}", flush=True)
+    network = eager.network
+    assert isinstance(network, Network)
     return {
         "schema": SCHEMA,
         "environment": read_block(args.commit),
@@ -217,7 +220,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             **{name: getattr(args, name) for name in ("steps", "rounds", "compile", "dtype", "device", "attention")},
             "seed": args.seed,
         },
-        "cases": [describe(runner, eager.network, roof) for runner in runners],
+        "cases": [describe(runner, network, roof) for runner in runners],
     }
 
 

@@ -25,6 +25,7 @@ from ddim_lightning.models.schedulers import adopt_scheduler, make_noise_schedul
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
 from ddim_lightning.network.denoiser import CogVideoXDenoiser, RunsRows
+from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.kernels import resolve_attention
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork, check_fp8
@@ -132,7 +133,15 @@ def make_engine(
     if runtime.compile_cache is not None:
         load_compiled(Path(runtime.compile_cache).expanduser())
     _prepare_vae(parts, runtime, device)
-    network = Network(parts.transformer, resolve_attention(runtime.attention, device))
+    attention = resolve_attention(runtime.attention, device)
+    if runtime.forward == "diffusers":
+        if runtime.compile:
+            for block in parts.transformer.transformer_blocks:
+                block.compile(mode=None if runtime.compile is True else runtime.compile)
+        theirs = DiffusersNetwork(parts.transformer, attention)
+        denoiser = CogVideoXDenoiser(theirs, prompts)
+        return InversionEngine(parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt)
+    network = Network(parts.transformer, attention)
     quantized = QuantizedNetwork(network) if runtime.precision == "fp8" else None
     placement = apply_offload(parts, network, runtime.offload, device)
     if runtime.compile:

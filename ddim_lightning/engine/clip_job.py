@@ -291,10 +291,13 @@ class ClipJob:
             done += 1
             report()
 
+        runs_network = stage in ("invert", "reconstruct", "edit")
         report()
         with self.timer.stage(stage):
+            if runs_network:
+                self.engine.start_stage()
             yield tick
-        if stage in ("invert", "reconstruct", "edit"):
+        if runs_network:
             self.nfe[stage] = self.nfe.get(stage, 0) + self.engine.nfe - before
 
 

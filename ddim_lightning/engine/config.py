@@ -17,6 +17,7 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["none", "model", "blocks"]
 Precision = Literal["none", "fp8"]
 Kernel = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers"]
+Forward = Literal["fused", "diffusers"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -57,6 +58,9 @@ class Runtime:
 
     Args:
         dtype: Dtype of all weights: ``auto`` is bfloat16 on an accelerator and float32 on a CPU.
+        forward: Forward pass of the transformer: ``fused`` is ours over its weights, the fast one; ``diffusers`` runs
+            its own blocks, in which hooks, caches, attention processors, group offload, and quantized or sharded
+            weights act.
         attention: Attention kernel: ``auto`` measures those of a GPU once for each shape, ``sdpa``, ``cudnn``,
             ``flash``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a function of your own.
         precision: Precision of the large products in the transformer's blocks while edits are made: ``none`` is the
@@ -85,6 +89,7 @@ class Runtime:
     """
 
     dtype: Dtype = "auto"
+    forward: Forward = "fused"
     attention: str = "auto"
     precision: Precision = "none"
     quantize_inversion: bool = False
@@ -101,6 +106,7 @@ class Runtime:
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, get_args(Dtype))
+        _check_choice("forward", self.forward, get_args(Forward))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
         if "." not in self.attention and self.attention not in get_args(Kernel):
@@ -127,6 +133,10 @@ class Runtime:
             )
         if self.exported is not None and self.precision != "none":
             raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
+        if self.forward == "diffusers":
+            for name, off in (("precision", "none"), ("exported", None), ("offload", "none")):
+                if (got := getattr(self, name)) != off:
+                    raise ValueError(f"{name}: must be {off or 'unset'} with forward='diffusers', got {got!r}")
         for rule, broken in (
             ("artifacts hold weights of their own; must be none with exported", self.exported is not None),
             ("weights in 8 bits stay on the device; must be none with precision", self.precision != "none"),

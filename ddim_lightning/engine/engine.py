@@ -16,6 +16,7 @@ from ddim_lightning.models.loading import Components
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.network import Network
 from ddim_lightning.runtime.offload import Placement
 from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
@@ -33,7 +34,7 @@ class InversionEngine:
         schedule: The noise schedule, for both directions.
         inverter: The inversion method.
         editor: The editing method.
-        network: The forward pass over the transformer's weights, as loaded.
+        network: The forward pass of the transformer, as loaded.
         denoiser: Evaluates inversions and reconstructions.
         edit_denoiser: Evaluates edits; the same one, unless they run in another precision.
         inversion_prompt: The prompt of an inversion that is given no other; ``None`` where each clip brings its own.
@@ -45,7 +46,7 @@ class InversionEngine:
     schedule: NoiseSchedule
     inverter: Inverter
     editor: Editor
-    network: Network
+    network: Network | DiffusersNetwork
     denoiser: CogVideoXDenoiser
     edit_denoiser: CogVideoXDenoiser
     inversion_prompt: str | None = ""
@@ -85,6 +86,10 @@ class InversionEngine:
         if self.placement is not None:
             self.placement.use(part)
 
+    def start_stage(self) -> None:
+        """Make a forward pass ready for the weights as they are now; see `Network.start_stage`."""
+        self.network.start_stage()
+
     def encode(self, video: Video | Frames) -> Latents:
         """Encode (b, f, c, h, w) floats in 0 .. 1, or (f, c, h, w) uint8 frames, to latents by the posterior's mode."""
         self.to_device("vae")
@@ -106,6 +111,7 @@ class InversionEngine:
             seed: Seed of a method that draws random numbers.
             callback: Called after every step.
         """
+        self.start_stage()
         prompt = self.inversion_prompt or "" if prompt is None else prompt
         generator = torch.Generator().manual_seed(seed)
         return invert(
@@ -114,11 +120,13 @@ class InversionEngine:
 
     def reconstruct(self, inversion: Inversion, *, callback: StepCallback | None = None) -> Latents:
         """Come back from the noise; see `diffusion.sampling.reconstruct`."""
+        self.start_stage()
         return reconstruct(self.denoiser, inversion, callback=callback)
 
     def edit(
         self, inversion: Inversion, request: EditRequest, *, seed: int = 0, callback: StepCallback | None = None
     ) -> Latents:
         """Rebuild under a new prompt; see `diffusion.sampling.edit`."""
+        self.start_stage()
         generator = torch.Generator().manual_seed(seed)
         return edit(self.edit_denoiser, inversion, self.editor, request, generator=generator, callback=callback)

@@ -17,6 +17,7 @@ from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.forward import RowLayout
+from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
 from ddim_lightning.types import EditRequest, KVScale
 
@@ -130,6 +131,8 @@ def export_network(
     """
     if kind not in FORMATS:
         raise ValueError(f"format: must be one of {', '.join(FORMATS)}, got {kind!r}")
+    if not isinstance(engine.network, Network):
+        raise ValueError("forward: must be fused for an export, got 'diffusers'")
     transformer, device = engine.components.transformer, engine.device
     config, layouts = transformer.config, list_layouts(engine, size, guidance_scale)
     text = (config.max_text_seq_length, config.text_embed_dim)

@@ -12,8 +12,9 @@ from ddim_lightning.network.adapters import State, has_adapter, read_state
 from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.block import Rotary, run_block
 from ddim_lightning.network.forward import RowLayout, RunBlock, plan_layers, run_rows
+from ddim_lightning.network.ignored import check_nothing_ignored
 from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
-from ddim_lightning.network.rotary import make_rotary_table
+from ddim_lightning.network.rotary import RotaryTables
 from ddim_lightning.network.weights import (
     BlockWeights,
     Modulation,
@@ -52,8 +53,8 @@ class Network:
         self._modulations: dict[int, Modulation] = {}
         self._gathered_from: State = []
         self._modulated_by: State = []
-        # Small tensors that every step needs; copying them to the device again would make the host wait for it.
-        self._rotary: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor] | None] = {}
+        self._rotary = RotaryTables(transformer)
+        # Copying them to the device in every step would make the host wait for it.
         self._kv_scales: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
 
     @property
@@ -89,6 +90,18 @@ class Network:
     def clear_cache(self) -> None:
         """Let go of all that was made of the weights; the next pass makes it anew."""
         self._blocks, self._modulations = [], {}
+
+    def start_stage(self) -> None:
+        """Check that nothing of the model would be ignored, and let go of what was made of its weights.
+
+        So every stage runs on the weights of its beginning, whoever wrote them and in whatever way.
+
+        Raises:
+            ValueError: A hook, a cache, a processor or a kind of weights that only diffusers' forward pass honors.
+        """
+        if self._streams is None:
+            check_nothing_ignored(self.transformer)
+        self._gathered_from, self._modulations = [], {}
 
     def stream(self, blocks: Iterable[BlockWeights], norms: Iterable[NormPair]) -> None:
         """Take the weights of the blocks from somewhere else than the model, one block at a time, in every pass.
@@ -156,14 +169,8 @@ class Network:
         )
 
     def get_rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the rotary table for latents of this size, ``None`` for a model without rotary embeddings."""
-        _, frames, _, height, width = latents.shape
-        key = (frames, height, width, latents.device)
-        if key not in self._rotary:
-            rotary = self.transformer.config.use_rotary_positional_embeddings
-            with torch.inference_mode(False):  # or a training that comes after could not use it
-                self._rotary[key] = make_rotary_table(self.transformer, *key) if rotary else None
-        return self._rotary[key]
+        """Return the rotary table for latents; see `RotaryTables`."""
+        return self._rotary.get(latents)
 
     def _take_rotary(self, latents: Tensor) -> Rotary | None:
         """Return the table in the form that suits the way blocks are run."""

@@ -144,10 +144,10 @@ class QuantizedNetwork(Network):
             self._quantized_from = state
         return self._quantized
 
-    def clear_cache(self) -> None:
-        """Let go of all that was made of the weights; see `Network.clear_cache`."""
+    def start_stage(self) -> None:
+        """Bring the weights to 8 bits anew in the next pass; see `Network.start_stage`."""
         self._quantized_from = []
-        self.exact.clear_cache()
+        self.exact.start_stage()
 
     def get_modulation(self, timestep: int) -> Modulation:
         """Return what a timestep decides; see `Network.get_modulation`."""

@@ -37,3 +37,28 @@ def make_rotary_table(
     )
     text = (config.max_text_seq_length, cos.shape[1])
     return torch.cat([cos.new_ones(text), cos]), torch.cat([sin.new_zeros(text), sin])
+
+
+class RotaryTables:
+    """The `RotaryTables` of a transformer are made once for each size of latents.
+
+    Every step needs them, and copying them to the device again would make the host wait for it.
+
+    Args:
+        transformer: See `make_rotary_table`.
+    """
+
+    def __init__(self, transformer: CogVideoXTransformer3DModel) -> None:
+        self.transformer = transformer
+        self._tables: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def get(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return the table for latents (b, f, c, h, w), ``None`` for a model without rotary embeddings."""
+        if not self.transformer.config.use_rotary_positional_embeddings:
+            return None
+        _, frames, _, height, width = latents.shape
+        key = (frames, height, width, latents.device)
+        if key not in self._tables:
+            with torch.inference_mode(False):  # or a training that comes after could not use it
+                self._tables[key] = make_rotary_table(self.transformer, *key)
+        return self._tables[key]
