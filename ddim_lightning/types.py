@@ -152,12 +152,14 @@ class FrameSelection:
         stride: Mean distance between frames taken, >= 1; an int where it is a whole number.
         count: Number of frames taken, 4k + 1.
         dropped: Frames at the end of the file that the selection, ``count * stride`` frames long, does not reach.
+        cropped: Share of the picture that was cut at its sides, 0 .. 1.
     """
 
     start: int
     stride: float
     count: int
     dropped: int
+    cropped: float = 0.0
 
 
 @dataclass

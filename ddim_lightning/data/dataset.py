@@ -97,7 +97,7 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
             seed=request.seed,
             selection=choice.selection,
             source=source,
-            warnings=(choice.warning,) if choice.warning else (),
+            warnings=choice.warnings,
             mask=mask,
             mask_source=None if request.mask is None else str(request.mask),
         )

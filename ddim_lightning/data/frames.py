@@ -17,11 +17,12 @@ Fit = Literal["crop", "pad", "stretch"]
 """How a frame of another shape fills the model's: cut at the sides, framed by black bars, or distorted."""
 Stride = float | Literal["spread"]
 """Distance between the frames taken, >= 1, or ``spread``: evenly over the rest of the clip."""
+_TELL_CROPPED = 0.1
 
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """A `FrameChoice` is the frames of a file that were chosen.
+    """A `FrameChoice` says which frames of a file were chosen, and what was made of them.
 
     Args:
         total: Frames the file has.
@@ -29,6 +30,8 @@ class FrameChoice:
         stride: Exact mean distance between the frames, >= 1.
         count: How many frames.
         reason: Why there are not more.
+        cropped: Share of the picture that was cut at its sides, 0 .. 1.
+        notes: Sentences about what else was made of the frames.
     """
 
     total: int
@@ -36,6 +39,8 @@ class FrameChoice:
     stride: Fraction
     count: int
     reason: str
+    cropped: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def indices(self) -> list[int]:
@@ -46,7 +51,17 @@ class FrameChoice:
     def selection(self) -> FrameSelection:
         """The choice as it travels with the clip."""
         stride = int(self.stride) if self.stride.denominator == 1 else float(self.stride)
-        return FrameSelection(self.start, stride, self.count, dropped=max(0, self.total - self._end))
+        dropped = max(0, self.total - self._end)
+        return FrameSelection(self.start, stride, self.count, dropped, cropped=round(self.cropped, 4))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about all that was lost of the file, in time, in space and in color."""
+        found = [self.warning] if self.warning else []
+        if self.cropped > _TELL_CROPPED:
+            lost = f"{self.cropped:.0%} of the picture"
+            found.append(f"{lost} was cut at its sides (fit='crop'); 'pad' and 'stretch' keep all of it")
+        return (*found, *self.notes)
 
     @property
     def warning(self) -> str | None:
@@ -176,8 +191,7 @@ def fit_frame(
     """
     h, w = frame.shape[-2:]
     if fit == "crop":
-        shape = Fraction(width, height) / pixel_aspect
-        crop_h, crop_w = max(1, min(h, round(w / shape))), max(1, min(w, round(h * shape)))
+        crop_h, crop_w = _crop_size(h, w, height, width, pixel_aspect)
         top, left = (h - crop_h) // 2, (w - crop_w) // 2
         frame = frame[:, top : top + crop_h, left : left + crop_w]
     inner_h, inner_w = height, width
@@ -188,3 +202,15 @@ def fit_frame(
     top, left = (height - inner_h) // 2, (width - inner_w) // 2
     padded: Tensor = transforms.pad(frame, [left, top, width - inner_w - left, height - inner_h - top])
     return padded
+
+
+def measure_crop(h: int, w: int, height: int, width: int, pixel_aspect: Fraction = Fraction(1)) -> float:
+    """Measure which share of a picture of h x w pixels ``fit="crop"`` cuts off, 0 .. 1; see `fit_frame`."""
+    crop_h, crop_w = _crop_size(h, w, height, width, pixel_aspect)
+    return 1 - crop_h * crop_w / (h * w)
+
+
+def _crop_size(h: int, w: int, height: int, width: int, pixel_aspect: Fraction) -> tuple[int, int]:
+    """Return the height and width that are kept of h x w, which have the shape of height x width."""
+    shape = Fraction(width, height) / pixel_aspect
+    return max(1, min(h, round(w / shape))), max(1, min(w, round(h * shape)))
