@@ -54,8 +54,8 @@ def to_sdr(codes: NDArray[np.uint16], transfer: int, primaries: int) -> Tensor:
     Returns:
         (h, w, 3) uint8, BT.709.
 
-    Source: ITU-R BT.2100-2 tables 4 and 5, BT.2087-0, BT.1886-0, BT.2408-7 section 2; for HLG's system gamma, BT.2390-11
-    section 6.2.
+    Source: ITU-R BT.2100-2 tables 4 and 5, BT.2087-0, BT.1886-0, BT.2408-7 section 2; for HLG's system gamma,
+    BT.2390-11 section 6.2.
     """
     light = torch.from_numpy(_light_table(transfer)[codes]) @ _to_bt709(primaries).T
     if transfer in HDR_NAMES:

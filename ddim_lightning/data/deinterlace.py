@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
-from av.error import BlockingIOError, EOFError
+from av.error import FFmpegError
 from av.filter import Graph
 from av.video.frame import VideoFrame
 
@@ -27,21 +27,25 @@ def deinterlace(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
     """
     last: VideoFrame | None = None
     bwdif: _Bwdif | None = None
-    for frame in frames:
-        if bwdif is not None and not bwdif.takes(frame):  # the size changes in the middle of the stream
-            yield from bwdif.push(None)
-            last, bwdif = None, None
-        if bwdif is None and frame.interlaced_frame:
-            bwdif = _Bwdif(frame)
-            if last is not None and bwdif.takes(last):
-                bwdif.push_context(last)
-        last = frame
-        if bwdif is None:
-            yield frame
-        else:
-            yield from bwdif.push(frame)
+    damage: FFmpegError | None = None
+    try:
+        for frame in frames:
+            if bwdif is not None and not bwdif.takes(frame):  # the size changes in the middle of the stream
+                yield from bwdif.push(None)
+                last, bwdif = None, None
+            if bwdif is None and frame.interlaced_frame:
+                bwdif = _Bwdif(frame, last)
+            last = frame
+            if bwdif is None:
+                yield frame
+            else:
+                yield from bwdif.push(frame)
+    except FFmpegError as error:
+        damage = error  # what is held is whole
     if bwdif is not None:
         yield from bwdif.push(None)
+    if damage is not None:
+        raise damage
 
 
 def was_interlaced(frame: VideoFrame) -> bool:
@@ -52,7 +56,7 @@ def was_interlaced(frame: VideoFrame) -> bool:
 class _Bwdif:
     """A `_Bwdif` is FFmpeg's filter for frames of one size and format; it is one frame behind."""
 
-    def __init__(self, first: VideoFrame) -> None:
+    def __init__(self, first: VideoFrame, before: VideoFrame | None) -> None:
         self.shape = (first.width, first.height, first.format.name)
         self.graph = Graph()
         self.graph.threads = 1  # decoding runs in many workers
@@ -61,14 +65,12 @@ class _Bwdif:
         filtered = self.graph.add("bwdif", "mode=send_frame:deint=interlaced")
         self.graph.link_nodes(source, filtered, self.graph.add("buffersink")).configure()
         self.pushed: deque[VideoFrame | None] = deque()
+        if before is not None and self.takes(before):
+            self.graph.vpush(before)
+            self.pushed.append(None)  # looked at only
 
     def takes(self, frame: VideoFrame) -> bool:
         return self.shape == (frame.width, frame.height, frame.format.name)
-
-    def push_context(self, frame: VideoFrame) -> None:
-        """Push a frame that is looked at and does not come out."""
-        self.graph.vpush(frame)
-        self.pushed.append(None)
 
     def push(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:
         """Push a frame, or ``None`` after the last one, and yield what comes out."""

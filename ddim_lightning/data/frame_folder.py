@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -86,7 +86,7 @@ def open_folder(path: Path) -> FrameFolder:
 
 def _find_gaps(numbers: Sequence[int]) -> list[str]:
     """Name the numbers that are missing, where the smallest distance between two is the rule."""
-    pairs = list(zip(numbers, numbers[1:], strict=False))
+    pairs = list(itertools.pairwise(numbers))
     step = min((after - before for before, after in pairs), default=1)
     gaps = [(before + step, after - step) for before, after in pairs if after - before > step]
     return [str(first) if first >= last else f"{first}..{last}" for first, last in gaps]

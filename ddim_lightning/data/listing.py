@@ -8,10 +8,10 @@ from pathlib import Path
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
-    ".3g2", ".3gp", ".amv", ".apng", ".asf", ".avi", ".avif", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264", ".h265",
-    ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov", ".mp4",
-    ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogg", ".ogm", ".ogv", ".ogx", ".qt", ".rm", ".rmvb",
-    ".ts", ".vob", ".webm", ".webp", ".wmv", ".y4m",
+    ".264", ".265", ".3g2", ".3gp", ".apng", ".asf", ".avi", ".avif", ".divx", ".dv", ".f4v", ".flv", ".gif", ".h264",
+    ".h265", ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mk3d", ".mkv", ".mov",
+    ".mp4", ".mpe", ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogg", ".ogm", ".ogv", ".ogx", ".qt", ".rm",
+    ".rmvb", ".ts", ".vob", ".webm", ".wmv", ".wtv", ".y4m",
 })
 """What counts as a video in a folder or behind a glob, in lower case."""
 FRAME_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff"})

@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import torch
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
@@ -249,11 +248,13 @@ def _reading(path: Path) -> Iterator[InputContainer]:
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no video
-            stream.codec_context.thread_count = 1  # decoding runs in many workers, and beside the network
-            return stream
-    raise ValueError(f"{path} has no video stream")
+    # The cover of a song is no video.
+    streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    if not streams:
+        raise ValueError(f"{path} has no video stream")
+    stream = max(streams, key=lambda one: one.frames != 1)  # an AVIF holds a still picture before its frames
+    stream.codec_context.thread_count = 1  # decoding runs in many workers, and beside the network
+    return stream
 
 
 def _frame_rate(path: Path, stream: VideoStream) -> Fraction:
