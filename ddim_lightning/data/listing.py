@@ -53,7 +53,8 @@ def find_videos(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     Returns:
         The clips, and what else might be media or hold some; both by name.
     """
-    clips, others = [], []
+    clips: list[Path] = []
+    others: list[Path] = []
     for path in sorted(set(paths)):
         if is_hidden(path):
             continue

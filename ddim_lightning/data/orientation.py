@@ -39,8 +39,9 @@ def read_orientation(frame: VideoFrame) -> Orientation:
 
     Source: FFmpeg, libavutil/display.h: a pixel at (x, y) is shown at (a x + c y, b x + d y).
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
+    try:
+        matrix = frame.side_data["DISPLAYMATRIX"]
+    except KeyError:
         return Orientation()
     a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
     if abs(b) + abs(c) > abs(a) + abs(d):

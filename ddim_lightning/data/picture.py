@@ -112,7 +112,8 @@ def fit_pictures(
         frames[i] = fit_frame(picture.pixels, *size, fit, pixel_aspect=picture.pixel_aspect)
         notes.update(dict.fromkeys(picture.notes))
         if fit == "crop":
-            cropped = max(cropped, measure_crop(*picture.pixels.shape[1:], *size, picture.pixel_aspect))
+            h, w = picture.pixels.shape[1:]
+            cropped = max(cropped, measure_crop(h, w, *size, picture.pixel_aspect))
     return frames, replace(choice, notes=tuple(notes), cropped=cropped)
 
 
