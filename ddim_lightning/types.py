@@ -140,6 +140,14 @@ class VideoLimits:
     multiple: int
     temporal: int
 
+    @property
+    def trained_multiple(self) -> int:
+        """Frames after the first come in multiples of this where a model was trained, for it pairs its latent frames.
+
+        Source: the model card of zai-org/CogVideoX-5b, "should be 8N + 1".
+        """
+        return 2 * self.temporal
+
 
 @dataclass
 class FrameSelection:

@@ -97,7 +97,7 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
     if not paths:
         holds = f"{path} holds no video ({' '.join(sorted(VIDEO_SUFFIXES))})"
         got = f", only {name_some(file.name for file in left_out)}" if left_out else ""
-        raise ValueError(f"videos must name at least one file or folder of frames, but {holds}{got}")
+        raise ValueError(f"videos must name at least one file, but {holds}{got}")
     if left_out:
         names = name_some(file.name + "/" * file.is_dir() for file in left_out)
         warnings.warn(f"videos: left out of {path}, being neither videos nor folders of frames: {names}", stacklevel=3)
@@ -149,7 +149,7 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{what} {path} does not exist")
     if path.is_dir() and not has_frames(path):
-        raise IsADirectoryError(f"{what} {path} is a folder without numbered frames, not a file")
+        raise IsADirectoryError(f"{what} {path} is a folder, not a file, and holds no numbered frames")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from av.video.frame import VideoFrame
 from torch import Tensor
@@ -39,9 +40,9 @@ def read_orientation(frame: VideoFrame) -> Orientation:
 
     Source: FFmpeg, libavutil/display.h: a pixel at (x, y) is shown at (a x + c y, b x + d y).
     """
-    try:
-        matrix = frame.side_data["DISPLAYMATRIX"]
-    except KeyError:
+    side_data: Any = frame.side_data  # PyAV's annotations know one entry only
+    matrix = side_data.get("DISPLAYMATRIX")
+    if matrix is None:
         return Orientation()
     a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
     if abs(b) + abs(c) > abs(a) + abs(d):

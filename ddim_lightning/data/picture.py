@@ -13,6 +13,7 @@ from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from ddim_lightning.data.alpha import put_on_black, read_alpha
 from ddim_lightning.data.color import HDR_NAMES, needs_conversion, to_sdr
 from ddim_lightning.data.deinterlace import was_interlaced
 from ddim_lightning.data.frames import Fit, FrameChoice, fit_frame, measure_crop
@@ -127,7 +128,7 @@ def read_facts(frame: VideoFrame) -> PictureFacts:
         transfer=int(frame.color_trc),
         primaries=int(frame.color_primaries),
         interlaced=was_interlaced(frame),
-        has_alpha=_read_alpha(frame) is not None,
+        has_alpha=read_alpha(frame) is not None,
         orientation=read_orientation(frame),
     )
 
@@ -144,15 +145,7 @@ def _to_rgb(frame: VideoFrame, facts: PictureFacts) -> Tensor:
         pixels = to_sdr(codes.astype(np.uint16, copy=False), facts.transfer, facts.primaries)
     else:
         pixels = torch.from_numpy(np.asarray(codes))
-    alpha = _read_alpha(frame) if facts.has_alpha else None
+    alpha = read_alpha(frame) if facts.has_alpha else None
     if alpha is not None:
-        pixels = (pixels.float() * (alpha[..., None].float() / 255)).round().to(torch.uint8)
+        pixels = put_on_black(pixels, alpha)
     return facts.orientation.apply(pixels.permute(2, 0, 1))
-
-
-def _read_alpha(frame: VideoFrame) -> Tensor | None:
-    """Read how opaque the pixels are, (h, w) uint8; ``None`` where all are."""
-    if frame.format.name != "pal8" and not any(component.is_alpha for component in frame.format.components):
-        return None
-    alpha = frame.to_ndarray(format="rgba", interpolation=SCALER, threads=1)[..., 3]
-    return None if alpha.min() == 255 else torch.from_numpy(np.ascontiguousarray(alpha))

@@ -48,7 +48,9 @@ def copy_sound(
         return []
     stream = source.streams.audio[0]
     if stream.codec_context is None:
-        warnings.warn(f"no sound was copied: there is no decoder for that of {source.name}", stacklevel=3)
+        warnings.warn(
+            f"no sound was copied: there is no decoder for that of {source.name.removeprefix('file:')}", stacklevel=3
+        )
         return []
     first = source.streams.video[0] if source.streams.video else stream
     begin = (first.start_time or 0) * (first.time_base or Fraction(0)) + start_s
@@ -61,7 +63,10 @@ def copy_sound(
         packets = list(_encode(source, stream, output, begin, duration_s))
     except FFmpegError as error:  # some are OSErrors, which would read as if the new file could not be written
         raise InvalidDataError(error.errno or 0, error.strerror or type(error).__name__) from error
-    warnings.warn(f"the sound was encoded as AAC: not every player plays the {codec} of {source.name}", stacklevel=3)
+    warnings.warn(
+        f"the sound was encoded as AAC: not every player plays the {codec} of {source.name.removeprefix('file:')}",
+        stacklevel=3,
+    )
     return packets
 
 

@@ -20,6 +20,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from ddim_lightning.data.alpha import decode_with_alpha
 from ddim_lightning.data.deinterlace import deinterlace
 from ddim_lightning.data.frame_folder import FOLDER_FPS, open_folder
 from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, make_size
@@ -305,7 +306,7 @@ def _decode(
         container.seek(timeline.keys[keys[before - 1]], stream=stream)
     found = 0
     try:
-        for position, frame in enumerate(deinterlace(container.decode(stream))):
+        for position, frame in enumerate(deinterlace(decode_with_alpha(container, stream))):
             time = frame.pts if timeline.keys else position
             if time in wanted:
                 found += 1
