@@ -51,5 +51,5 @@ def read_alpha(frame: VideoFrame) -> Tensor | None:
 
 
 def put_on_black(pixels: Tensor, alpha: Tensor) -> Tensor:
-    """Compose (h, w, c) uint8 pixels with black, by alpha (h, w) uint8."""
-    return (pixels.float() * (alpha[..., None].float() / 255)).round().to(torch.uint8)
+    """Compose (c, h, w) uint8 pixels with black, by alpha (h, w) uint8."""
+    return (pixels.float() * (alpha.float() / 255)).round().to(torch.uint8)

@@ -52,12 +52,13 @@ def to_sdr(codes: NDArray[np.uint16], transfer: int, primaries: int) -> Tensor:
         primaries: FFmpeg's number of the primaries; those of BT.2020 where they are unknown.
 
     Returns:
-        (h, w, 3) uint8, BT.709.
+        (3, h, w) uint8, BT.709.
 
     Source: ITU-R BT.2100-2 tables 4 and 5, BT.2087-0, BT.1886-0, BT.2408-7 section 2; for HLG's system gamma,
     BT.2390-11 section 6.2.
     """
-    light = torch.from_numpy(_light_table(transfer)[codes]) @ _to_bt709(primaries).T
+    planes = torch.from_numpy(_light_table(transfer)[codes.transpose(2, 0, 1)])
+    light = (_to_bt709(primaries) @ planes.reshape(3, -1)).view_as(planes)
     if transfer in HDR_NAMES:
         light = _roll_off(light)
     return light.clamp_(0, 1).pow_(1 / _GAMMA).mul_(255).round_().to(torch.uint8)
@@ -91,7 +92,7 @@ def _hlg_inverse_oetf(code: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _roll_off(light: Tensor) -> Tensor:
     """Bring light of any strength below 1, by its largest channel, so that the color stays."""
-    peak = light.amax(-1, keepdim=True)
+    peak = light.amax(0)
     over = (peak - _KNEE).clamp_min(0)
     rolled = peak - over + (1 - _KNEE) * over / (over + 1 - _KNEE)
     return light * (rolled / peak.clamp_min(1e-9))

@@ -60,8 +60,9 @@ def find_videos(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
             continue
         is_video = path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()
         (clips if is_video or has_frames(path) else others).append(path)
-    folders = set(clips)
-    return clips, [path for path in others if may_be_media(path) and path.parent not in folders]
+    # A glob finds frames beside their folder, and folders beside what is in them.
+    inside, around = set(clips), {parent for clip in clips for parent in clip.parents}
+    return clips, [path for path in others if may_be_media(path) and path.parent not in inside and path not in around]
 
 
 def is_hidden(path: Path) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 from torch import Tensor
 
@@ -32,6 +33,10 @@ class Orientation:
         return pixels.flip(mirrored) if mirrored else pixels
 
 
+_TURNS = (Orientation(), Orientation(True, False, True), Orientation(False, True, True), Orientation(True, True, False))
+"""None, one, two and three quarter turns counterclockwise."""
+
+
 def read_orientation(frame: VideoFrame) -> Orientation:
     """Read how a frame is to be shown; angles between are rounded to the nearest quarter turn.
 
@@ -40,10 +45,14 @@ def read_orientation(frame: VideoFrame) -> Orientation:
 
     Source: FFmpeg, libavutil/display.h: a pixel at (x, y) is shown at (a x + c y, b x + d y).
     """
-    side_data: Any = frame.side_data  # PyAV's annotations know one entry only
-    matrix = side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return Orientation()
+    # PyAV stops with an error at the first piece that is newer than it (EXIF is one) and does not give back any.
+    side_data = SideDataContainer.__new__(SideDataContainer)
+    with suppress(ValueError):
+        side_data.__init__(frame)  # type: ignore[misc]
+    try:
+        matrix = side_data["DISPLAYMATRIX"]
+    except KeyError:  # there is none, or it lies behind such a piece; then the angle is known and mirrors are not
+        return _TURNS[round(frame.rotation / 90) % 4]
     a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
     if abs(b) + abs(c) > abs(a) + abs(d):
         return Orientation(True, mirrored_x=c < 0, mirrored_y=b < 0)

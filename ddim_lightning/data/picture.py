@@ -144,8 +144,8 @@ def _to_rgb(frame: VideoFrame, facts: PictureFacts) -> Tensor:
     if facts.converts_color:
         pixels = to_sdr(codes.astype(np.uint16, copy=False), facts.transfer, facts.primaries)
     else:
-        pixels = torch.from_numpy(np.asarray(codes))
+        pixels = torch.from_numpy(np.asarray(codes)).permute(2, 0, 1)
     alpha = read_alpha(frame) if facts.has_alpha else None
     if alpha is not None:
         pixels = put_on_black(pixels, alpha)
-    return facts.orientation.apply(pixels.permute(2, 0, 1))
+    return facts.orientation.apply(pixels)
