@@ -234,3 +234,17 @@ def test_all_prompts_come_once_in_order(tmp_path, clips):
     assert data.all_prompts() == ["a fox", "a wolf", "a hen", "blur", "a bear", "a cat", "ugly", "a dog"]
     assert VideoDataModule(clips, source_prompt="").all_prompts() == [""]  # the negative prompt by default
     assert VideoDataModule(clips, negative_prompt="blur").all_prompts() == ["blur"]
+
+
+def test_folders_of_frames_are_clips_at_the_rate_that_is_given(tmp_path, clips):
+    for name in ("bear", "cat"):
+        (tmp_path / name).mkdir()
+        for number in range(9):
+            Image.new("RGB", (48, 32), (20 * number,) * 3).save(tmp_path / name / f"{number:05d}.jpg")
+    bear, cat = make_trainer(devices=1).predict(Sized(), VideoDataModule(tmp_path, fps=12))
+    assert [(clip.id, clip.fps, len(clip.frames)) for clip in (bear, cat)] == [("bear", 12, 9), ("cat", 12, 9)]
+    with pytest.warns(UserWarning, match=r"^fps: has no effect"):
+        VideoDataModule(clips / "clip0.mp4", fps=12)
+    for fps in (0, -1, float("nan"), 1e9):
+        with pytest.raises(ValueError, match=rf"^fps: .* got {fps}$"):
+            VideoDataModule(tmp_path, fps=fps)
