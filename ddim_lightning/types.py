@@ -185,10 +185,10 @@ class Clip:
         negative_prompt: What guidance moves away from.
         seed: The clip's own seed; ``None`` derives it from the module's seed and ``id``.
         selection: Which frames of the file these are; ``None`` for clips that come from no file.
-        source: The file, for its audio; ``None`` when there is none.
+        source: The file, for its audio, or the folder of frames; ``None`` when there is none.
         warnings: Sentences for the result.
         mask: (f, h, w) bool, True where the edits may change the video; ``None`` changes everything.
-        mask_source: The file of the mask; ``None`` when there is none.
+        mask_source: The file or folder of the mask; ``None`` when there is none.
     """
 
     id: str

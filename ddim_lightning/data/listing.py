@@ -40,8 +40,11 @@ def split_number(path: Path) -> tuple[str, int, str] | None:
 
 
 def has_frames(path: Path) -> bool:
-    """Say whether a path is a folder that holds images with numbers in their names."""
-    return path.is_dir() and any(split_number(file) is not None for file in path.iterdir())
+    """Say whether a path is a folder that holds images with numbers in their names; one that is closed to us is not."""
+    try:
+        return path.is_dir() and any(split_number(file) is not None for file in path.iterdir())
+    except PermissionError:
+        return False
 
 
 def find_videos(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:

@@ -295,7 +295,7 @@ def _assign_ids(requests: list[ClipRequest]) -> list[ClipRequest]:
 
 
 def _free_id(video: Path, taken: dict[str, str]) -> str:
-    stem = re.sub(r"[^\w.-]+", "_", video.stem).lstrip(".-")[:58] or "clip"
+    stem = re.sub(r"[^\w.-]+", "_", video.name if video.is_dir() else video.stem).lstrip(".-")[:58] or "clip"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     name = next(name for name in names if name.casefold() not in taken)
     taken[name.casefold()] = str(video)
