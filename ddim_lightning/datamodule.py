@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import get_args
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
 from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride
-from ddim_lightning.data.manifest import ClipRequest, Videos, check_file, find_clips
+from ddim_lightning.data.manifest import ClipRequest, Videos, check_file, check_fps, find_clips
 from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
 
 
@@ -25,9 +26,10 @@ class VideoDataModule(LightningDataModule):
     (``/dev/shm``): where a container has little of it, use ``num_workers=0``.
 
     Args:
-        videos: A video, a folder, a glob, a list of videos, or a manifest: CSV or JSONL with the columns ``video``,
-            ``prompts`` (in CSV separated by ``|``), ``source_prompt``, ``negative_prompt``, ``start``, ``num_frames``,
-            ``seed``, ``id``, ``mask``. What a row leaves out comes from the arguments below.
+        videos: A video, a folder of numbered frames, a folder of either, a glob, a list, or a manifest: CSV or JSONL
+            with the columns ``video``, ``prompts`` (in CSV separated by ``|``), ``source_prompt``, ``negative_prompt``,
+            ``start``, ``num_frames``, ``seed``, ``id``, ``mask``, ``fps``. What a row leaves out comes from the
+            arguments below.
         prompts: The edits wanted of every clip.
         source_prompt: A description of the clips; an empty one is none.
         negative_prompt: What guidance moves away from.
@@ -38,7 +40,9 @@ class VideoDataModule(LightningDataModule):
         width: In pixels, likewise.
         fit: What happens to frames of another shape: ``crop`` keeps the aspect, ``pad`` adds black bars, ``stretch``
             distorts.
-        mask: A video or an image, white where the edits may change the clips; ``None`` changes everything.
+        mask: A video, an image or a folder of frames, white where the edits may change the clips; ``None`` changes
+            everything.
+        fps: Frames per second of folders of frames, 0.01 .. 1000; ``None`` is 8. Video files have a rate of their own.
         num_workers: Processes that decode, >= 0.
 
     Raises:
@@ -60,6 +64,7 @@ class VideoDataModule(LightningDataModule):
         width: int | None = None,
         fit: Fit = "crop",
         mask: str | os.PathLike[str] | None = None,
+        fps: float | None = None,
         num_workers: int = 2,
     ) -> None:
         super().__init__()
@@ -80,8 +85,11 @@ class VideoDataModule(LightningDataModule):
             start=start,
             num_frames=num_frames,
             mask=None if mask is None else check_file(mask, "mask"),
+            fps=None if fps is None else check_fps(fps),
         )
         self.requests = find_clips(videos, default)
+        if fps is not None and not any(request.video.is_dir() for request in self.requests):
+            warnings.warn("fps: has no effect on video files, which have a rate of their own", stacklevel=2)
         self.num_frames = num_frames
         self.stride = stride
         self.height = height

@@ -142,6 +142,14 @@ class VideoLimits:
     multiple: int
     temporal: int
 
+    @property
+    def trained_multiple(self) -> int:
+        """Frames after the first come in multiples of this where a model was trained, for it pairs its latent frames.
+
+        Source: the model card of zai-org/CogVideoX-5b, "should be 8N + 1".
+        """
+        return 2 * self.temporal
+
 
 @dataclass
 class FrameSelection:
@@ -154,12 +162,14 @@ class FrameSelection:
         stride: Mean distance between frames taken, >= 1; an int where it is a whole number.
         count: Number of frames taken, 4k + 1.
         dropped: Frames at the end of the file that the selection, ``count * stride`` frames long, does not reach.
+        cropped: Share of the picture that was cut at its sides, 0 .. 1.
     """
 
     start: int
     stride: float
     count: int
     dropped: int
+    cropped: float = 0.0
 
 
 @dataclass
@@ -177,10 +187,10 @@ class Clip:
         negative_prompt: What guidance moves away from.
         seed: The clip's own seed; ``None`` derives it from the module's seed and ``id``.
         selection: Which frames of the file these are; ``None`` for clips that come from no file.
-        source: The file, for its audio; ``None`` when there is none.
+        source: The file, for its audio, or the folder of frames; ``None`` when there is none.
         warnings: Sentences for the result.
         mask: (f, h, w) bool, True where the edits may change the video; ``None`` changes everything.
-        mask_source: The file of the mask; ``None`` when there is none.
+        mask_source: The file or folder of the mask; ``None`` when there is none.
     """
 
     id: str

@@ -215,6 +215,7 @@ def make_record(result: ClipResult, files: Mapping[str, Any]) -> dict[str, Any]:
             "stride": chosen.stride if chosen else 1,
             "count": len(clip.frames),
             "dropped": chosen.dropped if chosen else 0,
+            "cropped": chosen.cropped if chosen else 0.0,
         }
     return {
         "schema": SCHEMA,

@@ -24,7 +24,7 @@ def check_edit(
     if kept is not None and not outputs.save_trajectory and os.path.realpath(kept) == os.path.realpath(run.output):
         raise argparse.ArgumentError(None, f"trajectory_dir: must not be output without save_trajectory, got {kept!r}")
     (request,) = find_clips([video.video], ClipRequest())
-    if request.video.stat().st_size == 0:
+    if request.video.is_file() and request.video.stat().st_size == 0:
         raise ValueError(f"{request.video} is empty (0 bytes)")
     if frames.mask is not None:
         check_file(frames.mask, "mask")

@@ -47,7 +47,7 @@ class Video:
     """The `Video` is the file that is edited, and what its edits show.
 
     Args:
-        video: The video file.
+        video: The video file, or a folder of numbered frames.
         prompt: What an edit shows; repeat it for more edits.
     """
 
@@ -72,9 +72,10 @@ class Frames:  # noqa: D101
     width: int | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
     mask: str | None = None
+    fps: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in {"num_frames": 1, "start": 0, "stride": 1, "height": 1, "width": 1}.items():
+        for name, least in {"num_frames": 1, "start": 0, "stride": 1, "height": 1, "width": 1, "fps": 0.01}.items():
             value = getattr(self, name)
             if isinstance(value, int | float) and not least <= value < math.inf:
                 raise ValueError(f"{name}: must be at least {least}, got {value}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, DistributedSampler
 
+from ddim_lightning.data.frame_folder import FOLDER_FPS
 from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride, make_size
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.mask import read_mask
@@ -69,8 +70,9 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
         """
         request = self.requests[index]
         source = str(request.video)
+        fps = FOLDER_FPS if request.fps is None else request.fps
         try:
-            frames, fps, choice = read_clip(
+            frames, rate, choice = read_clip(
                 request.video,
                 limits=self.limits,
                 start=request.start,
@@ -79,6 +81,7 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
                 height=self.height,
                 width=self.width,
                 fit=self.fit,
+                fps=fps,
             )
             mask = None
             if request.mask is not None:
@@ -90,14 +93,14 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
         return Clip(
             id=request.id,
             frames=frames,
-            fps=fps,
+            fps=rate,
             prompts=request.prompts,
             source_prompt=request.source_prompt,
             negative_prompt=request.negative_prompt,
             seed=request.seed,
             selection=choice.selection,
             source=source,
-            warnings=(choice.warning,) if choice.warning else (),
+            warnings=choice.warnings,
             mask=mask,
             mask_source=None if request.mask is None else str(request.mask),
         )

@@ -29,8 +29,7 @@ def fit_frame(
     """
     h, w = frame.shape[-2:]
     if fit == "crop":
-        shape = Fraction(width, height) / pixel_aspect
-        crop_h, crop_w = max(1, min(h, round(w / shape))), max(1, min(w, round(h * shape)))
+        crop_h, crop_w = _crop_size(h, w, height, width, pixel_aspect)
         top, left = (h - crop_h) // 2, (w - crop_w) // 2
         frame = frame[:, top : top + crop_h, left : left + crop_w]
     inner_h, inner_w = height, width
@@ -41,3 +40,15 @@ def fit_frame(
     top, left = (height - inner_h) // 2, (width - inner_w) // 2
     padded: Tensor = transforms.pad(frame, [left, top, width - inner_w - left, height - inner_h - top])
     return padded
+
+
+def measure_crop(h: int, w: int, height: int, width: int, pixel_aspect: Fraction = Fraction(1)) -> float:
+    """Measure which share of a picture of h x w pixels ``fit="crop"`` cuts off, 0 .. 1; see `fit_frame`."""
+    crop_h, crop_w = _crop_size(h, w, height, width, pixel_aspect)
+    return 1 - crop_h * crop_w / (h * w)
+
+
+def _crop_size(h: int, w: int, height: int, width: int, pixel_aspect: Fraction) -> tuple[int, int]:
+    """Return the height and width that are kept of h x w, which have the shape of height x width."""
+    shape = Fraction(width, height) / pixel_aspect
+    return max(1, min(h, round(w / shape))), max(1, min(w, round(h * shape)))

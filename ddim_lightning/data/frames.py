@@ -13,11 +13,12 @@ Fit = Literal["crop", "pad", "stretch"]
 """How a frame of another shape fills the model's: cut at the sides, framed by black bars, or distorted."""
 Stride = float | Literal["spread"]
 """Distance between the frames taken, >= 1, or ``spread``: evenly over the rest of the clip."""
+_TELL_CROPPED = 0.1
 
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """A `FrameChoice` is the frames of a file that were chosen.
+    """A `FrameChoice` says which frames of a file were chosen, and what was made of them.
 
     Args:
         total: Frames the file has.
@@ -25,6 +26,8 @@ class FrameChoice:
         stride: Exact mean distance between the frames, >= 1.
         count: How many frames.
         reason: Why there are not more.
+        cropped: Share of the picture that was cut at its sides, 0 .. 1.
+        notes: Sentences about what else was made of the frames.
     """
 
     total: int
@@ -32,6 +35,8 @@ class FrameChoice:
     stride: Fraction
     count: int
     reason: str
+    cropped: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def indices(self) -> list[int]:
@@ -42,7 +47,17 @@ class FrameChoice:
     def selection(self) -> FrameSelection:
         """The choice as it travels with the clip."""
         stride = int(self.stride) if self.stride.denominator == 1 else float(self.stride)
-        return FrameSelection(self.start, stride, self.count, dropped=max(0, self.total - self._end))
+        dropped = max(0, self.total - self._end)
+        return FrameSelection(self.start, stride, self.count, dropped, cropped=round(self.cropped, 4))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about all that was lost of the file, in time, in space and in color."""
+        found = [self.warning] if self.warning else []
+        if self.cropped > _TELL_CROPPED:
+            lost = f"{self.cropped:.0%} of the picture"
+            found.append(f"{lost} was cut at its sides (fit='crop'); 'pad' and 'stretch' keep all of it")
+        return (*found, *self.notes)
 
     @property
     def warning(self) -> str | None:

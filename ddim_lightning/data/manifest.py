@@ -9,18 +9,14 @@ import itertools
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# fmt: off
-VIDEO_SUFFIXES = frozenset({
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
-    ".webm", ".wmv", ".y4m",
-})
-# fmt: on
-"""What counts as a video in a folder or behind a glob, in lower case."""
+from ddim_lightning.data.listing import VIDEO_SUFFIXES, find_videos, has_frames, name_some
+
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
 """What is read as a list of clips."""
 
@@ -34,7 +30,7 @@ class ClipRequest:
     """A `ClipRequest` is one clip that is wanted.
 
     Args:
-        video: The file.
+        video: The file, or a folder of frames.
         id: Names the output folder; unique within a run.
         prompts: The edits wanted.
         source_prompt: A description of the clip, if there is one.
@@ -43,7 +39,9 @@ class ClipRequest:
         num_frames: How many frames; ``None`` is as many as possible.
         seed: The clip's own seed, >= 0; ``None`` derives it from the module's seed and ``id``.
         origin: The row of the manifest it came from, for messages; empty when there is none.
-        mask: A video or an image, white where the edits may change the clip; ``None`` changes everything.
+        mask: A video, an image or a folder of frames, white where the edits may change the clip; ``None`` changes
+            everything.
+        fps: Frames per second of a folder of frames; ``None`` is 8. A file has its own.
     """
 
     video: Path = Path()
@@ -56,18 +54,20 @@ class ClipRequest:
     seed: int | None = None
     origin: str = ""
     mask: Path | None = None
+    fps: float | None = None
 
 
 Videos = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
-"""What a user may name: a file, a folder, a glob, a manifest, or a list of files."""
+"""What a user may name: a file, a folder, a glob, a manifest, or a list of files and folders of frames."""
 
 
 def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
     """Find the clips that are meant, each with an id of its own.
 
     Args:
-        videos: A video; a folder (its videos, by name, not those of its subfolders); a glob (its videos, by name); a
-            manifest (see `read_manifest`); or a list of videos. What exists under exactly this name is no glob.
+        videos: A video; a folder of frames; a folder (its videos and its folders of frames, by name); a glob
+            (likewise); a manifest (see `read_manifest`); or a list of videos and folders of frames. What exists under
+            exactly this name is no glob. What else lies there is named in a warning, unless it evidently is no media.
         default: What holds for every clip, where a row of a manifest does not say otherwise.
 
     Returns:
@@ -85,14 +85,22 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
     path = Path(videos).expanduser()
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
         return _assign_ids(read_manifest(path, default))
+    left_out: list[Path] = []
     if path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
-        paths = _only_videos(path.iterdir())
+        paths, left_out = find_videos(path.iterdir())
+        if not paths and has_frames(path):
+            paths, left_out = [path], []  # what else lies there is told when its frames are read
     elif glob.has_magic(str(path)) and not path.exists():
-        paths = _only_videos(Path(name) for name in glob.iglob(str(path), recursive=True))
+        paths, left_out = find_videos(Path(name) for name in glob.iglob(str(path), recursive=True))
     else:
         paths = [check_file(path, "video")]
     if not paths:
-        raise ValueError(f"videos must name at least one file, but {path} holds no video ({_suffixes()})")
+        holds = f"{path} holds no video ({' '.join(sorted(VIDEO_SUFFIXES))})"
+        got = f", only {name_some(file.name for file in left_out)}" if left_out else ""
+        raise ValueError(f"videos must name at least one file, but {holds}{got}")
+    if left_out:
+        names = name_some(file.name + "/" * file.is_dir() for file in left_out)
+        warnings.warn(f"videos: left out of {path}, being neither videos nor folders of frames: {names}", stacklevel=3)
     return _assign_ids([replace(default, video=path) for path in paths])
 
 
@@ -100,9 +108,9 @@ def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
     """Read a list of clips: CSV with a header, or JSONL with an object a line, in UTF-8.
 
     The columns are ``video`` (required, relative to the manifest), ``prompts``, ``source_prompt``, ``negative_prompt``,
-    ``start``, ``num_frames``, ``seed``, ``id`` and ``mask`` (a file, relative to the manifest). In CSV several prompts
-    are separated by ``|``; in JSONL they are a list of strings, or one string. An empty cell, ``null`` and a column
-    that is left out mean the default.
+    ``start``, ``num_frames``, ``seed``, ``id``, ``fps`` and ``mask`` (a file, relative to the manifest). In CSV several
+    prompts are separated by ``|``; in JSONL they are a list of strings, or one string. An empty cell, ``null`` and a
+    column that is left out mean the default.
 
     Args:
         path: The manifest, ``.csv`` or ``.jsonl``.
@@ -127,34 +135,33 @@ def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
     return requests
 
 
-def _only_videos(paths: Iterator[Path]) -> list[Path]:
-    return sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
-    )
-
-
-def _suffixes() -> str:
-    return " ".join(sorted(VIDEO_SUFFIXES))
-
-
 def check_file(path: str | os.PathLike[str], what: str) -> Path:
-    """Check that a file is there, whatever it holds.
+    """Check that a file or a folder of frames is there, whatever it holds.
 
     Args:
-        path: The file; ``~`` is the user's folder.
+        path: The file or the folder; ``~`` is the user's folder.
         what: What it is meant to be, for messages.
 
     Raises:
-        OSError: If it does not exist or is a folder; always the exact subclass.
+        OSError: If it does not exist or is a folder without numbered images; always the exact subclass.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{what} {path} does not exist")
-    if path.is_dir():
-        raise IsADirectoryError(f"{what} {path} is a folder, not a file")
+    if path.is_dir() and not has_frames(path):
+        raise IsADirectoryError(f"{what} {path} is a folder, not a file, and holds no numbered frames")
     return path
+
+
+def check_fps(fps: float) -> float:
+    """Check that an mp4 can have this rate of frames per second, and return it.
+
+    Raises:
+        ValueError: If it does not lie in 0.01 .. 1000.
+    """
+    if not 0.01 <= fps <= 1000:
+        raise ValueError(f"fps: must lie in 0.01 .. 1000, got {fps}")
+    return fps
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -248,6 +255,13 @@ def _parse_integer(value: object) -> int:
     return int(str(value))
 
 
+def _parse_fps(value: object) -> float:
+    try:
+        return check_fps(float(str(value)))
+    except ValueError:
+        raise ValueError("must be a number in 0.01 .. 1000") from None
+
+
 def _parse_id(value: object) -> str:
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise ValueError("must be a folder name: letters, digits, '_', '.', '-', first no '.' or '-', at most 64")
@@ -264,6 +278,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "seed": _parse_integer,
     "id": _parse_id,
     "mask": _parse_text,
+    "fps": _parse_fps,
 }
 
 
@@ -280,7 +295,7 @@ def _assign_ids(requests: list[ClipRequest]) -> list[ClipRequest]:
 
 
 def _free_id(video: Path, taken: dict[str, str]) -> str:
-    stem = re.sub(r"[^\w.-]+", "_", video.stem).lstrip(".-")[:58] or "clip"
+    stem = re.sub(r"[^\w.-]+", "_", video.name if video.is_dir() else video.stem).lstrip(".-")[:58] or "clip"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     name = next(name for name in names if name.casefold() not in taken)
     taken[name.casefold()] = str(video)

@@ -1,4 +1,4 @@
-"""Masks are read from videos and images; they say where the edits may change a clip."""
+"""Masks are read from videos, images and folders of frames; they say where the edits may change a clip."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def read_mask(
 ) -> Bool[Tensor, "f h w"]:
     """Read the mask of a clip, frame by frame and pixel by pixel as the clip itself was read.
 
-    The mask covers the whole frame of the file, in the same shape, at any resolution. It is brought to the file's
-    resolution (nearest pixel), then cut, framed or distorted as the clip's frames are; a pixel that more than half of
-    what it shows is white is editable. The bars of ``fit="pad"`` are not. An image holds for all frames.
+    The mask covers the whole frame of the file, whatever its size and shape: it is brought to the file's size (nearest
+    pixel), then cut, framed or distorted as the clip's frames are; a pixel that more than half of what it shows is
+    white is editable. The bars of ``fit="pad"`` are not. An image holds for all frames.
 
     Args:
-        path: A video or an image, white (luma above half) where the edits may change the clip.
+        path: A video, an image or a folder of frames, white (luma above half) where the edits may change the clip.
         clip: The file of the clip.
         choice: Which of its frames were taken.
         height: Of the clip as the model sees it, in pixels.
@@ -39,12 +39,14 @@ def read_mask(
 
     Raises:
         OSError: If there is no such file, it is a folder, or it may not be read; always the exact subclass.
-        ValueError: If it cannot be read, has another number of frames or another shape than the clip, or is black
-            everywhere once it is cut to size.
+        ValueError: If it cannot be read, has another number of frames than the clip, or is black everywhere once it is
+            cut to size.
     """
     try:
         info = read_info(path)
-        _check_fits(info, clip)
+        if info.num_frames not in (1, clip.num_frames):
+            rule = f"must be an image or have as many frames as {clip.path}, {clip.num_frames}"
+            raise ValueError(f"{info.path} {rule}, got {info.num_frames}")
         indices = [0] if info.num_frames == 1 else choice.indices
         mask = torch.stack([_fit(frame, clip, height, width, fit) for frame in read_frames(path, indices)])
         if not mask.any():
@@ -52,16 +54,6 @@ def read_mask(
     except ValueError as error:
         raise ValueError(f"mask: {error}") from None
     return mask.expand(choice.count, -1, -1)
-
-
-def _check_fits(mask: VideoInfo, clip: VideoInfo) -> None:
-    if mask.num_frames not in (1, clip.num_frames):
-        rule = f"must be an image or have as many frames as {clip.path}, {clip.num_frames}"
-        raise ValueError(f"{mask.path} {rule}, got {mask.num_frames}")
-    # A side may be rounded to whole pixels.
-    if abs(mask.width * clip.height - clip.width * mask.height) > max(clip.width, clip.height) / 2:
-        rule = f"must have the shape of {clip.path}, {clip.width} x {clip.height}"
-        raise ValueError(f"{mask.path} {rule}, got {mask.width} x {mask.height}")
 
 
 def _fit(frame: Tensor, clip: VideoInfo, height: int, width: int, fit: Fit) -> Tensor:

@@ -8,28 +8,25 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
-import torch
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ddim_lightning.data.fitting import fit_frame
+from ddim_lightning.data.alpha import decode_with_alpha
+from ddim_lightning.data.deinterlace import deinterlace
+from ddim_lightning.data.frame_folder import FOLDER_FPS, open_folder
 from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, make_size
-from ddim_lightning.data.mp4 import SCALER, check_frames, write_mp4
+from ddim_lightning.data.mp4 import check_frames, write_mp4
+from ddim_lightning.data.picture import fit_pictures, to_picture
 from ddim_lightning.types import Frames, VideoLimits
-
-_UNSPECIFIED = 2  # as FFmpeg numbers matrices of colors
-_HD_HEIGHT = 720
 
 
 @dataclass(frozen=True)
@@ -68,27 +65,31 @@ class _Timeline:
     keys: dict[int, int]
 
 
-def read_info(path: str | os.PathLike[str]) -> VideoInfo:
-    """Read what a video file holds, decoding its first frame only.
+def read_info(path: str | os.PathLike[str], *, fps: float = FOLDER_FPS) -> VideoInfo:
+    """Read what a video file or a folder of frames holds, decoding its first frame only.
 
     Args:
-        path: The file.
+        path: The file or the folder.
+        fps: Frames per second of a folder; a file has its own.
 
     Raises:
-        OSError: If there is no such file, it is a folder, or it may not be read; always the exact subclass.
+        OSError: If there is no such file, it is a folder without frames, or it may not be read; always the exact
+            subclass.
         ValueError: If it is empty, not a video, has no video stream, or is cut short.
     """
     path = Path(path)
-    timeline = _read_timeline(path)
-    with _reading(path) as container:
-        stream = _video_stream(path, container)
-        frame = next(_decode(path, container, stream, timeline, [0]))
-        height, width = _to_rgb(frame).shape[1:]
-        pixel_aspect = _pixel_aspect(stream, frame)
-        fps = _frame_rate(path, stream)
-        num_frames = len(timeline.pts)
-        has_audio = bool(container.streams.audio)
-    return VideoInfo(path, num_frames, fps, height, width, pixel_aspect, float(num_frames / fps), has_audio)
+    if path.is_dir():
+        folder = open_folder(path)
+        picture = next(folder.read([0]))
+        num_frames, rate, has_audio = len(folder.frames), Fraction(str(fps)), False
+    else:
+        timeline = _read_timeline(path)
+        with _reading(path) as container:
+            stream = _video_stream(path, container)
+            picture = to_picture(next(_decode(path, container, stream, timeline, [0])), stream)
+            num_frames, rate, has_audio = len(timeline.pts), _frame_rate(path, stream), bool(container.streams.audio)
+    height, width = picture.pixels.shape[1:]
+    return VideoInfo(path, num_frames, rate, height, width, picture.pixel_aspect, float(num_frames / rate), has_audio)
 
 
 def read_clip(
@@ -101,15 +102,15 @@ def read_clip(
     height: int | None = None,
     width: int | None = None,
     fit: Fit = "crop",
+    fps: float = FOLDER_FPS,
 ) -> tuple[Frames, Fraction, FrameChoice]:
     """Read the frames of a clip at a model's size.
 
     Only what is needed is decoded, from a keyframe shortly before the first frame on, and only the chosen frames are
-    kept. Rotation and pixel aspect in the metadata are honored. A file that does not name its colors is taken to be
-    BT.709 from 720 lines on and BT.601 below, which is what players do.
+    kept. The frames are what a player shows; what was made of them for that stands in the choice's ``notes``.
 
     Args:
-        path: The file.
+        path: The file, or a folder of numbered images.
         limits: What the model takes.
         start: Index of the first frame, >= 0.
         num_frames: How many, 4k + 1; ``None`` is the most that the clip and the model allow.
@@ -117,49 +118,63 @@ def read_clip(
         height: In pixels; ``None`` is the model's own.
         width: In pixels; ``None`` is the model's own.
         fit: What happens to frames of another shape: ``crop``, ``pad`` or ``stretch``.
+        fps: Frames per second of a folder; a file has its own.
 
     Returns:
         The frames (f, c, h, w) uint8; their rate, that of the file over the stride; and which frames they are.
 
     Raises:
-        OSError: If there is no such file, it is a folder, or it may not be read; always the exact subclass.
+        OSError: If there is no such file, it is a folder without frames, or it may not be read; always the exact
+            subclass.
         ValueError: If it is no readable video, is damaged, has too few frames, or an argument breaks its rule.
     """
     path = Path(path)
-    height, width = make_size(limits, height, width)
+    size = make_size(limits, height, width)
+
+    def choose(total: int) -> FrameChoice:
+        try:
+            return choose_frames(total, limits, start=start, num_frames=num_frames, stride=stride)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    if path.is_dir():
+        folder = open_folder(path)
+        choice = replace(choose(len(folder.frames)), notes=folder.notes)
+        frames, choice = fit_pictures(folder.read(choice.indices), choice, size, fit)
+        return frames, Fraction(str(fps)) / choice.stride, choice
     timeline = _read_timeline(path)
-    try:
-        choice = choose_frames(len(timeline.pts), limits, start=start, num_frames=num_frames, stride=stride)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    frames = torch.empty(choice.count, 3, height, width, dtype=torch.uint8)
+    choice = choose(len(timeline.pts))
     with _reading(path) as container:
         stream = _video_stream(path, container)
-        for i, frame in enumerate(_decode(path, container, stream, timeline, choice.indices)):
-            frames[i] = fit_frame(_to_rgb(frame), height, width, fit, pixel_aspect=_pixel_aspect(stream, frame))
-        fps = _frame_rate(path, stream) / choice.stride
-    return frames, fps, choice
+        decoded = _decode(path, container, stream, timeline, choice.indices)
+        frames, choice = fit_pictures((to_picture(frame, stream) for frame in decoded), choice, size, fit)
+        return frames, _frame_rate(path, stream) / choice.stride, choice
 
 
 def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Iterator[Tensor]:
-    """Read frames of a video or an image file as they are, one at a time.
+    """Read frames of a video, a folder of frames or an image file as they are, one at a time.
 
     Args:
-        path: The file; an image has one frame.
+        path: The file or the folder; an image has one frame.
         indices: Where the frames stand in the file, ascending.
 
     Yields:
-        (c, h, w) uint8, turned as the metadata say.
+        (c, h, w) uint8, turned and mirrored as the metadata say.
 
     Raises:
-        OSError: If there is no such file, it is a folder, or it may not be read; always the exact subclass.
+        OSError: If there is no such file, it is a folder without frames, or it may not be read; always the exact
+            subclass.
         ValueError: If it is neither a video nor an image that can be read, or is damaged.
     """
     path = Path(path)
+    if path.is_dir():
+        yield from (picture.pixels for picture in open_folder(path).read(indices))
+        return
     timeline = _read_timeline(path)
     with _reading(path) as container:
-        for frame in _decode(path, container, _video_stream(path, container), timeline, indices):
-            yield _to_rgb(frame)
+        stream = _video_stream(path, container)
+        for frame in _decode(path, container, stream, timeline, indices):
+            yield to_picture(frame, stream).pixels
 
 
 def write_video(
@@ -174,14 +189,14 @@ def write_video(
     """Write an mp4 that every player plays: H.264, 4:2:0, BT.709, the index in front.
 
     The file appears under its name when it is whole; its folder is made. The same arguments give the same bytes. The
-    sound of the time that the frames cover is copied as it is; where it is damaged or mp4 cannot carry it, a warning
-    says so.
+    sound of the time that the frames cover is copied as it is, or encoded as AAC where it is something that not every
+    player plays. A warning says so, and likewise where it is damaged or cannot be decoded.
 
     Args:
         path: The file, whatever its suffix.
         frames: (f, c, h, w) uint8 RGB, on any device; h and w even.
         fps: Frames per second, > 0.
-        audio_from: A file whose sound is copied; one without sound is no mistake.
+        audio_from: A file whose sound is copied; one without sound is no mistake, nor is a folder of frames.
         audio_start_s: Where in that file the frames begin, in seconds after its own first frame, >= 0.
         crf: x264's quality, 0 (lossless but for the color conversion) .. 51.
 
@@ -191,7 +206,7 @@ def write_video(
     """
     path = Path(path)
     check_frames(frames, fps)
-    with nullcontext() if audio_from is None else _open(Path(audio_from)) as sound:
+    with nullcontext() if audio_from is None or Path(audio_from).is_dir() else _open(Path(audio_from)) as sound:
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             if path.parent.is_file():
@@ -234,11 +249,13 @@ def _reading(path: Path) -> Iterator[InputContainer]:
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no video
-            stream.codec_context.thread_count = 1  # decoding runs in many workers, and beside the network
-            return stream
-    raise ValueError(f"{path} has no video stream")
+    # The cover of a song is no video.
+    streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+    if not streams:
+        raise ValueError(f"{path} has no video stream")
+    stream = max(streams, key=lambda one: one.frames != 1)  # an AVIF holds a still picture before its frames
+    stream.codec_context.thread_count = 1  # decoding runs in many workers, and beside the network
+    return stream
 
 
 def _frame_rate(path: Path, stream: VideoStream) -> Fraction:
@@ -282,13 +299,14 @@ def _decode(
     """Yield the frames at ``indices``, which ascend."""
     wanted = {timeline.pts[i] for i in indices}
     keys = sorted(timeline.keys)
-    before = bisect_right(keys, min(wanted))
+    # From the frame before the first one on: a deinterlacer looks at it.
+    before = bisect_right(keys, timeline.pts[max(0, indices[0] - 1)])
     if before and keys[before - 1] > timeline.pts[0]:
         # its dts, because containers index by either, and landing one keyframe early does no harm
         container.seek(timeline.keys[keys[before - 1]], stream=stream)
     found = 0
     try:
-        for position, frame in enumerate(container.decode(stream)):
+        for position, frame in enumerate(deinterlace(decode_with_alpha(container, stream))):
             time = frame.pts if timeline.keys else position
             if time in wanted:
                 found += 1
@@ -299,23 +317,3 @@ def _decode(
     except FFmpegError as error:
         reason = error.strerror or type(error).__name__
     raise ValueError(f"{path} is damaged: {found} of {len(wanted)} frames could be decoded ({reason})")
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    """How often the frame is to be turned counterclockwise by 90 degrees."""
-    return round(frame.rotation / 90)
-
-
-def _pixel_aspect(stream: VideoStream, frame: VideoFrame) -> Fraction:
-    """Width over height of a pixel, after the turn in the metadata."""
-    aspect = stream.sample_aspect_ratio or Fraction(1)
-    return 1 / aspect if _quarter_turns(frame) % 2 else aspect
-
-
-def _to_rgb(frame: VideoFrame) -> Tensor:
-    """Convert to (c, h, w) uint8, turned as the metadata say."""
-    colorspace = None
-    if frame.colorspace == _UNSPECIFIED and not frame.format.is_rgb:
-        colorspace = Colorspace.ITU709 if min(frame.height, frame.width) >= _HD_HEIGHT else Colorspace.ITU601
-    pixels = frame.to_ndarray(format="rgb24", src_colorspace=colorspace, interpolation=SCALER, threads=1)
-    return torch.from_numpy(np.asarray(pixels)).permute(2, 0, 1).rot90(_quarter_turns(frame), dims=(1, 2))

@@ -53,7 +53,12 @@ def make_clip_seed(seed: int, clip_id: str) -> int:
 
 
 def check_frames(frames: Frames, limits: VideoLimits) -> None:
-    """Raise a ValueError unless frames (f, c, h, w) have a count and a size that the model can take."""
+    """Raise a ValueError unless frames are uint8 (f, c, h, w) of a count and a size that the model can take."""
+    if frames.dtype != torch.uint8:
+        got = str(frames.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"frames: must be uint8, 0 .. 255, got {got}; floats in 0 .. 1 become it by models.vae.quantize"
+        )
     num_frames, channels, height, width = frames.shape
     if channels != 3:
         raise ValueError(f"frames: must have shape (f, 3, h, w), got {tuple(frames.shape)}")
@@ -61,6 +66,19 @@ def check_frames(frames: Frames, limits: VideoLimits) -> None:
         raise ValueError(f"frames: their count must be {limits.temporal}k + 1, got {num_frames}")
     if height % limits.multiple or width % limits.multiple:
         raise ValueError(f"frames: height and width must be multiples of {limits.multiple}, got {height} x {width}")
+
+
+def find_untrained(frames: Frames, limits: VideoLimits) -> list[str]:
+    """Return a sentence for each way in which frames (f, c, h, w) differ from what the model was trained on."""
+    found = []
+    num_frames, _, height, width = frames.shape
+    if (height, width) != (limits.height, limits.width):
+        rule = f"the model was trained at {limits.height} x {limits.width} pixels"
+        found.append(f"height, width: {rule}, got {height} x {width}: results may be worse")
+    if (num_frames - 1) % limits.trained_multiple:
+        rule = f"the model was trained on {limits.trained_multiple}k + 1 frames"
+        found.append(f"num_frames: {rule}, got {num_frames}: results may be worse")
+    return found
 
 
 @dataclass
@@ -91,13 +109,15 @@ class ClipJob:
 
     def __post_init__(self) -> None:
         clip = self.clip
-        check_frames(clip.frames, self.engine.components.limits)
+        limits = self.engine.components.limits
+        check_frames(clip.frames, limits)
         self.timer = StageTimer(self.engine.device)
         self.requests = [
             EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
             for prompt in clip.prompts
         ]
-        self._warnings = [*clip.warnings, *self._find_ignored(), *self._check_requests()]
+        untrained = find_untrained(clip.frames, limits)
+        self._warnings = [*clip.warnings, *untrained, *self._find_ignored(), *self._check_requests()]
         self._stored = self._find_trajectory()
         self._plan = self._plan_nfe()
         self.nfe_left = sum(self._plan.values())

@@ -91,9 +91,22 @@ class InversionEngine:
         self.network.start_stage()
 
     def encode(self, video: Video | Frames) -> Latents:
-        """Encode (b, f, c, h, w) floats in 0 .. 1, or (f, c, h, w) uint8 frames, to latents by the posterior's mode."""
+        """Encode a video to latents by the posterior's mode.
+
+        Args:
+            video: (b, f, c, h, w) floats in 0 .. 1, or (f, c, h, w) uint8 frames; f is 4k + 1.
+
+        Raises:
+            ValueError: A number of frames of which the VAE would drop some, or four axes that are not uint8 frames.
+        """
+        if video.ndim == 4 and video.dtype != torch.uint8:
+            raise ValueError(f"video: frames (f, c, h, w) must be uint8, got {str(video.dtype).removeprefix('torch.')}")
+        video = video if video.ndim == 5 else video[None]
+        temporal = self.components.limits.temporal
+        if video.shape[1] % temporal != 1 % temporal:
+            raise ValueError(f"video: its number of frames must be {temporal}k + 1, got {video.shape[1]}")
         self.to_device("vae")
-        return encode_video(self.components.vae, video if video.ndim == 5 else video[None])
+        return encode_video(self.components.vae, video)
 
     def decode(self, latents: Latents) -> Video:
         """Decode latents to (b, f, c, h, w) floats in 0 .. 1."""

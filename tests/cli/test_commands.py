@@ -18,6 +18,7 @@ import av
 import pytest
 import torch
 from lightning import Trainer
+from PIL import Image
 
 import ddim_lightning.tiny.demo
 from ddim_lightning import DDIMInversionModule, KVInjection, Outputs, Runtime, Schedule, VideoDataModule, VideoWriter
@@ -40,6 +41,12 @@ def clip(tmp_path):
     return write_clip(tmp_path / "clip.mp4", 0)
 
 
+@pytest.fixture
+def native(tmp_path):
+    """Write a clip of the size and length that the model of these tests was made for: of it nothing is warned."""
+    return write_clip(tmp_path / "native.mp4", 0, f=9, h=64, w=64)
+
+
 def edit(clip, output, model, *words):
     return main(["edit", str(clip), "--output", str(output), "--model", str(model), "--steps", "2", *words])
 
@@ -60,7 +67,8 @@ def test_edit_of_a_real_clip_with_sound(tiny_model, tmp_path, capsys):
         with av.open(str(tmp_path / "bigbuckbunny" / f"{name}.mp4")) as container:
             assert len(list(container.decode(video=0))) == 9
     record = json.loads((tmp_path / "bigbuckbunny" / "result.json").read_text("utf-8"))
-    assert record["frames"] == {"start": 50, "stride": 2, "count": 9, "dropped": source.num_frames - 50 - 18}
+    left = {"dropped": source.num_frames - 50 - 18, "cropped": round(1 - 720 / 1280, 4)}  # 16:9 becomes a square
+    assert record["frames"] == {"start": 50, "stride": 2, "count": 9, **left}
     assert record["metrics"]["vae"]["psnr"] > 0
     assert f"{record['metrics']['vae']['psnr']:.1f} dB" in told.out
     # what Lightning would like to say about devices, workers and its other products is not there
@@ -205,25 +213,25 @@ def test_json_is_all_of_stdout(clip, tiny_model, tmp_path, capfd):
     assert report["results"] == str(tmp_path / "out" / "results.jsonl")
 
 
-def test_quiet_prints_nothing(clip, tiny_model, tmp_path, capfd):
-    words = [*PROMPT, *SMALL, "--editor", "KVInjection", "--quiet"]
-    assert edit(clip, tmp_path / "out", tiny_model, *words) == 0
+def test_quiet_prints_nothing(native, tiny_model, tmp_path, capfd):
+    words = [*PROMPT, "--editor", "KVInjection", "--quiet"]
+    assert edit(native, tmp_path / "out", tiny_model, *words) == 0
     assert capfd.readouterr() == ("", "")
 
 
-def test_warnings_about_prompts_reach_stderr_and_the_record(clip, tiny_model, tmp_path, capsys):
-    words = ["--prompt", "a zebra", "--prompt", "a red circle " * 9, *SMALL, "--editor", "KVInjection", "--quiet"]
-    assert edit(clip, tmp_path / "out", tiny_model, *words) == 0
+def test_warnings_about_prompts_reach_stderr_and_the_record(native, tiny_model, tmp_path, capsys):
+    words = ["--prompt", "a zebra", "--prompt", "a red circle " * 9, "--editor", "KVInjection", "--quiet"]
+    assert edit(native, tmp_path / "out", tiny_model, *words) == 0
     (record,) = read_results(tmp_path / "out")
     unknown, truncated = record["warnings"]
     assert "does not know 'zebra'" in unknown
     assert "prompt truncated" in truncated
-    assert capsys.readouterr().err == "".join(f"warning: clip: {sentence}\n" for sentence in record["warnings"])
+    assert capsys.readouterr().err == "".join(f"warning: native: {sentence}\n" for sentence in record["warnings"])
 
 
-def test_an_edit_that_compares_with_nothing_is_warned_of(clip, tiny_model, tmp_path):
+def test_an_edit_that_compares_with_nothing_is_warned_of(native, tiny_model, tmp_path):
     for words, told in ((["--source-prompt", "a square"], []), ([], ["source_prompt: not given; this editor"])):
-        assert edit(clip, tmp_path / "out", tiny_model, *PROMPT, *SMALL, *words, "--steps", "8", "--quiet") == 0
+        assert edit(native, tmp_path / "out", tiny_model, *PROMPT, *words, "--steps", "8", "--quiet") == 0
         (record,) = read_results(tmp_path / "out")
         assert [warning[: len(told[0])] for warning in record["warnings"]] == told
 
@@ -490,3 +498,18 @@ def test_two_processes_do_every_clip_once_and_write_the_same_bytes(count, tiny_m
     assert run("two", videos, devices=2, strategy="ddp_fork") == one
     assert run("backwards", videos[::-1], devices=1) == one
     shutil.rmtree(tmp_path / "one")
+
+
+def test_edit_of_a_folder_of_frames_with_a_folder_as_its_mask(tiny_model, tmp_path, capsys):
+    for name, color in (("clip", 90), ("mask", 255)):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            Image.new("RGB", (24, 16), (color,) * 3).save(tmp_path / name / f"{number}.png")
+    words = [*PROMPT, *SMALL, "--fps", "12", "--mask", str(tmp_path / "mask")]
+    assert edit(tmp_path / "clip", tmp_path / "out", tiny_model, *words) == 0
+    info = read_info(tmp_path / "out" / "clip" / "edit-00.mp4")
+    assert (info.num_frames, info.fps, info.has_audio) == (5, 12, False)
+    (record,) = read_results(tmp_path / "out")
+    assert record["files"]["input"] == str(tmp_path / "clip")
+    assert edit(tmp_path / "clip", tmp_path / "out", tiny_model, *PROMPT, "--fps", "0") == 2
+    assert "fps: must be at least" in capsys.readouterr().err

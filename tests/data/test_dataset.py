@@ -118,3 +118,20 @@ def test_shards_cover_everything_once_in_order(clips, world):
     assert sorted(index for shard in shards for index in shard) == list(range(clips))
     assert all(list(shard) == sorted(shard) for shard in shards)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_what_is_lost_in_space_and_color_travels_with_the_clip(tmp_path, carphone):
+    tall = tmp_path / "tall"
+    tall.mkdir()
+    for number in range(9):
+        Image.new("RGBA", (36, 64), (200, 100, 50, 128)).save(tall / f"{number}.png")
+    dataset = VideoDataset([ClipRequest(tall, "tall", fps=12.5), ClipRequest(tall, "rate")], limits=LIMITS)
+    clip = dataset[0]
+    assert clip.fps == Fraction(25, 2)
+    assert clip.selection.cropped == pytest.approx(1 - 24 / 64)
+    assert any("62%" in sentence for sentence in clip.warnings)
+    assert any("alpha" in sentence for sentence in clip.warnings)
+    assert dataset[1].fps == 8
+    padded = VideoDataset([ClipRequest(tall, "tall")], limits=LIMITS, fit="pad")[0]
+    assert padded.selection.cropped == 0
+    assert not any("picture" in sentence for sentence in padded.warnings)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 
+from ddim_lightning.data.fitting import measure_crop
 from ddim_lightning.data.frames import check_num_frames, choose_frames, make_size
 from ddim_lightning.types import FrameSelection, VideoLimits
 from tests.data.messages import make_pattern
@@ -108,3 +110,22 @@ def test_size():
         make_size(LIMITS, 32, 100)
     with pytest.raises(ValueError, match=r"^height .*multiple of 16.*got 0"):
         make_size(LIMITS, 0, 32)
+
+
+@pytest.mark.parametrize(
+    ("h", "w", "lost"),
+    [(1920, 1080, 0.625), (720, 1280, 1 - 1080 / 1280), (480, 720, 0), (960, 1440, 0), (1, 9, 7 / 9)],
+)
+def test_what_a_crop_loses_is_measured_and_told(h, w, lost):
+    """A portrait clip of a phone loses more than half of its picture at CogVideoX's size."""
+    assert measure_crop(h, w, 480, 720) == pytest.approx(lost, abs=0.12 if h == 1 else 1e-6)
+    choice = replace(choose_frames(49, LIMITS), cropped=measure_crop(h, w, 480, 720))
+    assert choice.selection.cropped == pytest.approx(choice.cropped, abs=1e-4)
+    assert len(choice.warnings) == (lost > 0.1)
+    if lost > 0.1:
+        assert f"{choice.cropped:.0%}" in choice.warnings[0]
+
+
+def test_a_crop_is_measured_in_shown_pixels():
+    # 176 x 144 pixels of 128:117 are shown as 192.5 x 144; a square keeps 144 of these columns.
+    assert measure_crop(144, 176, 48, 48, Fraction(128, 117)) == pytest.approx(1 - 144 / 192.5, abs=0.01)

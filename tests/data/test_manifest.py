@@ -223,3 +223,19 @@ def test_a_manifest_must_be_utf8(folder):
     (folder / "clips.csv").write_bytes("video,prompts\nb.mp4,été\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"clips\.csv .*UTF-8.* at byte 20"):
         find_clips(folder / "clips.csv", DEFAULT)
+
+
+def test_a_row_may_name_a_folder_of_frames_and_its_rate(folder):
+    for name in ("frames", "marks"):
+        (folder / name).mkdir()
+        for number in range(3):
+            (folder / name / f"{number}.png").touch()
+    path = folder / "list.csv"
+    path.write_text("video,mask,fps\nframes,marks,23.976\nframes,,\n")
+    first, second = find_clips(path, ClipRequest(fps=12))
+    assert (first.video, first.mask, first.fps) == (folder / "frames", folder / "marks", 23.976)
+    assert (second.mask, second.fps) == (None, 12)
+    for value in ("0", "-8", "nan", "inf", "fast", "1e9"):
+        path.write_text(f"video,fps\nframes,{value}\n")
+        with pytest.raises(ValueError, match=rf"row 2, column fps: .* got '{value}'$"):
+            find_clips(path, ClipRequest())

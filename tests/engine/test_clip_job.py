@@ -37,6 +37,11 @@ def run(engine, clip, **options):
     return ClipJob(engine, clip, **({"seed": 5, "guidance_scale": 6.0, "outputs": outputs} | options)).run()
 
 
+def get_warnings(result):
+    """All but that the clips of these tests have another size than the model was trained at."""
+    return [sentence for sentence in result.warnings if not sentence.startswith("height, width: ")]
+
+
 def test_result_of_a_clip(engine):
     clip = make_clip()
     result = run(engine, clip, save_trajectory=True)
@@ -104,7 +109,7 @@ def test_progress_covers_every_stage_and_step(engine):
 
 def test_warnings_reach_the_result(engine):
     clip = make_clip(prompts=("a red zebra",), warnings=("frames 9..20 were not used",))
-    assert run(engine, clip).warnings == [
+    assert get_warnings(run(engine, clip)) == [
         "frames 9..20 were not used",
         "prompt 'a red zebra': the tokenizer does not know 'zebra'",
     ]
@@ -113,13 +118,34 @@ def test_warnings_reach_the_result(engine):
 def test_what_has_no_effect_is_said(engine):
     clip = make_clip(prompts=PROMPTS[:1], negative_prompt="a cross")
     unguided = "negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off"
-    assert run(engine, clip, guidance_scale=1.0).warnings == [unguided]
-    assert run(engine, clip, guidance_scale=2.0).warnings == []
+    assert get_warnings(run(engine, clip, guidance_scale=1.0)) == [unguided]
+    assert get_warnings(run(engine, clip, guidance_scale=2.0)) == []
     engine = replace(engine, editor=KVInjection(velocity_mask=0.5))
-    assert run(engine, make_clip(mask=torch.ones(9, 24, 40, dtype=torch.bool))).warnings == [
+    assert get_warnings(run(engine, make_clip(mask=torch.ones(9, 24, 40, dtype=torch.bool)))) == [
         "velocity_mask: has no effect on a clip that brings a mask"
     ]
-    assert run(engine, make_clip()).warnings == []
+    assert get_warnings(run(engine, make_clip())) == []
+
+
+def test_what_the_model_was_not_trained_on_is_said(engine):
+    native = {"frames": torch.zeros(9, 3, 64, 64, dtype=torch.uint8), "prompts": ()}
+    assert run(engine, make_clip(**native)).warnings == []
+    (size,) = run(engine, make_clip(prompts=())).warnings
+    assert all(part in size for part in ("64 x 64", "24 x 40"))
+    (count,) = run(engine, make_clip(frames=native["frames"][:5], prompts=())).warnings
+    assert all(part in count for part in ("8k + 1", "got 5"))
+
+
+def test_frames_that_would_be_lost_or_misread_are_refused(engine):
+    frames = torch.zeros(9, 3, 24, 40, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"^frames: must be uint8.* got float32"):
+        run(engine, make_clip(frames=frames.float() / 255))
+    with pytest.raises(ValueError, match=r"^video: .*uint8.* got float32"):
+        engine.encode(frames.float())
+    for video in (frames[:8], frames[None, :7].float()):
+        with pytest.raises(ValueError, match=rf"4k \+ 1, got {7 + (video.ndim == 4)}$"):
+            engine.encode(video)
+    assert engine.encode(frames[:1]).shape[1] == 1
 
 
 @pytest.mark.parametrize(("part", "stage"), [("transformer", "invert"), ("vae", "decode")])
