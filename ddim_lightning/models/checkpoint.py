@@ -158,6 +158,12 @@ def _read_config(model: str, folder: Path, part: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"model: {model} has no {part}: {path} is missing")
     config = _read_json(path)
+    if quantized := config.get("quantization_config"):
+        how = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
+        raise ValueError(
+            f"model: the {part} of {model} was quantized by {how}, which is not supported; use the weights it was made "
+            "from, or quantize the pipeline yourself and take it with from_pipeline and forward='diffusers'"
+        )
     expected = _CLASSES.get(part)
     if expected is not None and config.get("_class_name", expected) != expected:
         raise ValueError(f"model: the {part} of {model} must be a {expected}, got a {config['_class_name']}")
@@ -228,11 +234,31 @@ def _check_files(model: str, folder: Path) -> None:
         )
 
 
+def find_variant(folder: Path, stem: str) -> str | None:
+    """Find out which variant of its weights a part has, ``fp16`` for example; ``None`` where the plain ones are there.
+
+    Raises:
+        ValueError: Several variants and no plain weights.
+    """
+    if (folder / f"{stem}.safetensors").is_file() or (folder / f"{stem}.safetensors.index.json").is_file():
+        return None
+    whole = {
+        path.name.removeprefix(f"{stem}.").removesuffix(".safetensors") for path in folder.glob(f"{stem}.*.safetensors")
+    }
+    start = f"{stem}.safetensors.index."
+    sharded = {path.name.removeprefix(start).removesuffix(".json") for path in folder.glob(f"{start}*.json")}
+    found = sorted(sharded | {name for name in whole if "." not in name and "-of-" not in name})
+    if len(found) > 1:
+        raise ValueError(f"model: {folder} must hold one variant of its weights, got {', '.join(found)}")
+    return found[0] if found else None
+
+
 def _weight_files(folder: Path, stem: str) -> list[Path]:
-    index = folder / f"{stem}.safetensors.index.json"
+    variant = find_variant(folder, stem)
+    index = folder / f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
     if index.is_file():
         return [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-    return [folder / f"{stem}.safetensors"]
+    return [folder / f"{stem}{f'.{variant}' if variant else ''}.safetensors"]
 
 
 def _check_weight_file(model: str, path: Path) -> None:

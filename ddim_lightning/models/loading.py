@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -23,14 +24,19 @@ from transformers.utils import logging as transformers_logging
 
 from ddim_lightning.models.checkpoint import (
     DEFAULTS,
+    WEIGHTS,
     Checkpoint,
     check_configs,
+    find_variant,
     make_limits,
     read_checkpoint,
     read_weight_shapes,
 )
 from ddim_lightning.models.schedulers import adopt_scheduler, make_schedulers
 from ddim_lightning.types import VideoLimits
+
+_ADAPTER_MARKS = (".lora_", ".base_layer.", "lora.down", "lora.up")
+_SCALED = "; weights that are scaled to fewer bits are not supported, use those they were made from"
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,7 @@ def _load_module(kind: Any, checkpoint: Checkpoint, part: str, device: torch.dev
         module = kind.from_pretrained(
             checkpoint.folder / part,
             dtype=dtype,
+            variant=find_variant(checkpoint.folder / part, WEIGHTS[part]),
             device_map={"": device},
             use_safetensors=True,
             local_files_only=True,
@@ -165,11 +172,23 @@ def _load_module(kind: Any, checkpoint: Checkpoint, part: str, device: torch.dev
 
 
 def _check_weights(kind: Any, checkpoint: Checkpoint, part: str) -> None:
-    """Compare names and shapes of the weights with the config; transformers would draw missing ones at random."""
+    """Compare names and shapes of the weights with the config.
+
+    Of missing ones transformers would draw some at random, and with unexpected ones, such as scales of weights in 8
+    bits, the others may mean something else.
+    """
     config = checkpoint.configs[part]
     with torch.device("meta"):
         module = kind.from_config(config) if issubclass(kind, ModelMixin) else kind(kind.config_class.from_dict(config))
     found = read_weight_shapes(checkpoint.folder, part)
+    ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
+    for name in sorted(found.keys() - module.state_dict().keys()):
+        if any(marker in name for marker in _ADAPTER_MARKS):
+            raise ValueError(
+                f"{name} is of an adapter: merge it (fuse_lora, unload_lora_weights), and save the weights again"
+            )
+        if not any(re.search(pattern, name) for pattern in ignored):
+            raise ValueError(f"{name} is no weight of the model{_SCALED if 'scale' in name else ''}")
     for name, parameter in module.named_parameters():
         if name not in found:
             raise ValueError(f"{name} is missing")

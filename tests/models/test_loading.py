@@ -168,6 +168,22 @@ def test_limits_come_from_the_configs(template, published_layout):
     assert read_limits(str(template)) == read_limits(str(published_layout)) == LIMITS
 
 
+def test_a_folder_that_has_one_variant_of_its_weights_is_loaded(folder, template):
+    for name in (TRANSFORMER, "vae/diffusion_pytorch_model.safetensors", TEXT):
+        (folder / name).rename(folder / name.replace(".safe", ".fp16.safe"))
+    ours, theirs = (load(one).transformer.state_dict() for one in (folder, template))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    load_text(folder)
+
+
+def test_a_sharded_variant_is_loaded(folder, template):
+    shutil.rmtree(folder / "transformer")
+    load(template).transformer.save_pretrained(folder / "transformer", variant="fp16", max_shard_size="50KB")
+    ours, theirs = (load(one).transformer.state_dict() for one in (folder, template))
+    assert len(list((folder / "transformer").glob("*.safetensors"))) > 1
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_what_an_absent_key_means_is_what_it_means_to_diffusers():
     for part, kind in (("transformer", CogVideoXTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
         parameters = inspect.signature(kind).parameters
@@ -256,6 +272,23 @@ def reshape(weights, key):
     weights[key] = torch.zeros(3)
 
 
+def add_scale(weights, key):
+    """As weights in 8 bits are saved beside their scales."""
+    weights[key.replace("bias", "weight")] = weights[key.replace("bias", "weight")].to(torch.float8_e4m3fn)
+    weights[key.replace("bias", "scale_weight")] = torch.ones(1)
+
+
+def add_adapter(weights, key):
+    weights[key.replace("bias", "base_layer.bias")] = weights.pop(key)
+    weights[key.replace("bias", "lora_A.default.weight")] = torch.zeros(2, 32)
+
+
+def two_variants(folder):
+    for name in ("fp16", "bf16"):
+        shutil.copy(folder / TRANSFORMER, folder / TRANSFORMER.replace(".safe", f".{name}.safe"))
+    (folder / TRANSFORMER).unlink()
+
+
 TRANSFORMER, TEXT = "transformer/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
 BIAS, QUERY = "transformer_blocks.1.attn1.to_q.bias", "encoder.block.1.layer.0.SelfAttention.q.weight"
 
@@ -321,6 +354,17 @@ WRONG_FOLDERS = {
         ValueError,
         "do not fit: the transformer's text_embed_dim is 24, the d_model of its text_encoder is 32",
     ),
+    "quantized by bitsandbytes": (
+        edit("transformer/config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        ValueError,
+        "the transformer of .* was quantized by bitsandbytes.*from_pipeline",
+    ),
+    "quantized text encoder": (
+        edit("text_encoder/config.json", quantization_config={"quant_method": "torchao", "quant_type": "int8wo"}),
+        ValueError,
+        "the text_encoder of .* was quantized by torchao",
+    ),
+    "two variants": (two_variants, ValueError, "one variant of its weights, got bf16, fp16"),
     "pickled transformer": (
         pickle_only("transformer"),
         ValueError,
@@ -360,6 +404,17 @@ WRONG_CONTENTS = {
         change_weights(TRANSFORMER, reshape, BIAS),
         ValueError,
         rf"transformer do not fit together: {BIAS} is \(3,\), the config wants \(48,\)",
+    ),
+    "weights with scales": (
+        change_weights(TRANSFORMER, add_scale, BIAS),
+        ValueError,
+        r"to_q\.scale_weight is no weight of the model; weights that are scaled",
+    ),
+    "an adapter inside": (change_weights(TRANSFORMER, add_adapter, BIAS), ValueError, "is of an adapter: merge it"),
+    "an unexpected name": (
+        change_weights(TEXT, lambda weights, key: weights.update(other=weights[key].clone()), QUERY),
+        ValueError,
+        "other is no weight of the model",
     ),
     "a text weight is missing": (
         change_weights(TEXT, clear_cache, QUERY),
