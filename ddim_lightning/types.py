@@ -152,12 +152,15 @@ class FrameSelection:
         stride: Mean distance between frames taken, >= 1; an int where it is a whole number.
         count: Number of frames taken, 4k + 1.
         dropped: Frames at the end of the file that the selection, ``count * stride`` frames long, does not reach.
+        start_s: When the first frame taken appears, in seconds after the video begins; ``None`` is ``start`` over the
+            rate. Selections of the same frames are equal.
     """
 
     start: int
     stride: float
     count: int
     dropped: int
+    start_s: float | None = field(default=None, compare=False)
 
 
 @dataclass

@@ -29,6 +29,8 @@ class FrameChoice:
         stride: Exact mean distance between the frames, >= 1.
         count: How many frames.
         reason: Why there are not more.
+        start_s: When the first frame appears, in seconds after the video begins; ``None`` where no file was read.
+        notes: Sentences about what is unusual in the file.
     """
 
     total: int
@@ -36,6 +38,8 @@ class FrameChoice:
     stride: Fraction
     count: int
     reason: str
+    start_s: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def indices(self) -> list[int]:
@@ -46,14 +50,15 @@ class FrameChoice:
     def selection(self) -> FrameSelection:
         """The choice as it travels with the clip."""
         stride = int(self.stride) if self.stride.denominator == 1 else float(self.stride)
-        return FrameSelection(self.start, stride, self.count, dropped=max(0, self.total - self._end))
+        return FrameSelection(self.start, stride, self.count, max(0, self.total - self._end), self.start_s)
 
     @property
     def warning(self) -> str | None:
-        """A sentence about the frames at the end that are left out; ``None`` when there are none."""
-        if self._end >= self.total:
-            return None
-        return f"frames {self._end}..{self.total - 1} of {self.total} were not used ({self.reason})"
+        """What is to be said of the file, and of the frames at its end that are left out; ``None`` when nothing is."""
+        sentences = list(self.notes)
+        if self._end < self.total:
+            sentences.append(f"frames {self._end}..{self.total - 1} of {self.total} were not used ({self.reason})")
+        return "; ".join(sentences) or None
 
     @property
     def _end(self) -> int:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ddim_lightning.data.files import check_regular
+
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
@@ -116,6 +118,7 @@ def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
         ValueError: If a row breaks a rule; the message names the column and the row (the header of a CSV is row 1, as
             in a spreadsheet; the rows of a JSONL are its lines).
     """
+    check_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -148,12 +151,14 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
 
     Raises:
         OSError: If it does not exist or is a folder; always the exact subclass.
+        ValueError: If it is a named pipe, a socket or a device.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{what} {path} does not exist")
     if path.is_dir():
         raise IsADirectoryError(f"{what} {path} is a folder, not a file")
+    check_regular(path)
     return path
 
 
@@ -217,7 +222,7 @@ def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipReq
             continue
         try:
             values[name] = check_file(path.parent / Path(values[name]).expanduser(), name)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise type(error)(f"{origin}, column {name}: {error}") from None
     return replace(default, **values)
 

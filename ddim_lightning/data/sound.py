@@ -11,6 +11,10 @@ from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 
+from ddim_lightning.data.opening import find_video
+
+_AHEAD_S = 1  # sound may be stored before the pictures of its time
+
 
 def copy_sound(
     source: InputContainer, output: OutputContainer, start_s: Fraction, duration_s: Fraction
@@ -22,7 +26,7 @@ def copy_sound(
     Args:
         source: The file with the sound.
         output: The new file; gets a stream for it.
-        start_s: Where the span begins, in seconds after the source's first video frame, >= 0.
+        start_s: Where the span begins, in seconds after the source's video begins.
         duration_s: Its length in seconds.
 
     Returns:
@@ -38,13 +42,13 @@ def copy_sound(
     if codec not in output.supported_codecs:
         warnings.warn(f"no sound was copied: mp4 cannot carry the codec {codec} of {source.name}", stacklevel=3)
         return []
-    first = source.streams.video[0] if source.streams.video else stream
+    first = find_video(source) or stream
     begin = (first.start_time or 0) * (first.time_base or Fraction(0)) + start_s
     copy = output.add_stream_from_template(stream)
     packets = []
     try:
         if start_s:
-            source.seek(int(begin * av.time_base))
+            source.seek(int((begin - _AHEAD_S) * av.time_base))
         for packet in source.demux(stream):
             if packet.pts is None or packet.pts * packet.time_base < begin:
                 continue

@@ -6,25 +6,27 @@ import errno
 import os
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
+from ddim_lightning.data.decoding import decode_frames
 from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, fit_frame, make_size
 from ddim_lightning.data.mp4 import SCALER, check_frames, write_mp4
+from ddim_lightning.data.opening import open_video, reading, video_stream
+from ddim_lightning.data.timeline import Timeline, read_timeline
 from ddim_lightning.types import Frames, VideoLimits
 
 _UNSPECIFIED = 2  # as FFmpeg numbers matrices of colors
@@ -37,13 +39,14 @@ class VideoInfo:
 
     Args:
         path: The file.
-        num_frames: Frames that a player would show.
-        fps: Frames per second; the mean where the rate varies.
+        num_frames: Frames that a player would show; where the rate varies, how many frames at ``fps`` it lasts.
+        fps: Frames per second; where the rate varies, that at which frames are taken.
         height: In pixels, as shown: after the rotation in the metadata.
         width: In pixels, as shown.
         pixel_aspect: Width over height of a pixel as it is meant to be shown.
-        duration_s: Length of the video stream in seconds.
+        duration_s: Length of the video in seconds.
         has_audio: Whether there is sound.
+        notes: Sentences about what is unusual: a rate that varies, an end that is missing.
     """
 
     path: Path
@@ -54,17 +57,7 @@ class VideoInfo:
     pixel_aspect: Fraction
     duration_s: float
     has_audio: bool
-
-
-@dataclass(frozen=True)
-class _Timeline:
-    """When the frames of a file are shown, in units of the stream's time base; ``keys`` is pts to dts of keyframes.
-
-    Some containers hold no such times: then ``pts`` are positions, and ``keys`` is empty.
-    """
-
-    pts: list[int]
-    keys: dict[int, int]
+    notes: tuple[str, ...] = ()
 
 
 def read_info(path: str | os.PathLike[str]) -> VideoInfo:
@@ -78,16 +71,15 @@ def read_info(path: str | os.PathLike[str]) -> VideoInfo:
         ValueError: If it is empty, not a video, has no video stream, or is cut short.
     """
     path = Path(path)
-    timeline = _read_timeline(path)
-    with _reading(path) as container:
-        stream = _video_stream(path, container)
+    timeline = read_timeline(path)
+    with reading(path) as container:
+        stream = video_stream(path, container)
         frame = next(_decode(path, container, stream, timeline, [0]))
         height, width = _to_rgb(frame).shape[1:]
         pixel_aspect = _pixel_aspect(stream, frame)
-        fps = _frame_rate(path, stream)
-        num_frames = len(timeline.pts)
         has_audio = bool(container.streams.audio)
-    return VideoInfo(path, num_frames, fps, height, width, pixel_aspect, float(num_frames / fps), has_audio)
+    count, fps = timeline.num_frames, timeline.fps
+    return VideoInfo(path, count, fps, height, width, pixel_aspect, float(count / fps), has_audio, timeline.notes)
 
 
 def read_clip(
@@ -126,18 +118,18 @@ def read_clip(
     """
     path = Path(path)
     height, width = make_size(limits, height, width)
-    timeline = _read_timeline(path)
+    timeline = read_timeline(path)
     try:
-        choice = choose_frames(len(timeline.pts), limits, start=start, num_frames=num_frames, stride=stride)
+        choice = choose_frames(timeline.num_frames, limits, start=start, num_frames=num_frames, stride=stride)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    choice = replace(choice, start_s=timeline.get_start_s(start), notes=timeline.notes)
     frames = torch.empty(choice.count, 3, height, width, dtype=torch.uint8)
-    with _reading(path) as container:
-        stream = _video_stream(path, container)
+    with reading(path) as container:
+        stream = video_stream(path, container)
         for i, frame in enumerate(_decode(path, container, stream, timeline, choice.indices)):
             frames[i] = fit_frame(_to_rgb(frame), height, width, fit, pixel_aspect=_pixel_aspect(stream, frame))
-        fps = _frame_rate(path, stream) / choice.stride
-    return frames, fps, choice
+    return frames, timeline.fps / choice.stride, choice
 
 
 def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Iterator[Tensor]:
@@ -155,9 +147,9 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Iterato
         ValueError: If it is neither a video nor an image that can be read, or is damaged.
     """
     path = Path(path)
-    timeline = _read_timeline(path)
-    with _reading(path) as container:
-        for frame in _decode(path, container, _video_stream(path, container), timeline, indices):
+    timeline = read_timeline(path)
+    with reading(path) as container:
+        for frame in _decode(path, container, video_stream(path, container), timeline, indices):
             yield _to_rgb(frame)
 
 
@@ -190,7 +182,7 @@ def write_video(
     """
     path = Path(path)
     check_frames(frames, fps)
-    with nullcontext() if audio_from is None else _open(Path(audio_from)) as sound:
+    with nullcontext() if audio_from is None else open_video(Path(audio_from)) as sound:
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             if path.parent.is_file():
@@ -211,93 +203,35 @@ def write_video(
                 partial.unlink()
 
 
-def _open(path: Path) -> InputContainer:
-    with path.open("rb") as file:  # the plain errors of a missing file, a folder or missing rights
-        if not file.read(1):
-            raise ValueError(f"{path} is empty (0 bytes)")
-    try:
-        # `file:` because a name may look like an address to FFmpeg
-        return av.open(f"file:{path}", metadata_errors="replace")
-    except FFmpegError as error:
-        raise ValueError(f"{path} is not a video that can be read: {error.strerror}") from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[InputContainer]:
-    """Open a file, and say in one line what FFmpeg raises meanwhile: much of it is neither OSError nor ValueError."""
-    with _open(path) as container:
-        try:
-            yield container
-        except FFmpegError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
-
-
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no video
-            stream.codec_context.thread_count = 1  # decoding runs in many workers, and beside the network
-            return stream
-    raise ValueError(f"{path} has no video stream")
-
-
-def _frame_rate(path: Path, stream: VideoStream) -> Fraction:
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-    if not rate:
-        raise ValueError(f"{path} does not say how many frames per second it has")
-    return rate
-
-
-def _read_timeline(path: Path) -> _Timeline:
-    """Walk through the file without decoding: headers may be silent or wrong about the number of frames."""
-    pts: list[int | None] = []
-    keys: dict[int, int] = {}
-    found = 0
-    with _reading(path) as container:
-        stream = _video_stream(path, container)
-        try:
-            for packet in container.demux(stream):
-                if packet.is_corrupt or packet.size == 0:  # a frame cut in two, or the end
-                    continue
-                found += 1
-                if packet.is_discard:  # needed to decode others, never shown
-                    continue
-                pts.append(packet.pts)
-                if packet.is_keyframe and packet.pts is not None:
-                    keys[packet.pts] = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
-        except FFmpegError as error:
-            raise ValueError(f"{path} is damaged: {error.strerror} after {found} frames") from error
-        if found < len(stream.index_entries):
-            raise ValueError(f"{path} is cut short: {found} of its {len(stream.index_entries)} frames are there")
-        is_timed = container.format.name != "avi"  # it keeps no times, and those FFmpeg makes up are wrong for B-frames
-    times = {time for time in pts if time is not None}
-    if is_timed and keys and len(times) == len(pts):
-        return _Timeline(sorted(times), keys)
-    return _Timeline(list(range(len(pts))), {})
-
-
 def _decode(
-    path: Path, container: InputContainer, stream: VideoStream, timeline: _Timeline, indices: Sequence[int]
+    path: Path, container: InputContainer, stream: VideoStream, timeline: Timeline, indices: Sequence[int]
 ) -> Iterator[VideoFrame]:
-    """Yield the frames at ``indices``, which ascend."""
-    wanted = {timeline.pts[i] for i in indices}
-    keys = sorted(timeline.keys)
-    before = bisect_right(keys, min(wanted))
-    if before and keys[before - 1] > timeline.pts[0]:
-        # its dts, because containers index by either, and landing one keyframe early does no harm
-        container.seek(timeline.keys[keys[before - 1]], stream=stream)
-    found = 0
+    """Yield the frames at ``indices``, which ascend; a damaged one is an error once all others are there."""
+    wanted = Counter(timeline.get_mark(index) for index in indices)  # a frame that stays is wanted several times
+    total, last, undamaged, reason = len(wanted), max(wanted), 0, "the file ends"
+    _seek(container, stream, timeline, min(wanted))
     try:
-        for position, frame in enumerate(container.decode(stream)):
-            time = frame.pts if timeline.keys else position
-            if time in wanted:
-                found += 1
+        for position, (frame, damage) in enumerate(decode_frames(container, stream, is_timed=bool(timeline.keys))):
+            mark = position if not timeline.keys or frame.pts is None else frame.pts
+            undamaged += mark in wanted and damage is None
+            reason = damage or reason
+            for _ in range(wanted.pop(mark, 0)):
                 yield frame
-            if found == len(wanted):
-                return
-        reason = "the file ends"
+            if not wanted or mark >= last:
+                break
     except FFmpegError as error:
         reason = error.strerror or type(error).__name__
-    raise ValueError(f"{path} is damaged: {found} of {len(wanted)} frames could be decoded ({reason})")
+    if undamaged < total:
+        raise ValueError(f"{path} is damaged: {undamaged} of {total} frames could be decoded without error ({reason})")
+
+
+def _seek(container: InputContainer, stream: VideoStream, timeline: Timeline, mark: int) -> None:
+    """Wind to the keyframe before a frame, unless that is where the file begins."""
+    keys = sorted(timeline.keys)
+    before = bisect_right(keys, mark)
+    if before and keys[before - 1] > timeline.marks[0]:
+        # its dts, because containers index by either, and landing one keyframe early does no harm
+        container.seek(timeline.keys[keys[before - 1]], stream=stream)
 
 
 def _quarter_turns(frame: VideoFrame) -> int:

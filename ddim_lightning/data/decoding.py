@@ -1,0 +1,129 @@
+"""Frames are decoded one after another, each with what is known of its damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import av.logging
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+LoggedError = tuple[int, str, str]
+"""Level, name of the part of FFmpeg, and text."""
+
+
+@contextmanager
+def logged_errors() -> Iterator[list[LoggedError]]:
+    """Collect the errors that FFmpeg logs in this thread: often the only sign that a frame was decoded wrongly.
+
+    Yields:
+        A list that grows as they occur.
+    """
+    level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # "repeated" may be the same error in another file
+    try:
+        with av.logging.Capture() as errors:
+            yield errors
+    finally:
+        av.logging.set_skip_repeated(skips)
+        av.logging.set_level(level)
+
+
+@dataclass
+class _Damage:
+    """A `_Damage` follows what a damaged packet spoils: all that is decoded until the next keyframe.
+
+    Args:
+        is_timed: Whether packets and frames are told apart by their timestamps; otherwise no keyframe ends a damage.
+    """
+
+    is_timed: bool
+    key: int | None = None
+    before_key: str | None = None
+    since_key: str | None = None
+    spoiled: dict[int | None, str] = field(default_factory=dict)
+
+    def add(self, packet: Packet[VideoStream], reason: str | None) -> None:
+        """Take note of a packet that was decoded, and of what was wrong with it."""
+        if packet.is_keyframe and self.is_timed and packet.pts is not None:
+            self.before_key, self.since_key, self.key = self.since_key, None, packet.pts
+        # Frames shown before the keyframe that they follow refer to frames on both its sides.
+        if self.key is not None and packet.pts is not None and packet.pts < self.key:
+            self.before_key = self.before_key or reason
+            reason = self.before_key or self.since_key
+        else:
+            self.since_key = reason = self.since_key or reason
+        if self.is_timed and reason:
+            self.spoiled[packet.pts] = reason
+
+    def get_reason(self, frame: VideoFrame) -> str | None:
+        """Get what spoiled a frame; ``None`` where nothing did."""
+        reason = self.spoiled.pop(frame.pts, None) if self.is_timed else self.since_key
+        return reason or ("marked as corrupt" if frame.is_corrupt else None)
+
+
+def is_first_key(stream: VideoStream, packet: Packet[Any]) -> bool:
+    """Say whether decoding can begin at a packet, none before it having done.
+
+    Args:
+        stream: The video.
+        packet: One of its packets.
+
+    Returns:
+        Whether it is a keyframe, or one by the container's index: it may be too damaged to look like one, but stands
+        for a frame nevertheless.
+    """
+    entries, time = stream.index_entries, packet.pts if packet.dts is None else packet.dts
+    if packet.is_keyframe or not len(entries):
+        return packet.is_keyframe
+    return time is not None and entries[0].is_keyframe and entries[0].timestamp <= time
+
+
+def decode_frames(
+    container: InputContainer, stream: VideoStream, *, is_timed: bool
+) -> Iterator[tuple[VideoFrame, str | None]]:
+    """Decode from where the container stands, beginning at a keyframe.
+
+    Args:
+        container: The file.
+        stream: Its video.
+        is_timed: Whether all packets have timestamps.
+
+    Yields:
+        A frame in order of showing, and what is wrong with it or with a frame that it refers to; ``None`` if nothing.
+
+    Raises:
+        FFmpegError: If the container cannot be followed.
+    """
+    damage = _Damage(is_timed)
+    packets = container.demux(stream)
+    has_begun = False
+    while True:
+        frames: list[Any] = []
+        with logged_errors() as errors:
+            packet = next(packets, None)
+            if packet is None:
+                return
+            is_end = packet.size == 0 and packet.dts is None
+            if not has_begun and is_first_key(stream, packet):
+                has_begun = True
+                errors.clear()
+            if not has_begun or (packet.size == 0 and not is_end):  # an empty packet repeats a frame
+                continue
+            try:
+                frames = packet.decode()
+            except FFmpegError as error:
+                errors.append((av.logging.ERROR, "", error.strerror or type(error).__name__))
+        if packet.is_corrupt:
+            errors.append((av.logging.ERROR, "", "marked as corrupt"))
+        if not is_end:
+            damage.add(packet, errors[0][2].strip() if errors else None)
+        for frame in frames:
+            yield frame, damage.get_reason(frame)
