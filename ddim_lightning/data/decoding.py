@@ -41,7 +41,8 @@ class _Damage:
     """A `_Damage` follows what a damaged packet spoils: all that is decoded until the next keyframe.
 
     Args:
-        is_timed: Whether packets and frames are told apart by their timestamps; otherwise no keyframe ends a damage.
+        is_timed: Whether packets and frames are told apart by their timestamps. If not, what is certain from the order
+            alone counts as sound, and a few frames around a damage may be called damaged that are not.
     """
 
     is_timed: bool
@@ -50,12 +51,13 @@ class _Damage:
     since_key: str | None = None
     spoiled: dict[int | None, str] = field(default_factory=dict)
 
-    def add(self, packet: Packet[VideoStream], reason: str | None) -> None:
+    def add(self, packet: Packet[Any], reason: str | None) -> None:
         """Take note of a packet that was decoded, and of what was wrong with it."""
-        if packet.is_keyframe and self.is_timed and packet.pts is not None:
-            self.before_key, self.since_key, self.key = self.since_key, None, packet.pts
+        if packet.is_keyframe:
+            earlier = None if self.is_timed else self.before_key
+            self.before_key, self.since_key, self.key = earlier or self.since_key, None, packet.pts
         # Frames shown before the keyframe that they follow refer to frames on both its sides.
-        if self.key is not None and packet.pts is not None and packet.pts < self.key:
+        if self.is_timed and self.key is not None and packet.pts is not None and packet.pts < self.key:
             self.before_key = self.before_key or reason
             reason = self.before_key or self.since_key
         else:
@@ -65,7 +67,12 @@ class _Damage:
 
     def get_reason(self, frame: VideoFrame) -> str | None:
         """Get what spoiled a frame; ``None`` where nothing did."""
-        reason = self.spoiled.pop(frame.pts, None) if self.is_timed else self.since_key
+        if self.is_timed:
+            reason = self.spoiled.pop(frame.pts, None)
+        else:
+            reason = self.before_key or self.since_key
+            if frame.key_frame:
+                self.before_key = None
         return reason or ("marked as corrupt" if frame.is_corrupt else None)
 
 

@@ -43,6 +43,7 @@ class Packets:
         missed_s: How long the packets before the first keyframe last, in seconds.
         has_leading: Whether a frame is to be shown before the first keyframe but decoded after it: its references may
             lie before both.
+        runs_back: Whether a keyframe is to be shown before one that was decoded earlier.
         is_cut: Whether the file ends within a frame, or its format has an end mark that is not there.
     """
 
@@ -59,13 +60,13 @@ class Packets:
     damages: int = 0
     missed_s: Fraction = Fraction(0)
     has_leading: bool = False
+    runs_back: bool = False
     is_cut: bool = False
 
     @property
     def is_timed(self) -> bool:
         """Whether every frame has a time, and the times run forwards."""
-        keys = list(self.keys)
-        return self.has_pts and bool(keys) and None not in self.pts and keys == sorted(keys)
+        return self.has_pts and not self.runs_back and bool(self.keys) and None not in self.pts
 
 
 def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> Packets:
@@ -130,6 +131,7 @@ def _add(packets: Packets, packet: Packet[Any], *, is_vp8: bool) -> None:
     if packets.keys and packet.pts is not None and packet.pts < next(iter(packets.keys)):
         packets.has_leading = True
     if packet.is_keyframe and packet.pts is not None:
+        packets.runs_back |= packet.pts <= max(packets.keys, default=packet.pts - 1)
         packets.keys[packet.pts] = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
     if packet.is_discard or (is_vp8 and not bytes(packet)[0] & _VP8_SHOWN):  # others need it
         return

@@ -47,7 +47,7 @@ def copy_sound(
     copy = output.add_stream_from_template(stream)
     packets = []
     try:
-        if start_s:
+        if begin - _AHEAD_S > Fraction(source.start_time or 0, av.time_base):
             source.seek(int((begin - _AHEAD_S) * av.time_base))
         for packet in source.demux(stream):
             if packet.pts is None or packet.pts * packet.time_base < begin:

@@ -173,7 +173,7 @@ def write_video(
         frames: (f, c, h, w) uint8 RGB, on any device; h and w even.
         fps: Frames per second, > 0.
         audio_from: A file whose sound is copied; one without sound is no mistake.
-        audio_start_s: Where in that file the frames begin, in seconds after its own first frame, >= 0.
+        audio_start_s: Where in that file the frames begin, in seconds after its video begins, >= 0.
         crf: x264's quality, 0 (lossless but for the color conversion) .. 51.
 
     Raises:
