@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,23 +14,29 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-LoggedError = tuple[int, str, str]
-"""Level, name of the part of FFmpeg, and text."""
+_LOST_DATA = "Failed to parse header of NALU"  # part of a frame is skipped; to FFmpeg a warning
+_CORRUPT = "marked as corrupt"
 
 
 @contextmanager
-def logged_errors() -> Iterator[list[LoggedError]]:
+def logged_errors() -> Iterator[Callable[[], list[str]]]:
     """Collect the errors that FFmpeg logs in this thread: often the only sign that a frame was decoded wrongly.
 
     Yields:
-        A list that grows as they occur.
+        A function that returns the errors since its last call.
     """
     level, skips = av.logging.get_level(), av.logging.get_skip_repeated()
-    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_level(av.logging.WARNING)
     av.logging.set_skip_repeated(False)  # "repeated" may be the same error in another file
     try:
-        with av.logging.Capture() as errors:
-            yield errors
+        with av.logging.Capture() as logs:
+
+            def take() -> list[str]:
+                errors = [text for level, _, text in logs if level <= av.logging.ERROR or text.startswith(_LOST_DATA)]
+                logs.clear()
+                return errors
+
+            yield take
     finally:
         av.logging.set_skip_repeated(skips)
         av.logging.set_level(level)
@@ -73,7 +79,7 @@ class _Damage:
             reason = self.before_key or self.since_key
             if frame.key_frame:
                 self.before_key = None
-        return reason or ("marked as corrupt" if frame.is_corrupt else None)
+        return reason or (_CORRUPT if frame.is_corrupt else None)
 
 
 def is_first_key(stream: VideoStream, packet: Packet[Any]) -> bool:
@@ -114,23 +120,23 @@ def decode_frames(
     has_begun = False
     while True:
         frames: list[Any] = []
-        with logged_errors() as errors:
+        with logged_errors() as take_errors:
             packet = next(packets, None)
             if packet is None:
                 return
             is_end = packet.size == 0 and packet.dts is None
             if not has_begun and is_first_key(stream, packet):
                 has_begun = True
-                errors.clear()
+                take_errors()
             if not has_begun or (packet.size == 0 and not is_end):  # an empty packet repeats a frame
                 continue
+            failures = [_CORRUPT] if packet.is_corrupt else []
             try:
                 frames = packet.decode()
             except FFmpegError as error:
-                errors.append((av.logging.ERROR, "", error.strerror or type(error).__name__))
-        if packet.is_corrupt:
-            errors.append((av.logging.ERROR, "", "marked as corrupt"))
+                failures.append(error.strerror or type(error).__name__)
+            errors = take_errors() + failures
         if not is_end:
-            damage.add(packet, errors[0][2].strip() if errors else None)
+            damage.add(packet, errors[0].strip() if errors else None)
         for frame in frames:
             yield frame, damage.get_reason(frame)

@@ -94,7 +94,7 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
         has_pts=container.format.name != "avi",  # what FFmpeg makes up for it is wrong for B-frames
     )
     found, has_key, last = 0, False, None
-    with logged_errors() as errors:
+    with logged_errors() as take_errors:
         try:
             for packet in container.demux():
                 if packet.size == 0:  # the end, or the repetition of a frame
@@ -106,13 +106,13 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
                 if not has_key and is_first_key(stream, packet):
                     has_key = True
                     _forget_frames(packets, packet)  # they have no reference
-                    errors.clear()
-                packets.damages += len(errors) + packet.is_corrupt
-                errors.clear()
+                    take_errors()
+                packets.damages += len(take_errors()) + packet.is_corrupt
                 _add(packets, packet, is_vp8=stream.codec_context.name == "vp8")
                 last = packet
         except FFmpegError as error:
             raise ValueError(f"{path} is damaged: {error.strerror} after {found} frames") from error
+        errors = take_errors()
     if not has_key:
         raise ValueError(f"{path} has no keyframe: none of its frames can be decoded")
     if last is not None and last.is_corrupt:
@@ -141,8 +141,9 @@ def _add(packets: Packets, packet: Packet[Any], *, is_vp8: bool) -> None:
 
 
 def _forget_frames(packets: Packets, key: Packet[Any]) -> None:
-    if packets.dts and packets.dts[0] is not None and key.dts is not None:
-        packets.missed_s = (key.dts - packets.dts[0]) * packets.base
+    times = [time for time in packets.pts if time is not None]
+    if times and key.pts is not None:
+        packets.missed_s = max(Fraction(0), (key.pts - min(times)) * packets.base)
     packets.pts, packets.dts, packets.end, packets.damages = [], [], 0, 0
 
 

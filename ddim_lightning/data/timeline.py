@@ -18,6 +18,7 @@ from ddim_lightning.data.packets import Packets, read_packets
 
 _MAX_FPS = Fraction(240)  # two timestamps may lie one tick apart
 _UNEVEN = 1.5  # from how many frames' time on an interval is told
+_SAME = 0.1  # by which part of it an interval may differ from the usual one
 _HELD = 3  # from how many frames' time on the last frame counts as held
 
 
@@ -161,14 +162,16 @@ def _choose_rate(times: Sequence[int], base: Fraction, nominal: Fraction | None)
     Returns:
         Frames per second, and whether every frame is within half a frame of where that rate puts it. The rate in the
         header is taken if it is true, else the mean if that is; else the higher of the mean and that of the usual
-        interval.
+        interval, so that a frame that is missing does not slow down the others.
     """
     seconds = np.array([time - times[0] for time in times], dtype=np.float64) * float(base)
+    intervals = np.diff(seconds)
     mean = (len(times) - 1) / ((times[-1] - times[0]) * base)
-    for fps, spread in ((nominal, 0.5), (_round(mean), 1), (mean, 1)):
+    is_regular = np.mean(np.abs(intervals / np.median(intervals) - 1) < _SAME) > 0.5
+    for fps, spread in ((nominal, 0.5), (_round(mean), 0.5 if is_regular else 1.0)):
         if fps and np.ptp(seconds * float(fps) - np.arange(len(times))) < spread + 1e-6:
             return fps, True
-    usual = 1 / (Fraction(statistics.median(b - a for a, b in pairwise(times))) * base)
+    usual = 1 / (Fraction(statistics.median(after - before for before, after in pairwise(times))) * base)
     return min(_round(max(mean, usual)), _MAX_FPS), False
 
 

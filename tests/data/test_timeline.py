@@ -10,7 +10,7 @@ from ddim_lightning.data.dataset import VideoDataset
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.video import read_clip, read_frames, read_info, write_video
 from ddim_lightning.types import VideoLimits
-from tests.data.timed import find_flashes_and_beeps, write_flash_and_beep, write_timed
+from tests.data.timed import find_flashes_and_beeps, make_gray, write_flash_and_beep, write_timed
 
 LIMITS = VideoLimits(num_frames=17, height=48, width=80, multiple=16, temporal=4)
 LONG = VideoLimits(num_frames=49, height=48, width=80, multiple=16, temporal=4)
@@ -53,8 +53,8 @@ def test_a_flash_and_a_beep_stay_together_and_in_their_place(tmp_path, suffix, c
         write_video(tmp_path / "out.mp4", clip.frames, clip.fps, audio_from=path, audio_start_s=start_s)
         got_flashes, got_beeps = find_flashes_and_beeps(tmp_path / "out.mp4")
         end_s = start_s + float(len(clip.frames) / clip.fps)
-        for got, wanted in ((got_flashes, flashes), (got_beeps, beeps)):
-            wanted = [time for time in wanted if start_s + 0.05 < time < end_s - 0.05]
+        for got, times_s in ((got_flashes, flashes), (got_beeps, beeps)):
+            wanted = [time for time in times_s if start_s + 0.05 < time < end_s - 0.05]
             assert [time + start_s for time in got] == pytest.approx(wanted, abs=1.05 / 25)
         assert got_flashes == pytest.approx(got_beeps, abs=1.05 / 25)
 
@@ -78,7 +78,9 @@ def test_frames_of_a_screen_recording_keep_their_places(tmp_path, name, codec, t
     times = [Fraction(i, 10) for i in (0, 1, 2, 13, 14, 15, 27, 28, 29)]
     options = {"deadline": "realtime"} if codec == "libvpx-vp9" else {}
     fps = 1 / tick if codec == "mpeg4" else 10
-    path = write_timed(tmp_path / name, times, codec=codec, tick=tick, options=options, fps=fps, level=lambda i: 24 * i)
+    path = write_timed(
+        tmp_path / name, times, codec=codec, tick=tick, options=options, fps=fps, make=lambda i: make_gray(6 * i)
+    )
     info = read_info(path)
     assert info.fps == 10
     assert info.num_frames in (30, 31)
@@ -130,7 +132,9 @@ def test_a_last_frame_that_stays_is_as_long_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("late_s", [10**6, 10**9])
 def test_absurd_times_cost_nothing(tmp_path, late_s):
-    path = write_timed(tmp_path / "x.mkv", [*(i * FRAME for i in range(20)), Fraction(late_s)], level=lambda i: 10 * i)
+    path = write_timed(
+        tmp_path / "x.mkv", [*(i * FRAME for i in range(20)), Fraction(late_s)], make=lambda i: make_gray(2.5 * i)
+    )
     info = read_info(path)
     assert info.fps == 25
     assert info.num_frames == pytest.approx(25 * late_s, rel=1e-3)
@@ -144,7 +148,7 @@ def test_absurd_times_cost_nothing(tmp_path, late_s):
 def test_times_that_run_backwards_are_not_used(tmp_path):
     """Two transport streams, one behind the other."""
     one = write_timed(tmp_path / "one.ts", CONSTANT[:24])
-    two = write_timed(tmp_path / "two.ts", CONSTANT[:24], level=lambda i: 4 * (24 + i))
+    two = write_timed(tmp_path / "two.ts", CONSTANT[:24], make=lambda i: make_gray(24 + i))
     path = tmp_path / "both.ts"
     path.write_bytes(one.read_bytes() + two.read_bytes())
     frames, fps, choice = read_clip(path, limits=LIMITS, start=26)
