@@ -93,13 +93,14 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
         duration_s=Fraction(container.duration or 0, av.time_base),
         has_pts=container.format.name != "avi",  # what FFmpeg makes up for it is wrong for B-frames
     )
+    is_vp8 = stream.codec_context.name == "vp8"
     found, has_key, last = 0, False, None
     with logged_errors() as take_errors:
         try:
             for packet in container.demux():
                 if packet.size == 0:  # the end, or the repetition of a frame
                     continue
-                packets.end_s = max(packets.end_s, _get_end(packet) * packet.time_base)
+                packets.end_s = max(packets.end_s, _get_end(packet) * Fraction(packet.time_base or 0))
                 if packet.stream is not stream:
                     continue
                 found += 1
@@ -108,19 +109,19 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
                     _forget_frames(packets, packet)  # they have no reference
                     take_errors()
                 packets.damages += len(take_errors()) + packet.is_corrupt
-                _add(packets, packet, is_vp8=stream.codec_context.name == "vp8")
+                _add(packets, packet, is_vp8=is_vp8)
                 last = packet
         except FFmpegError as error:
             raise ValueError(f"{path} is damaged: {error.strerror} after {found} frames") from error
         errors = take_errors()
     if not has_key:
         raise ValueError(f"{path} has no keyframe: none of its frames can be decoded")
-    if last is not None and last.is_corrupt:
-        found -= 1
-        packets.damages -= 1
+    is_torn = last is not None and last.is_corrupt
+    found -= is_torn
+    packets.damages -= is_torn
     has_end = _has_end(path, container.format.name)
-    packets.is_cut = bool(errors) or not has_end or (last is not None and last.is_corrupt)
-    if last is not None and (last.is_corrupt or not has_end):
+    packets.is_cut = is_torn or not has_end or bool(errors)
+    if last is not None and (is_torn or not has_end):
         _drop_last(packets, last)
     if found < len(stream.index_entries):
         raise ValueError(f"{path} is cut short: {found} of its {len(stream.index_entries)} frames are there")
@@ -131,7 +132,7 @@ def _add(packets: Packets, packet: Packet[Any], *, is_vp8: bool) -> None:
     if packets.keys and packet.pts is not None and packet.pts < next(iter(packets.keys)):
         packets.has_leading = True
     if packet.is_keyframe and packet.pts is not None:
-        packets.runs_back |= packet.pts <= max(packets.keys, default=packet.pts - 1)
+        packets.runs_back |= packet.pts <= next(reversed(packets.keys), packet.pts - 1)
         packets.keys[packet.pts] = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
     if packet.is_discard or (is_vp8 and not bytes(packet)[0] & _VP8_SHOWN):  # others need it
         return

@@ -168,7 +168,8 @@ def _choose_rate(times: Sequence[int], base: Fraction, nominal: Fraction | None)
     intervals = np.diff(seconds)
     mean = (len(times) - 1) / ((times[-1] - times[0]) * base)
     is_regular = np.mean(np.abs(intervals / np.median(intervals) - 1) < _SAME) > 0.5
-    for fps, spread in ((nominal, 0.5), (_round(mean), 0.5 if is_regular else 1.0)):
+    most = 0.5 if is_regular else 1.0
+    for fps, spread in ((nominal, 0.5), (_round(mean), most), (mean, most)):
         if fps and np.ptp(seconds * float(fps) - np.arange(len(times))) < spread + 1e-6:
             return fps, True
     usual = 1 / (Fraction(statistics.median(after - before for before, after in pairwise(times))) * base)

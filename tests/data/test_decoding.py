@@ -44,7 +44,7 @@ def test_frames_that_refer_to_a_damaged_one_are_damaged_until_the_next_keyframe(
     whole = write_moving(tmp_path / name, codec, CABAC if codec == "libx264" else {})
     path = scratch(tmp_path / f"scratched-{name}", whole, [13])
     for start in (8, 12, 14, 15, 20):
-        with pytest.raises(ValueError, match=r"is damaged: \d of 9 frames"):
+        with pytest.raises(ValueError, match=r"is damaged: \d of \d frames"):
             read_clip(path, limits=LIMITS, start=start)
     for start in (0, 25, 36):
         wanted, _, _ = read_clip(whole, limits=LIMITS, start=start)

@@ -104,12 +104,20 @@ def test_frames_that_are_only_a_little_late_are_all_taken(tmp_path):
     assert choice.start_s == pytest.approx(9 / 25)
 
 
-def test_a_header_that_is_wrong_about_the_rate_is_not_believed(tmp_path):
-    path = write_timed(tmp_path / "x.mkv", [Fraction(i, 12) for i in range(50)], fps=25)
+def test_a_frame_that_is_missing_does_not_slow_down_the_others(tmp_path):
+    path = write_timed(tmp_path / "x.mkv", [time for i, time in enumerate(CONSTANT) if i != 20])
     info = read_info(path)
-    assert info.fps == 12
+    assert (info.num_frames, info.fps) == (50, 25)
+    assert numbers(read_clip(path, limits=LIMITS, start=15)[0]) == [*range(15, 20), 19, *range(20, 31)]
+
+
+@pytest.mark.parametrize("fps", [Fraction(59, 2), Fraction(30000, 1001), Fraction(15, 2)])
+def test_a_header_that_is_wrong_about_the_rate_is_not_believed(tmp_path, fps):
+    path = write_timed(tmp_path / "x.mkv", [i / fps for i in range(50)], fps=25)
+    info = read_info(path)
+    assert float(info.fps) == pytest.approx(float(fps), rel=2e-3)
     assert (info.num_frames, info.notes) == (50, ())
-    assert info.duration_s == pytest.approx(50 / 12)
+    assert info.duration_s == pytest.approx(50 / fps, rel=2e-3)
 
 
 def test_a_last_frame_that_stays_is_as_long_as_it_is(tmp_path):
