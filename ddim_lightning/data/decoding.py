@@ -82,6 +82,14 @@ class _Damage:
         return reason or (_CORRUPT if frame.is_corrupt else None)
 
 
+def is_last(packet: Packet[Any]) -> bool:
+    """Say whether a packet is the empty one by which PyAV ends a stream.
+
+    What comes after it may be an `IndexError`: PyAV asks for streams that it found too late to know them.
+    """
+    return packet.size == 0 and packet.pts is None and packet.dts is None
+
+
 def is_first_key(stream: VideoStream, packet: Packet[Any]) -> bool:
     """Say whether decoding can begin at a packet, none before it having done.
 
@@ -122,9 +130,9 @@ def decode_frames(
         frames: list[Any] = []
         with logged_errors() as take_errors:
             packet = next(packets, None)
-            if packet is None:
+            if packet is None or (is_last(packet) and not has_begun):
                 return
-            is_end = packet.size == 0 and packet.dts is None
+            is_end = is_last(packet)
             if not has_begun and is_first_key(stream, packet):
                 has_begun = True
                 take_errors()
@@ -140,3 +148,5 @@ def decode_frames(
             damage.add(packet, errors[0].strip() if errors else None)
         for frame in frames:
             yield frame, damage.get_reason(frame)
+        if is_end:
+            return

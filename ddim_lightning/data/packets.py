@@ -14,7 +14,7 @@ from av.error import FFmpegError
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-from ddim_lightning.data.decoding import is_first_key, logged_errors
+from ddim_lightning.data.decoding import is_first_key, is_last, logged_errors
 
 _VP8_SHOWN = 0x10  # RFC 6386, section 9.1: a bit of the first byte
 _GIF_TRAILER = b"\x3b"
@@ -98,7 +98,9 @@ def read_packets(path: Path, container: InputContainer, stream: VideoStream) -> 
     with logged_errors() as take_errors:
         try:
             for packet in container.demux():
-                if packet.size == 0:  # the end, or the repetition of a frame
+                if is_last(packet):
+                    break
+                if packet.size == 0:  # the repetition of a frame
                     continue
                 packets.end_s = max(packets.end_s, _get_end(packet) * Fraction(packet.time_base or 0))
                 if packet.stream is not stream:

@@ -11,6 +11,7 @@ from av.container import InputContainer, OutputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
 
+from ddim_lightning.data.decoding import is_last
 from ddim_lightning.data.opening import find_video
 
 _AHEAD_S = 1  # sound may be stored before the pictures of its time
@@ -50,6 +51,8 @@ def copy_sound(
         if begin - _AHEAD_S > Fraction(source.start_time or 0, av.time_base):
             source.seek(int((begin - _AHEAD_S) * av.time_base))
         for packet in source.demux(stream):
+            if is_last(packet):
+                break
             if packet.pts is None or packet.pts * packet.time_base < begin:
                 continue
             if packet.pts * packet.time_base >= begin + duration_s:

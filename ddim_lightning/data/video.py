@@ -209,29 +209,36 @@ def _decode(
     """Yield the frames at ``indices``, which ascend; a damaged one is an error once all others are there."""
     wanted = Counter(timeline.get_mark(index) for index in indices)  # a frame that stays is wanted several times
     total, last, undamaged, reason = len(wanted), max(wanted), 0, "the file ends"
-    _seek(container, stream, timeline, min(wanted))
-    try:
-        for position, (frame, damage) in enumerate(decode_frames(container, stream, is_timed=bool(timeline.keys))):
-            mark = position if not timeline.keys or frame.pts is None else frame.pts
-            undamaged += mark in wanted and damage is None
-            reason = damage or reason
-            for _ in range(wanted.pop(mark, 0)):
-                yield frame
-            if not wanted or mark >= last:
-                break
-    except FFmpegError as error:
-        reason = error.strerror or type(error).__name__
+    for position, (frame, damage) in enumerate(_decode_from(container, stream, timeline, min(wanted))):
+        mark = position if not timeline.keys or frame.pts is None else frame.pts
+        undamaged += mark in wanted and damage is None
+        reason = damage or reason
+        for _ in range(wanted.pop(mark, 0)):
+            yield frame
+        if not wanted or mark >= last:
+            break
     if undamaged < total:
-        raise ValueError(f"{path} is damaged: {undamaged} of {total} frames could be decoded without error ({reason})")
+        problem = f"{undamaged} of {total} frames could be decoded without error ({reason})"
+        raise ValueError(f"{path} is damaged: {problem}")
 
 
-def _seek(container: InputContainer, stream: VideoStream, timeline: Timeline, mark: int) -> None:
-    """Wind to the keyframe before a frame, unless that is where the file begins."""
+def _decode_from(
+    container: InputContainer, stream: VideoStream, timeline: Timeline, mark: int
+) -> Iterator[tuple[VideoFrame, str | None]]:
+    """Decode from the keyframe before a frame on, or from the beginning where that does not do."""
     keys = sorted(timeline.keys)
     before = bisect_right(keys, mark)
     if before and keys[before - 1] > timeline.marks[0]:
         # its dts, because containers index by either, and landing one keyframe early does no harm
         container.seek(timeline.keys[keys[before - 1]], stream=stream)
+        frames = decode_frames(container, stream, is_timed=True)
+        first = next(frames, None)
+        if first and first[0].pts is not None and first[0].pts <= mark:
+            yield first
+            yield from frames
+            return
+        container.seek(timeline.keys[keys[0]], stream=stream)  # pictures may be refreshed bit by bit, and appear late
+    yield from decode_frames(container, stream, is_timed=bool(timeline.keys))
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
