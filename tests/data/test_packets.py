@@ -134,3 +134,11 @@ def test_a_longer_sound_does_not_make_a_video_cut_short(tmp_path):
         output.mux(audio.encode())
     assert read_info(path).notes == ()
     assert read_info(path).num_frames == 25
+
+
+def test_pictures_that_are_refreshed_bit_by_bit_are_found(tmp_path):
+    """Without whole keyframes a decoder shows nothing for a while after it was wound to a place."""
+    options = {"x264-params": "intra-refresh=1:keyint=20:bframes=0"}
+    path = write_timed(tmp_path / "x.ts", CONSTANT, options=options)
+    for start in (0, 21, 30):
+        assert numbers(read_clip(path, limits=LIMITS, start=start)[0]) == list(range(start, start + 17))
