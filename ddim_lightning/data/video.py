@@ -97,7 +97,8 @@ def read_clip(
 
     Only what is needed is decoded, from a keyframe shortly before the first frame on, and only the chosen frames are
     kept. Rotation and pixel aspect in the metadata are honored. A file that does not name its colors is taken to be
-    BT.709 from 720 lines on and BT.601 below, which is what players do.
+    BT.709 from 720 lines on and BT.601 below, which is what players do. Where the frame rate varies, frames are counted
+    and taken at a constant rate (see `Timeline`).
 
     Args:
         path: The file.
@@ -110,7 +111,8 @@ def read_clip(
         fit: What happens to frames of another shape: ``crop``, ``pad`` or ``stretch``.
 
     Returns:
-        The frames (f, c, h, w) uint8; their rate, that of the file over the stride; and which frames they are.
+        The frames (f, c, h, w) uint8; their rate, that of the file over the stride; and which frames they are, when
+        they begin, and what is unusual in the file.
 
     Raises:
         OSError: If there is no such file, it is a folder, or it may not be read; always the exact subclass.
