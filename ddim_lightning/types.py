@@ -163,6 +163,8 @@ class FrameSelection:
         count: Number of frames taken, 4k + 1.
         dropped: Frames at the end of the file that the selection, ``count * stride`` frames long, does not reach.
         cropped: Share of the picture that was cut at its sides, 0 .. 1.
+        start_s: When the first frame taken appears, in seconds after the video begins; ``None`` is ``start`` over the
+            rate. Selections of the same frames are equal.
     """
 
     start: int
@@ -170,6 +172,7 @@ class FrameSelection:
     count: int
     dropped: int
     cropped: float = 0.0
+    start_s: float | None = field(default=None, compare=False)
 
 
 @dataclass

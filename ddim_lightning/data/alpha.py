@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from av.codec import CodecContext, codecs_available
-from av.container import InputContainer
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from torch import Tensor
@@ -17,21 +17,19 @@ _DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 """Decoders that keep alpha, by codec; FFmpeg's own drop it."""
 
 
-def decode_with_alpha(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Decode a stream, by a decoder that keeps alpha where there is some.
+def make_decoder(stream: VideoStream) -> Callable[[Packet[Any]], list[Any]]:
+    """Return what decodes the packets of a stream: a decoder that keeps alpha, where there is some.
 
     Args:
-        container: The file, at the place to begin from.
         stream: The stream.
     """
     name = _DECODERS.get(stream.codec_context.codec.canonical_name, "")
     if stream.metadata.get("alpha_mode") != "1" or name not in codecs_available:
-        yield from container.decode(stream)
-        return
+        return lambda packet: packet.decode()
     decoder: Any = CodecContext.create(name, "r")  # of pictures, which PyAV's annotations do not know
     decoder.thread_count = 1
-    for packet in container.demux(stream):
-        yield from decoder.decode(packet)
+    decode: Callable[[Packet[Any]], list[Any]] = decoder.decode
+    return decode
 
 
 def read_alpha(frame: VideoFrame) -> Tensor | None:

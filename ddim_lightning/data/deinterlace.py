@@ -12,34 +12,38 @@ from av.video.frame import VideoFrame
 
 _DONE = "deinterlaced"
 
+Decoded = tuple[VideoFrame, str | None]
+"""A frame, and what is wrong with it."""
 
-def deinterlace(frames: Iterable[VideoFrame]) -> Iterator[VideoFrame]:
+
+def deinterlace(frames: Iterable[Decoded]) -> Iterator[Decoded]:
     """Replace frames that are flagged as interlaced, by FFmpeg's filter ``bwdif``; their number and times stay.
 
     Frames before the first interlaced one pass untouched. From there on each frame is held until the next one is
     there, since the filter looks at both its neighbors.
 
     Args:
-        frames: Decoded frames, in order of time.
+        frames: Decoded frames, in order of time, each with its damage.
 
     Yields:
-        One frame for each.
+        One frame for each. One that was interlaced has the damage of those that the filter looked at.
     """
-    last: VideoFrame | None = None
+    last: Decoded | None = None
     bwdif: _Bwdif | None = None
     damage: FFmpegError | None = None
     try:
-        for frame in frames:
+        for decoded in frames:
+            frame, _ = decoded
             if bwdif is not None and not bwdif.takes(frame):  # the size changes in the middle of the stream
                 yield from bwdif.push(None)
                 last, bwdif = None, None
             if bwdif is None and frame.interlaced_frame:
                 bwdif = _Bwdif(frame, last)
-            last = frame
+            last = decoded
             if bwdif is None:
-                yield frame
+                yield decoded
             else:
-                yield from bwdif.push(frame)
+                yield from bwdif.push(decoded)
     except FFmpegError as error:
         damage = error  # what is held is whole
     if bwdif is not None:
@@ -56,7 +60,7 @@ def was_interlaced(frame: VideoFrame) -> bool:
 class _Bwdif:
     """A `_Bwdif` is FFmpeg's filter for frames of one size and format; it is one frame behind."""
 
-    def __init__(self, first: VideoFrame, before: VideoFrame | None) -> None:
+    def __init__(self, first: VideoFrame, before: Decoded | None) -> None:
         self.shape = (first.width, first.height, first.format.name)
         self.graph = Graph()
         self.graph.threads = 1  # decoding runs in many workers
@@ -64,30 +68,35 @@ class _Bwdif:
         source = self.graph.add_buffer(width=first.width, height=first.height, format=first.format, time_base=time_base)
         filtered = self.graph.add("bwdif", "mode=send_frame:deint=interlaced")
         self.graph.link_nodes(source, filtered, self.graph.add("buffersink")).configure()
-        self.pushed: deque[VideoFrame | None] = deque()
-        if before is not None and self.takes(before):
-            self.graph.vpush(before)
+        self.pushed: deque[Decoded | None] = deque()
+        self.damage_before: str | None = None
+        if before is not None and self.takes(before[0]):
+            self.graph.vpush(before[0])
             self.pushed.append(None)  # looked at only
+            self.damage_before = before[1]
 
     def takes(self, frame: VideoFrame) -> bool:
         return self.shape == (frame.width, frame.height, frame.format.name)
 
-    def push(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:
+    def push(self, decoded: Decoded | None) -> Iterator[Decoded]:
         """Push a frame, or ``None`` after the last one, and yield what comes out."""
-        if frame is not None:
-            self.pushed.append(frame)
-        self.graph.vpush(frame)
+        if decoded is not None:
+            self.pushed.append(decoded)
+        self.graph.vpush(None if decoded is None else decoded[0])
         while True:
             try:
                 filtered = self.graph.vpull()
             except (BlockingIOError, EOFError):
                 return
-            original = self.pushed.popleft()
-            if original is None:
+            popped = self.pushed.popleft()
+            if popped is None:
                 continue
+            original, damage = popped
+            after = next((one[1] for one in self.pushed if one), None)
+            seen, self.damage_before = damage or self.damage_before or after, damage
             if not original.interlaced_frame:  # passed through; the filter's own copy has other times
-                yield original
+                yield original, damage
                 continue
             filtered.pts, filtered.time_base = original.pts, original.time_base
             filtered.opaque = _DONE
-            yield filtered
+            yield filtered, seen

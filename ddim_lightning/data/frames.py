@@ -27,7 +27,8 @@ class FrameChoice:
         count: How many frames.
         reason: Why there are not more.
         cropped: Share of the picture that was cut at its sides, 0 .. 1.
-        notes: Sentences about what else was made of the frames.
+        start_s: When the first frame appears, in seconds after the video begins; ``None`` where no file was read.
+        notes: Sentences about what is unusual in the file, and what was made of its frames.
     """
 
     total: int
@@ -36,6 +37,7 @@ class FrameChoice:
     count: int
     reason: str
     cropped: float = 0.0
+    start_s: float | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -48,12 +50,14 @@ class FrameChoice:
         """The choice as it travels with the clip."""
         stride = int(self.stride) if self.stride.denominator == 1 else float(self.stride)
         dropped = max(0, self.total - self._end)
-        return FrameSelection(self.start, stride, self.count, dropped, cropped=round(self.cropped, 4))
+        return FrameSelection(self.start, stride, self.count, dropped, round(self.cropped, 4), self.start_s)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about all that was lost of the file, in time, in space and in color."""
-        found = [self.warning] if self.warning else []
+        """Sentences about what is unusual in the file, and about all that was lost of it in time, space and color."""
+        found = []
+        if self._end < self.total:
+            found.append(f"frames {self._end}..{self.total - 1} of {self.total} were not used ({self.reason})")
         if self.cropped > _TELL_CROPPED:
             lost = f"{self.cropped:.0%} of the picture"
             found.append(f"{lost} was cut at its sides (fit='crop'); 'pad' and 'stretch' keep all of it")
@@ -61,10 +65,8 @@ class FrameChoice:
 
     @property
     def warning(self) -> str | None:
-        """A sentence about the frames at the end that are left out; ``None`` when there are none."""
-        if self._end >= self.total:
-            return None
-        return f"frames {self._end}..{self.total - 1} of {self.total} were not used ({self.reason})"
+        """The `warnings` in one line; ``None`` when there are none."""
+        return "; ".join(self.warnings) or None
 
     @property
     def _end(self) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ddim_lightning.data.files import check_regular
 from ddim_lightning.data.listing import VIDEO_SUFFIXES, find_videos, has_frames, name_some
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
@@ -124,6 +125,7 @@ def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
         ValueError: If a row breaks a rule; the message names the column and the row (the header of a CSV is row 1, as
             in a spreadsheet; the rows of a JSONL are its lines).
     """
+    check_regular(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -144,12 +146,14 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
 
     Raises:
         OSError: If it does not exist or is a folder without numbered images; always the exact subclass.
+        ValueError: If it is a named pipe, a socket or a device.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{what} {path} does not exist")
     if path.is_dir() and not has_frames(path):
         raise IsADirectoryError(f"{what} {path} is a folder, not a file, and holds no numbered frames")
+    check_regular(path)
     return path
 
 
@@ -224,7 +228,7 @@ def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipReq
             continue
         try:
             values[name] = check_file(path.parent / Path(values[name]).expanduser(), name)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise type(error)(f"{origin}, column {name}: {error}") from None
     return replace(default, **values)
 

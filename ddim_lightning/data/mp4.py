@@ -50,7 +50,7 @@ def write_mp4(
         fps: Frames per second, > 0.
         crf: x264's quality, 0 .. 51.
         sound: A file whose sound is copied.
-        sound_start_s: Where in it the frames begin, in seconds after its own first frame.
+        sound_start_s: Where in it the frames begin, in seconds after its video begins.
     """
     options = {"movflags": "faststart", "fflags": "+bitexact"}
     with av.open(f"file:{path}", "w", format="mp4", options=options) as output:

@@ -15,6 +15,9 @@ from av.error import FFmpegError, InvalidDataError
 from av.filter import Graph
 from av.packet import Packet
 
+from ddim_lightning.data.decoding import is_last
+from ddim_lightning.data.opening import find_video
+
 _PLAYED = {"aac", "mp3"}
 """What browsers and phones play in mp4; of PCM, Opus, FLAC, AC-3 and the rest some do not."""
 _AAC_RATES = "96000|88200|64000|48000|44100|32000|24000|22050|16000|12000|11025|8000"
@@ -22,6 +25,7 @@ _AAC_LAYOUTS = "mono|stereo|3.0|4.0|5.0|5.1|7.1"
 _AAC_FRAME = 1024
 _BITS_PER_S = 96_000
 """Of each channel."""
+_AHEAD_S = 1  # sound may be stored before the pictures of its time
 
 
 def copy_sound(
@@ -35,7 +39,7 @@ def copy_sound(
     Args:
         source: The file with the sound.
         output: The new file; gets a stream for it.
-        start_s: Where the span begins, in seconds after the source's first video frame, >= 0.
+        start_s: Where the span begins, in seconds after the source's video begins.
         duration_s: Its length in seconds.
 
     Returns:
@@ -52,12 +56,12 @@ def copy_sound(
             f"no sound was copied: there is no decoder for that of {source.name.removeprefix('file:')}", stacklevel=3
         )
         return []
-    first = source.streams.video[0] if source.streams.video else stream
+    first = find_video(source) or stream
     begin = (first.start_time or 0) * (first.time_base or Fraction(0)) + start_s
     codec = stream.codec_context.codec.canonical_name
     try:
-        if start_s:
-            source.seek(int(begin * av.time_base))
+        if begin - _AHEAD_S > Fraction(source.start_time or 0, av.time_base):
+            source.seek(int((begin - _AHEAD_S) * av.time_base))
         if codec in _PLAYED:
             return list(_copy(source, stream, output, begin, duration_s))
         packets = list(_encode(source, stream, output, begin, duration_s))
@@ -76,6 +80,8 @@ def _copy(
     """Yield the packets that begin in the span."""
     copy = output.add_stream_from_template(stream)
     for packet in source.demux(stream):
+        if is_last(packet):
+            return
         if packet.pts is None or packet.pts * packet.time_base < begin:
             continue
         if packet.pts * packet.time_base >= begin + duration_s:
@@ -111,6 +117,8 @@ def _cut(source: InputContainer, stream: AudioStream, begin: Fraction, duration_
             graph = graph or _make_graph(frame, begin, begin + duration_s)
             graph.push(frame)
             yield from _pull(graph)
+        if is_last(packet):
+            break
     if graph is not None:
         graph.push(None)
         yield from _pull(graph)

@@ -6,26 +6,27 @@ import errno
 import os
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-import av
 from av.container import InputContainer
 from av.error import FFmpegError
-from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ddim_lightning.data.alpha import decode_with_alpha
+from ddim_lightning.data.decoding import decode_frames
 from ddim_lightning.data.deinterlace import deinterlace
 from ddim_lightning.data.frame_folder import FOLDER_FPS, open_folder
 from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, make_size
 from ddim_lightning.data.mp4 import check_frames, write_mp4
+from ddim_lightning.data.opening import open_video, reading, video_stream
 from ddim_lightning.data.picture import fit_pictures, to_picture
+from ddim_lightning.data.timeline import Timeline, read_timeline
 from ddim_lightning.types import Frames, VideoLimits
 
 
@@ -35,13 +36,14 @@ class VideoInfo:
 
     Args:
         path: The file.
-        num_frames: Frames that a player would show.
-        fps: Frames per second; the mean where the rate varies.
+        num_frames: Frames that a player would show; where the rate varies, how many frames at ``fps`` it lasts.
+        fps: Frames per second; where the rate varies, that at which frames are taken.
         height: In pixels, as shown: after the rotation in the metadata.
         width: In pixels, as shown.
         pixel_aspect: Width over height of a pixel as it is meant to be shown.
-        duration_s: Length of the video stream in seconds.
+        duration_s: Length of the video in seconds.
         has_audio: Whether there is sound.
+        notes: Sentences about what is unusual: a rate that varies, an end that is missing.
     """
 
     path: Path
@@ -52,17 +54,7 @@ class VideoInfo:
     pixel_aspect: Fraction
     duration_s: float
     has_audio: bool
-
-
-@dataclass(frozen=True)
-class _Timeline:
-    """When the frames of a file are shown, in units of the stream's time base; ``keys`` is pts to dts of keyframes.
-
-    Some containers hold no such times: then ``pts`` are positions, and ``keys`` is empty.
-    """
-
-    pts: list[int]
-    keys: dict[int, int]
+    notes: tuple[str, ...] = ()
 
 
 def read_info(path: str | os.PathLike[str], *, fps: float = FOLDER_FPS) -> VideoInfo:
@@ -81,15 +73,16 @@ def read_info(path: str | os.PathLike[str], *, fps: float = FOLDER_FPS) -> Video
     if path.is_dir():
         folder = open_folder(path)
         picture = next(folder.read([0]))
-        num_frames, rate, has_audio = len(folder.frames), Fraction(str(fps)), False
+        count, rate, has_audio, notes = len(folder.frames), Fraction(str(fps)), False, folder.notes
     else:
-        timeline = _read_timeline(path)
-        with _reading(path) as container:
-            stream = _video_stream(path, container)
+        timeline = read_timeline(path)
+        with reading(path) as container:
+            stream = video_stream(path, container)
             picture = to_picture(next(_decode(path, container, stream, timeline, [0])), stream)
-            num_frames, rate, has_audio = len(timeline.pts), _frame_rate(path, stream), bool(container.streams.audio)
+            has_audio = bool(container.streams.audio)
+        count, rate, notes = timeline.num_frames, timeline.fps, timeline.notes
     height, width = picture.pixels.shape[1:]
-    return VideoInfo(path, num_frames, rate, height, width, picture.pixel_aspect, float(num_frames / rate), has_audio)
+    return VideoInfo(path, count, rate, height, width, picture.pixel_aspect, float(count / rate), has_audio, notes)
 
 
 def read_clip(
@@ -107,7 +100,8 @@ def read_clip(
     """Read the frames of a clip at a model's size.
 
     Only what is needed is decoded, from a keyframe shortly before the first frame on, and only the chosen frames are
-    kept. The frames are what a player shows; what was made of them for that stands in the choice's ``notes``.
+    kept. The frames are what a player shows; what was made of them for that stands in the choice's ``notes``. Where the
+    frame rate varies, frames are counted and taken at a constant rate (see `Timeline`).
 
     Args:
         path: The file, or a folder of numbered images.
@@ -121,7 +115,8 @@ def read_clip(
         fps: Frames per second of a folder; a file has its own.
 
     Returns:
-        The frames (f, c, h, w) uint8; their rate, that of the file over the stride; and which frames they are.
+        The frames (f, c, h, w) uint8; their rate, that of the file over the stride; and which frames they are, when
+        they begin, and what is unusual in the file.
 
     Raises:
         OSError: If there is no such file, it is a folder without frames, or it may not be read; always the exact
@@ -142,13 +137,13 @@ def read_clip(
         choice = replace(choose(len(folder.frames)), notes=folder.notes)
         frames, choice = fit_pictures(folder.read(choice.indices), choice, size, fit)
         return frames, Fraction(str(fps)) / choice.stride, choice
-    timeline = _read_timeline(path)
-    choice = choose(len(timeline.pts))
-    with _reading(path) as container:
-        stream = _video_stream(path, container)
+    timeline = read_timeline(path)
+    choice = replace(choose(timeline.num_frames), start_s=timeline.get_start_s(start), notes=timeline.notes)
+    with reading(path) as container:
+        stream = video_stream(path, container)
         decoded = _decode(path, container, stream, timeline, choice.indices)
         frames, choice = fit_pictures((to_picture(frame, stream) for frame in decoded), choice, size, fit)
-        return frames, _frame_rate(path, stream) / choice.stride, choice
+        return frames, timeline.fps / choice.stride, choice
 
 
 def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Iterator[Tensor]:
@@ -170,9 +165,9 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Iterato
     if path.is_dir():
         yield from (picture.pixels for picture in open_folder(path).read(indices))
         return
-    timeline = _read_timeline(path)
-    with _reading(path) as container:
-        stream = _video_stream(path, container)
+    timeline = read_timeline(path)
+    with reading(path) as container:
+        stream = video_stream(path, container)
         for frame in _decode(path, container, stream, timeline, indices):
             yield to_picture(frame, stream).pixels
 
@@ -197,7 +192,7 @@ def write_video(
         frames: (f, c, h, w) uint8 RGB, on any device; h and w even.
         fps: Frames per second, > 0.
         audio_from: A file whose sound is copied; one without sound is no mistake, nor is a folder of frames.
-        audio_start_s: Where in that file the frames begin, in seconds after its own first frame, >= 0.
+        audio_start_s: Where in that file the frames begin, in seconds after its video begins, >= 0.
         crf: x264's quality, 0 (lossless but for the color conversion) .. 51.
 
     Raises:
@@ -206,7 +201,7 @@ def write_video(
     """
     path = Path(path)
     check_frames(frames, fps)
-    with nullcontext() if audio_from is None or Path(audio_from).is_dir() else _open(Path(audio_from)) as sound:
+    with nullcontext() if audio_from is None or Path(audio_from).is_dir() else open_video(Path(audio_from)) as sound:
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
             if path.parent.is_file():
@@ -227,93 +222,41 @@ def write_video(
                 partial.unlink()
 
 
-def _open(path: Path) -> InputContainer:
-    with path.open("rb") as file:  # the plain errors of a missing file, a folder or missing rights
-        if not file.read(1):
-            raise ValueError(f"{path} is empty (0 bytes)")
-    try:
-        # `file:` because a name may look like an address to FFmpeg
-        return av.open(f"file:{path}", metadata_errors="replace")
-    except FFmpegError as error:
-        raise ValueError(f"{path} is not a video that can be read: {error.strerror}") from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[InputContainer]:
-    """Open a file, and say in one line what FFmpeg raises meanwhile: much of it is neither OSError nor ValueError."""
-    with _open(path) as container:
-        try:
-            yield container
-        except FFmpegError as error:
-            raise ValueError(f"{path} cannot be read: {error.strerror or type(error).__name__}") from error
-
-
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    # The cover of a song is no video.
-    streams = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
-    if not streams:
-        raise ValueError(f"{path} has no video stream")
-    stream = max(streams, key=lambda one: one.frames != 1)  # an AVIF holds a still picture before its frames
-    stream.codec_context.thread_count = 1  # decoding runs in many workers, and beside the network
-    return stream
-
-
-def _frame_rate(path: Path, stream: VideoStream) -> Fraction:
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-    if not rate:
-        raise ValueError(f"{path} does not say how many frames per second it has")
-    return rate
-
-
-def _read_timeline(path: Path) -> _Timeline:
-    """Walk through the file without decoding: headers may be silent or wrong about the number of frames."""
-    pts: list[int | None] = []
-    keys: dict[int, int] = {}
-    found = 0
-    with _reading(path) as container:
-        stream = _video_stream(path, container)
-        try:
-            for packet in container.demux(stream):
-                if packet.is_corrupt or packet.size == 0:  # a frame cut in two, or the end
-                    continue
-                found += 1
-                if packet.is_discard:  # needed to decode others, never shown
-                    continue
-                pts.append(packet.pts)
-                if packet.is_keyframe and packet.pts is not None:
-                    keys[packet.pts] = packet.pts if packet.dts is None else min(packet.pts, packet.dts)
-        except FFmpegError as error:
-            raise ValueError(f"{path} is damaged: {error.strerror} after {found} frames") from error
-        if found < len(stream.index_entries):
-            raise ValueError(f"{path} is cut short: {found} of its {len(stream.index_entries)} frames are there")
-        is_timed = container.format.name != "avi"  # it keeps no times, and those FFmpeg makes up are wrong for B-frames
-    times = {time for time in pts if time is not None}
-    if is_timed and keys and len(times) == len(pts):
-        return _Timeline(sorted(times), keys)
-    return _Timeline(list(range(len(pts))), {})
-
-
 def _decode(
-    path: Path, container: InputContainer, stream: VideoStream, timeline: _Timeline, indices: Sequence[int]
+    path: Path, container: InputContainer, stream: VideoStream, timeline: Timeline, indices: Sequence[int]
 ) -> Iterator[VideoFrame]:
-    """Yield the frames at ``indices``, which ascend."""
-    wanted = {timeline.pts[i] for i in indices}
-    keys = sorted(timeline.keys)
+    """Yield the frames at ``indices``, which ascend; a damaged one is an error once all others are there."""
+    wanted = Counter(timeline.get_mark(index) for index in indices)  # a frame that stays is wanted several times
+    total, last, undamaged, reason = len(wanted), max(wanted), 0, "the file ends"
     # From the frame before the first one on: a deinterlacer looks at it.
-    before = bisect_right(keys, timeline.pts[max(0, indices[0] - 1)])
-    if before and keys[before - 1] > timeline.pts[0]:
+    begin = timeline.get_mark(max(0, indices[0] - 1))
+    for position, (frame, damage) in enumerate(deinterlace(_decode_from(container, stream, timeline, begin))):
+        mark = position if not timeline.keys or frame.pts is None else frame.pts
+        undamaged += mark in wanted and damage is None
+        reason = damage or reason
+        for _ in range(wanted.pop(mark, 0)):
+            yield frame
+        if not wanted or mark >= last:
+            break
+    if undamaged < total:
+        problem = f"{undamaged} of {total} frames could be decoded without error ({reason})"
+        raise ValueError(f"{path} is damaged: {problem}")
+
+
+def _decode_from(
+    container: InputContainer, stream: VideoStream, timeline: Timeline, mark: int
+) -> Iterator[tuple[VideoFrame, str | None]]:
+    """Decode from the keyframe before a frame on, or from the beginning where that does not do."""
+    keys = sorted(timeline.keys)
+    before = bisect_right(keys, mark)
+    if before and keys[before - 1] > timeline.marks[0]:
         # its dts, because containers index by either, and landing one keyframe early does no harm
         container.seek(timeline.keys[keys[before - 1]], stream=stream)
-    found = 0
-    try:
-        for position, frame in enumerate(deinterlace(decode_with_alpha(container, stream))):
-            time = frame.pts if timeline.keys else position
-            if time in wanted:
-                found += 1
-                yield frame
-            if found == len(wanted):
-                return
-        reason = "the file ends"
-    except FFmpegError as error:
-        reason = error.strerror or type(error).__name__
-    raise ValueError(f"{path} is damaged: {found} of {len(wanted)} frames could be decoded ({reason})")
+        frames = decode_frames(container, stream, is_timed=True)
+        first = next(frames, None)
+        if first and first[0].pts is not None and first[0].pts <= mark:
+            yield first
+            yield from frames
+            return
+        container.seek(timeline.keys[keys[0]], stream=stream)  # pictures may be refreshed bit by bit, and appear late
+    yield from decode_frames(container, stream, is_timed=bool(timeline.keys))

@@ -36,6 +36,18 @@ def measure_combs(frames):
     return float((luma[:, 1:-1] - (luma[:, :-2] + luma[:, 2:]) / 2).abs().mean())
 
 
+def run(frames):
+    return [frame for frame, _ in deinterlace((frame, None) for frame in frames)]
+
+
+def test_damage_spreads_to_what_was_made_of_it(tmp_path):
+    path = write_moving_bar(tmp_path / "fields.mp4", interlaced=True, count=8)
+    with av.open(str(path)) as container:
+        decoded = [(frame, "torn" if i == 4 else None) for i, frame in enumerate(container.decode(video=0))]
+    found = [damage for _, damage in deinterlace(iter(decoded))]
+    assert found == [None, None, None, "torn", "torn", "torn", None, None]
+
+
 def test_combs_go_and_it_is_said(tmp_path):
     path = write_moving_bar(tmp_path / "fields.mp4", interlaced=True)
     with av.open(str(path)) as container:
@@ -64,7 +76,7 @@ def test_progressive_frames_pass_untouched(tmp_path):
     path = write_moving_bar(tmp_path / "frames.mp4", interlaced=False)
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
-    passed = list(deinterlace(frames))
+    passed = run(frames)
     assert all(one is other for one, other in zip(frames, passed, strict=True))
     assert read_clip(path, limits=LIMITS)[2].notes == ()
 
@@ -82,7 +94,7 @@ def test_only_flagged_frames_change_and_all_keep_their_times(tmp_path):
     frames += [av.VideoFrame(64, 32, "yuv420p") for _ in range(2)]
     for i, frame in enumerate(frames):
         frame.pts, frame.time_base = 7 * i, Fraction(1, 90)
-    passed = list(deinterlace(iter(frames)))
+    passed = run(frames)
     assert [(frame.pts, frame.time_base) for frame in passed] == [(7 * i, Fraction(1, 90)) for i in range(20)]
     assert [was_interlaced(frame) for frame in passed] == [6 <= i < 12 for i in range(20)]
     assert all(passed[i] is frames[i] for i in range(20) if not 6 <= i < 12)
@@ -96,9 +108,9 @@ def test_what_was_decoded_before_the_damage_comes_out(tmp_path):
             for i, frame in enumerate(container.decode(video=0)):
                 if i == 4:
                     raise av.error.InvalidDataError(1, "cut short")
-                yield frame
+                yield frame, None
 
     seen = []
     with pytest.raises(av.error.InvalidDataError):
-        seen.extend(frame.pts for frame in deinterlace(decode_four()) if seen.append(frame.pts))
+        seen.extend(frame for frame, _ in deinterlace(decode_four()) if seen.append(frame.pts))
     assert len(seen) == 4
