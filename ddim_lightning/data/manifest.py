@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ddim_lightning.data.frames import NumFrames
+
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
@@ -40,7 +42,7 @@ class ClipRequest:
         source_prompt: A description of the clip, if there is one.
         negative_prompt: What guidance moves away from.
         start: Index of the first frame, >= 0.
-        num_frames: How many frames; ``None`` is as many as possible.
+        num_frames: How many frames, or ``all``; ``None`` is as many as the model takes at once.
         seed: The clip's own seed, >= 0; ``None`` derives it from the module's seed and ``id``.
         origin: The row of the manifest it came from, for messages; empty when there is none.
         mask: A video or an image, white where the edits may change the clip; ``None`` changes everything.
@@ -52,7 +54,7 @@ class ClipRequest:
     source_prompt: str | None = None
     negative_prompt: str = ""
     start: int = 0
-    num_frames: int | None = None
+    num_frames: NumFrames | None = None
     seed: int | None = None
     origin: str = ""
     mask: Path | None = None
@@ -248,6 +250,10 @@ def _parse_integer(value: object) -> int:
     return int(str(value))
 
 
+def _parse_num_frames(value: object) -> NumFrames:
+    return "all" if value == "all" else _parse_integer(value)
+
+
 def _parse_id(value: object) -> str:
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise ValueError("must be a folder name: letters, digits, '_', '.', '-', first no '.' or '-', at most 64")
@@ -260,7 +266,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "source_prompt": _parse_text,
     "negative_prompt": _parse_negative,
     "start": _parse_integer,
-    "num_frames": _parse_integer,
+    "num_frames": _parse_num_frames,
     "seed": _parse_integer,
     "id": _parse_id,
     "mask": _parse_text,

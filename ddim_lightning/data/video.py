@@ -23,7 +23,7 @@ from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, fit_frame, make_size
+from ddim_lightning.data.frames import Fit, FrameChoice, NumFrames, Stride, choose_frames, fit_frame, make_size
 from ddim_lightning.data.mp4 import SCALER, check_frames, write_mp4
 from ddim_lightning.types import Frames, VideoLimits
 
@@ -95,7 +95,7 @@ def read_clip(
     *,
     limits: VideoLimits,
     start: int = 0,
-    num_frames: int | None = None,
+    num_frames: NumFrames | None = None,
     stride: Stride = 1,
     height: int | None = None,
     width: int | None = None,
@@ -111,7 +111,7 @@ def read_clip(
         path: The file.
         limits: What the model takes.
         start: Index of the first frame, >= 0.
-        num_frames: How many, 4k + 1; ``None`` is the most that the clip and the model allow.
+        num_frames: How many; see `choose_frames`.
         stride: Distance between frames, >= 1, or ``spread``: evenly over the rest of the clip.
         height: In pixels; ``None`` is the model's own.
         width: In pixels; ``None`` is the model's own.
