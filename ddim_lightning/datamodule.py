@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -134,6 +135,12 @@ class VideoDataModule(LightningDataModule):
             num_workers=self.num_workers,
             prefetch_factor=1 if self.num_workers else None,  # a clip of 49 x 480 x 720 is 50 MB
         )
+
+    def transfer_batch_to_device(
+        self, batch: Clip | UnreadableClip, device: torch.device, dataloader_idx: int
+    ) -> Clip | UnreadableClip:
+        """Leave clips on the host, from where their frames come to the device a few at a time; Lightning calls it."""
+        return batch
 
     def _limits(self) -> VideoLimits:
         limits: VideoLimits | None = None

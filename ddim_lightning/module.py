@@ -214,13 +214,6 @@ class DDIMInversionModule(LightningModule):
         """Drop the embeddings of a text encoder that has changed."""
         self.engine.prompts.clear_cache()
 
-    @override
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move batches for training; clips stay on the host, from where their frames come to the device bit by bit."""
-        if isinstance(batch, Clip | UnreadableClip):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def encode_prompts(self, prompts: Sequence[str]) -> None:
         """Encode prompts, each once; loads the text encoder where it is needed."""
         for prompt in prompts:

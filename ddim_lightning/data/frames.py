@@ -129,7 +129,7 @@ def choose_frames(
         most = min(usable, limits.num_frames) if num_frames is None else usable
         is_model = num_frames is None and most == limits.num_frames
         num_frames = (most - 1) // temporal * temporal + 1
-        at_once = f"the model takes {num_frames} at once; num_frames='all' takes all of them"
+        at_once = f"model takes {num_frames} at once, num_frames='all' takes all"
         reason = at_once if is_model else f"the count must be {temporal}k + 1"
     else:
         check_num_frames(num_frames, limits)

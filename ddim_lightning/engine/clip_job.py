@@ -303,7 +303,8 @@ class ClipJob:
             report()
 
         report()
-        with nullcontext() if stage == "decode" else self.timer.stage(stage):  # pieces are decoded and measured in turns
+        # Of decoding each piece is timed, for pieces are decoded and measured in turns.
+        with nullcontext() if stage == "decode" else self.timer.stage(stage):
             yield tick
         if uses_network:
             self.nfe[stage] = self.nfe.get(stage, 0) + self.engine.nfe - before

@@ -75,9 +75,8 @@ class Runtime:
             loaded. Any number of models share a folder.
         batch_prompts: Make all edits of a clip in one network pass a step, with the source evaluated once. Results then
             depend, within rounding, on how many prompts a clip has.
-        window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one where a clip is longer than
-            the model takes at once. Each blend needs one latent frame more, which leads the later window in. More costs
-            more windows.
+        window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
+            model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
 
     Raises:

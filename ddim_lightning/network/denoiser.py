@@ -83,10 +83,8 @@ class CogVideoXDenoiser:
         reads = tuple(row for b in order for row in _list_reads(b, branches, prompts, start, size))
         wanted = sum(len(prompts[b]) * size for b in order if branches[b].needs_velocity)
         self.nfe += latents.shape[0]
-        dtype = self.network.dtype
-        velocity = self.network(
-            latents.to(embeds.device, dtype), embeds.to(dtype), step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale
-        )
+        rows, embeds = latents.to(embeds.device, self.network.dtype), embeds.to(self.network.dtype)
+        velocity = self.network(rows, embeds, step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale)
         velocity = velocity.to(latents)  # its dtype, and its device
         return [
             _guide(velocity[start[b] : start[b] + len(prompts[b]) * size], branch) if branch.needs_velocity else None

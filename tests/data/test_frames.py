@@ -16,7 +16,7 @@ def test_unset_count_is_the_most_that_the_model_takes():
     choice = choose_frames(132, LIMITS)
     assert choice.indices == list(range(49))
     assert choice.selection == FrameSelection(start=0, stride=1, count=49, dropped=83)
-    assert choice.warning == "frames 49..131 of 132 were not used (the model takes 49 at once; num_frames='all' takes all of them)"
+    assert choice.warning == "frames 49..131 of 132 were not used (model takes 49 at once, num_frames='all' takes all)"
 
 
 def test_unset_count_is_the_largest_4k_plus_1_of_a_short_clip():

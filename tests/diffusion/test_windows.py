@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -46,7 +48,7 @@ def test_windows_cover_the_clip_and_their_weights_sum_to_one(length, overlap, nu
     windows = Windows(length, overlap)
     starts, weights = windows.list_starts(num_frames), windows.make_weights(num_frames)
     assert starts[0] == 0 and starts[-1] == num_frames - length
-    steps = [after - before for before, after in zip(starts, starts[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(starts)]
     assert all(0 < step <= length - overlap for step in steps)
     # As few as the overlap allows.
     assert len(starts) == 1 or (len(starts) - 2) * (length - overlap) < num_frames - length
