@@ -12,9 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-from ddim_lightning.data.frames import NumFrames
+from typing import Any, Literal
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -54,7 +52,7 @@ class ClipRequest:
     source_prompt: str | None = None
     negative_prompt: str = ""
     start: int = 0
-    num_frames: NumFrames | None = None
+    num_frames: int | Literal["all"] | None = None
     seed: int | None = None
     origin: str = ""
     mask: Path | None = None
@@ -250,7 +248,7 @@ def _parse_integer(value: object) -> int:
     return int(str(value))
 
 
-def _parse_num_frames(value: object) -> NumFrames:
+def _parse_num_frames(value: object) -> int | Literal["all"]:
     return "all" if value == "all" else _parse_integer(value)
 
 
