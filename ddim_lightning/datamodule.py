@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Sequence
 from typing import get_args
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
-from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride
+from ddim_lightning.data.frames import Fit, NumFrames, Stride, check_num_frames, check_stride
 from ddim_lightning.data.manifest import ClipRequest, Videos, check_file, check_fps, find_clips
 from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
 
@@ -33,7 +34,8 @@ class VideoDataModule(LightningDataModule):
         prompts: The edits wanted of every clip.
         source_prompt: A description of the clips; an empty one is none.
         negative_prompt: What guidance moves away from.
-        num_frames: Frames of a clip, 4k + 1; ``None`` is as many as the clip and the model allow.
+        num_frames: Frames of a clip, 4k + 1, or ``all`` of it; what is longer than the model takes at once is covered
+            by overlapping windows. ``None`` is as many as the clip has and the model takes at once.
         start: Index of the first frame, >= 0.
         stride: Distance between frames, >= 1, or ``spread``: evenly over the rest of the clip.
         height: In pixels, a multiple of what the model needs; ``None`` is the model's own.
@@ -57,7 +59,7 @@ class VideoDataModule(LightningDataModule):
         *,
         source_prompt: str | None = None,
         negative_prompt: str = "",
-        num_frames: int | None = None,
+        num_frames: NumFrames | None = None,
         start: int = 0,
         stride: Stride = 1,
         height: int | None = None,
@@ -141,6 +143,12 @@ class VideoDataModule(LightningDataModule):
             num_workers=self.num_workers,
             prefetch_factor=1 if self.num_workers else None,  # a clip of 49 x 480 x 720 is 50 MB
         )
+
+    def transfer_batch_to_device(
+        self, batch: Clip | UnreadableClip, device: torch.device, dataloader_idx: int
+    ) -> Clip | UnreadableClip:
+        """Leave clips on the host, from where their frames come to the device a few at a time; Lightning calls it."""
+        return batch
 
     def _limits(self) -> VideoLimits:
         limits: VideoLimits | None = None

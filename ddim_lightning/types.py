@@ -129,7 +129,7 @@ class VideoLimits:
     """The `VideoLimits` of a model say which videos it accepts; they are read from its configs, without weights.
 
     Args:
-        num_frames: Most frames of one clip, 4k + 1.
+        num_frames: Frames that it takes at once, 4k + 1; a longer clip is covered by overlapping windows of so many.
         height: Native height in pixels.
         width: Native width in pixels.
         multiple: Height and width must be multiples of this many pixels.
@@ -149,6 +149,11 @@ class VideoLimits:
         Source: the model card of zai-org/CogVideoX-5b, "should be 8N + 1".
         """
         return 2 * self.temporal
+
+
+def count_latent_frames(num_frames: int, limits: VideoLimits) -> int:
+    """Return how many latent frames a model's VAE makes of 4k + 1 frames: k + 1."""
+    return (num_frames - 1) // limits.temporal + 1
 
 
 @dataclass
@@ -247,7 +252,10 @@ class ClipResult:
         metrics: ``{"vae": {"psnr": dB, "ssim": ..}, "reconstruction": {"psnr": .., "psnr_vs_vae": .., ..}}``.
         diagnosis: What the inversion looks like, and what is off; JSON-ready (see `metrics.diagnosis`).
         seconds: Wall time by stage.
-        nfe: Number of function evaluations by stage: latents under one embedding through the transformer.
+        nfe: Number of function evaluations by stage: latents under one embedding through the transformer; each window
+            of a long clip counts.
+        windows: How a clip longer than the model takes at once was covered: ``count`` windows of ``frames`` latent
+            frames, which share at least ``overlap``; empty where it was taken at once.
         peak_gib: Peak device memory by stage; empty on a CPU.
         settings: The module's settings, JSON-ready.
         warnings: Sentences for the user.
@@ -266,6 +274,7 @@ class ClipResult:
     diagnosis: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     nfe: dict[str, int] = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)
     peak_gib: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -283,6 +292,8 @@ class Progress:
         total: Steps of the stage.
         nfe: Function evaluations of a step of this stage on average, 0 for stages without the network.
         nfe_left: Function evaluations of the clip that come after this stage, from which time left is estimated.
+        windows: Windows that the network passes through in every step of this stage; 1 for a clip that it takes at
+            once, and for stages without the network.
     """
 
     clip_id: str
@@ -292,3 +303,4 @@ class Progress:
     total: int
     nfe: float
     nfe_left: int
+    windows: int = 1

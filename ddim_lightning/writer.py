@@ -234,6 +234,7 @@ def make_record(result: ClipResult, files: Mapping[str, Any]) -> dict[str, Any]:
         "diagnosis": dict(result.diagnosis),
         "seconds": _finite(result.seconds),
         "nfe": dict(result.nfe),
+        "windows": dict(result.windows),
         "peak_gib": _finite(result.peak_gib),
         "settings": {**result.settings, **_clip_settings(clip)},
         "versions": read_versions(),
@@ -295,6 +296,7 @@ def _write_sheet(result: ClipResult, clip: Clip, path: Path) -> None:
     settings = {**result.settings, **result.settings.get("schedule", {}), **result.settings.get("runtime", {})}
     shown = ("model", "num_inference_steps", "guidance_scale", "inverter", "editor")
     facts += [f"{name} {_short(settings[name])}" for name in shown if name in settings]
+    facts += [f"{result.windows['count']} windows"] if result.windows else []
     approximate = {"fast": False, "precision": "none", "vae_tiling": False}
     facts += [f"{name} {settings[name]}" for name, off in approximate.items() if settings.get(name, off) != off]
     write_sheet(path, rows, title=clip.id, subtitle="  ·  ".join(facts), fps=clip.fps)

@@ -35,6 +35,7 @@ KEYS = {
         "diagnosis",
         "seconds",
         "nfe",
+        "windows",
     ),
     *("peak_gib", "settings", "versions", "warnings", "files"),
 }

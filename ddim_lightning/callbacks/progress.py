@@ -139,6 +139,7 @@ class ClipClock:
             left_s = (now - self._nfe_began) * to_do / (self._nfe - to_do)
             left_s += (now - self._began + left_s) * (self._num_clips - self._index - 1)
         label, done, total = progress.label, progress.done, progress.total
+        label += f" ({progress.windows} windows)" if progress.windows > 1 else ""
         return Tick(progress.clip_id, self._index + 1, self._num_clips, label, done, total, left_s)
 
 

@@ -48,7 +48,9 @@ def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, schedule
     """Write the network of a model as files that PyTorch alone can run, and return the exit status."""
     module = DDIMInversionModule(**vars(method), schedule=schedule, runtime=runtime)
     limits = module.video_limits
-    count = limits.num_frames if frames.num_frames is None else frames.num_frames
+    count = frames.num_frames if isinstance(frames.num_frames, int) else limits.num_frames
+    if count > limits.num_frames:
+        raise ValueError(f"num_frames must be at most {limits.num_frames}, the window of longer clips, got {count}")
     pixels = make_size(limits, frames.height, frames.width)
     wants_gpu = run.accelerator in ("gpu", "cuda") or (run.accelerator == "auto" and torch.cuda.is_available())
     module.load("cuda" if wants_gpu else "cpu")

@@ -65,7 +65,7 @@ class Frames:  # noqa: D101
 
     source_prompt: str | None = None
     negative_prompt: str = ""
-    num_frames: int | None = None
+    num_frames: int | Literal["all"] | None = None
     start: int = 0
     stride: int | float | Literal["spread"] = 1
     height: int | None = None

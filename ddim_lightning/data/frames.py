@@ -13,6 +13,8 @@ Fit = Literal["crop", "pad", "stretch"]
 """How a frame of another shape fills the model's: cut at the sides, framed by black bars, or distorted."""
 Stride = float | Literal["spread"]
 """Distance between the frames taken, >= 1, or ``spread``: evenly over the rest of the clip."""
+NumFrames = int | Literal["all"]
+"""How many frames are taken, 4k + 1, or ``all``: as many as the clip has, whatever the model takes at once."""
 _TELL_CROPPED = 0.1
 
 
@@ -87,33 +89,36 @@ def check_stride(stride: Stride) -> None:
     raise ValueError(f"stride must be a number >= 1 or 'spread', got {stride!r}")
 
 
-def check_num_frames(num_frames: int, limits: VideoLimits) -> None:
-    """Check a number of frames against the model alone.
+def check_num_frames(num_frames: NumFrames, limits: VideoLimits) -> None:
+    """Check a number of frames against the model alone, which takes any length: long clips are covered by windows.
 
     Args:
         num_frames: How many frames are asked for.
         limits: What the model takes.
 
     Raises:
-        ValueError: If the number is not 4k + 1 (4 being ``limits.temporal``), below 5 or beyond the model.
+        ValueError: If it is neither ``all`` nor 4k + 1 (4 being ``limits.temporal``) and at least 5.
     """
     temporal = limits.temporal
+    if num_frames == "all":
+        return
+    if not isinstance(num_frames, int):
+        raise ValueError(f"num_frames must be an integer or 'all', got {num_frames!r}")
     if num_frames <= temporal or num_frames % temporal != 1 % temporal:
         raise ValueError(f"num_frames must be {temporal}k + 1 and at least {temporal + 1}, got {num_frames}")
-    if num_frames > limits.num_frames:
-        raise ValueError(f"num_frames must be at most {limits.num_frames}, what the model takes, got {num_frames}")
 
 
 def choose_frames(
-    total: int, limits: VideoLimits, *, start: int = 0, num_frames: int | None = None, stride: Stride = 1
+    total: int, limits: VideoLimits, *, start: int = 0, num_frames: NumFrames | None = None, stride: Stride = 1
 ) -> FrameChoice:
     """Choose frames of a clip.
 
     Args:
         total: Frames the file has.
-        limits: What the model takes: 4k + 1 frames (4 being ``limits.temporal``), at most ``limits.num_frames``.
+        limits: What the model takes: 4k + 1 frames (4 being ``limits.temporal``), ``limits.num_frames`` at once.
         start: Index of the first frame, >= 0.
-        num_frames: How many; ``None`` is the largest 4k + 1 that the clip and the model allow.
+        num_frames: How many; ``None`` is the largest 4k + 1 that the clip has and the model takes at once, ``all`` the
+            largest that the clip has.
         stride: Distance between frames in frames of the file, >= 1; ``spread`` makes the chosen frames last as long as
             everything from ``start`` to the end.
 
@@ -133,11 +138,12 @@ def choose_frames(
             f"too few frames: {usable} of {total} can be used (start={start}, stride={stride}), "
             f"at least {temporal + 1} are needed"
         )
-    if num_frames is None:
-        most = min(usable, limits.num_frames)
+    if num_frames is None or num_frames == "all":
+        most = min(usable, limits.num_frames) if num_frames is None else usable
+        is_model = num_frames is None and most == limits.num_frames
         num_frames = (most - 1) // temporal * temporal + 1
-        is_model = num_frames == limits.num_frames
-        reason = f"model takes {num_frames}" if is_model else f"the count must be {temporal}k + 1"
+        at_once = f"model takes {num_frames} at once, num_frames='all' takes all"
+        reason = at_once if is_model else f"the count must be {temporal}k + 1"
     else:
         check_num_frames(num_frames, limits)
         if num_frames > usable:

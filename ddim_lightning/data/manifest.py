@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ddim_lightning.data.files import check_regular
 from ddim_lightning.data.listing import VIDEO_SUFFIXES, find_videos, has_frames, name_some
@@ -37,7 +37,7 @@ class ClipRequest:
         source_prompt: A description of the clip, if there is one.
         negative_prompt: What guidance moves away from.
         start: Index of the first frame, >= 0.
-        num_frames: How many frames; ``None`` is as many as possible.
+        num_frames: How many frames, or ``all``; ``None`` is as many as the model takes at once.
         seed: The clip's own seed, >= 0; ``None`` derives it from the module's seed and ``id``.
         origin: The row of the manifest it came from, for messages; empty when there is none.
         mask: A video, an image or a folder of frames, white where the edits may change the clip; ``None`` changes
@@ -51,7 +51,7 @@ class ClipRequest:
     source_prompt: str | None = None
     negative_prompt: str = ""
     start: int = 0
-    num_frames: int | None = None
+    num_frames: int | Literal["all"] | None = None
     seed: int | None = None
     origin: str = ""
     mask: Path | None = None
@@ -266,6 +266,10 @@ def _parse_fps(value: object) -> float:
         raise ValueError("must be a number in 0.01 .. 1000") from None
 
 
+def _parse_num_frames(value: object) -> int | Literal["all"]:
+    return "all" if value == "all" else _parse_integer(value)
+
+
 def _parse_id(value: object) -> str:
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise ValueError("must be a folder name: letters, digits, '_', '.', '-', first no '.' or '-', at most 64")
@@ -278,7 +282,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "source_prompt": _parse_text,
     "negative_prompt": _parse_negative,
     "start": _parse_integer,
-    "num_frames": _parse_integer,
+    "num_frames": _parse_num_frames,
     "seed": _parse_integer,
     "id": _parse_id,
     "mask": _parse_text,

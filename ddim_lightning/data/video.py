@@ -22,7 +22,7 @@ from torch import Tensor
 from ddim_lightning.data.decoding import decode_frames
 from ddim_lightning.data.deinterlace import deinterlace
 from ddim_lightning.data.frame_folder import FOLDER_FPS, open_folder
-from ddim_lightning.data.frames import Fit, FrameChoice, Stride, choose_frames, make_size
+from ddim_lightning.data.frames import Fit, FrameChoice, NumFrames, Stride, choose_frames, make_size
 from ddim_lightning.data.mp4 import check_frames, write_mp4
 from ddim_lightning.data.opening import open_video, reading, video_stream
 from ddim_lightning.data.picture import fit_pictures, to_picture
@@ -90,7 +90,7 @@ def read_clip(
     *,
     limits: VideoLimits,
     start: int = 0,
-    num_frames: int | None = None,
+    num_frames: NumFrames | None = None,
     stride: Stride = 1,
     height: int | None = None,
     width: int | None = None,
@@ -107,7 +107,7 @@ def read_clip(
         path: The file, or a folder of numbered images.
         limits: What the model takes.
         start: Index of the first frame, >= 0.
-        num_frames: How many, 4k + 1; ``None`` is the most that the clip and the model allow.
+        num_frames: How many; see `choose_frames`.
         stride: Distance between frames, >= 1, or ``spread``: evenly over the rest of the clip.
         height: In pixels; ``None`` is the model's own.
         width: In pixels; ``None`` is the model's own.

@@ -24,7 +24,7 @@ class Inversion:
         levels: (N + 1, b, f, c, h, w) float32; ``levels[0]`` is noise, ``levels[N]`` the clean latents.
         state: The inverter's own state at level 0.
         residual: ``levels[N] - denoise_step(levels[N - 1])``, or ``None`` when the inverter keeps none.
-        nfe: Number of function evaluations it took, each of all b latents under one embedding.
+        nfe: Number of function evaluations it took, each of all b latents under one embedding, in all their windows.
     """
 
     inverter: Inverter

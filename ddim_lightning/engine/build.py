@@ -14,6 +14,7 @@ from transformers import T5EncoderModel
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.diffusion.windows import Windows
 from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork
@@ -35,6 +36,7 @@ from ddim_lightning.runtime.compile_cache import load_compiled
 from ddim_lightning.runtime.host_memory import HostCopy
 from ddim_lightning.runtime.offload import Parkable, ParkedModule, Placement
 from ddim_lightning.runtime.streaming import WeightStream
+from ddim_lightning.types import VideoLimits, count_latent_frames
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -139,7 +141,7 @@ def make_engine(
             for block in parts.transformer.transformer_blocks:
                 block.compile(mode=None if runtime.compile is True else runtime.compile)
         theirs = DiffusersNetwork(parts.transformer, attention)
-        denoiser = CogVideoXDenoiser(theirs, prompts)
+        denoiser = CogVideoXDenoiser(theirs, prompts, make_windows(parts.limits, runtime.window_overlap))
         return InversionEngine(parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt)
     network = Network(parts.transformer, attention)
     quantized = QuantizedNetwork(network) if runtime.precision == "fp8" else None
@@ -155,9 +157,10 @@ def make_engine(
         exact.check(digest_model(parts, placement.device))
     elif quantized is not None and runtime.quantize_inversion:
         exact = quantized
-    denoiser = edit_denoiser = CogVideoXDenoiser(exact, prompts)
+    windows = make_windows(parts.limits, runtime.window_overlap)
+    denoiser = edit_denoiser = CogVideoXDenoiser(exact, prompts, windows)
     if quantized is not None and exact is not quantized:
-        edit_denoiser = CogVideoXDenoiser(quantized, prompts)
+        edit_denoiser = CogVideoXDenoiser(quantized, prompts, windows)
     if placement is not None:
         prompts.before_load = lambda: placement.use(None)  # makes room for the text encoder
     return InversionEngine(
@@ -181,6 +184,12 @@ def replace_scheduler(engine: InversionEngine, scheduler: Any, schedule: Schedul
     steps = _make_steps(parts, schedule)
     engine.editor.check(len(parts.transformer.transformer_blocks), len(steps))
     return replace(engine, components=parts, schedule=steps)
+
+
+def make_windows(limits: VideoLimits, overlap: float) -> Windows:
+    """Make the windows of clips that are longer than a model takes at once; see `Runtime.window_overlap`."""
+    length = count_latent_frames(limits.num_frames, limits)
+    return Windows(length, min(1 + round(overlap * length), length - 1))
 
 
 def apply_offload(parts: Components, network: Network, offload: Offload, device: torch.device) -> Placement | None:

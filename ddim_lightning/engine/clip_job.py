@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +16,10 @@ from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
 from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
 from ddim_lightning.engine.config import Outputs
+from ddim_lightning.engine.decoding import DecodedVideo, measure_decoded
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
 from ddim_lightning.metrics.diagnosis import diagnose
-from ddim_lightning.metrics.functional import psnr, ssim
-from ddim_lightning.models.vae import quantize
 from ddim_lightning.runtime.timing import StageTimer
 from ddim_lightning.types import (
     Clip,
@@ -33,6 +33,7 @@ from ddim_lightning.types import (
     Step,
     StepCallback,
     VideoLimits,
+    count_latent_frames,
 )
 
 Tick = Callable[..., None]
@@ -75,7 +76,8 @@ def find_untrained(frames: Frames, limits: VideoLimits) -> list[str]:
     if (height, width) != (limits.height, limits.width):
         rule = f"the model was trained at {limits.height} x {limits.width} pixels"
         found.append(f"height, width: {rule}, got {height} x {width}: results may be worse")
-    if (num_frames - 1) % limits.trained_multiple:
+    # The windows of a longer clip have the length that it was trained on.
+    if num_frames < limits.num_frames and (num_frames - 1) % limits.trained_multiple:
         rule = f"the model was trained on {limits.trained_multiple}k + 1 frames"
         found.append(f"num_frames: {rule}, got {num_frames}: results may be worse")
     return found
@@ -111,6 +113,7 @@ class ClipJob:
         clip = self.clip
         limits = self.engine.components.limits
         check_frames(clip.frames, limits)
+        self.num_windows = self.engine.count_windows(count_latent_frames(len(clip.frames), limits))
         self.timer = StageTimer(self.engine.device)
         self.requests = [
             EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
@@ -134,12 +137,14 @@ class ClipJob:
                 the wrong size, or latents that do not stay finite.
         """
         engine = self.engine
-        source = self.clip.frames.to(engine.device)
+        source = self.clip.frames.cpu()
         prompt = self.clip.source_prompt if engine.inversion_prompt is None else engine.inversion_prompt
         if prompt is None:
             raise ValueError("source_prompt: must be given where inversion_prompt is null, got None")
         with self._stage("encode", "encode", 1) as tick:
             latents = engine.encode(source)
+            # Those of a long clip, and with them its trajectory, stay on the host; windows come to the device.
+            latents = latents.cpu() if self.num_windows > 1 else latents
             tick()
         self._place_mask(latents)
         with self._stage("invert", "invert", len(engine.schedule), self._plan["invert"]) as tick:
@@ -154,7 +159,7 @@ class ClipJob:
                     callback=tick,
                 )
             else:
-                inversion = self._load_trajectory(self._stored, prompt)
+                inversion = self._load_trajectory(self._stored, prompt, latents.device)
         self._check_finite("invert", inversion.levels)
         returned = None
         if self.outputs.reconstruct:
@@ -164,12 +169,12 @@ class ClipJob:
             self._check_finite("reconstruct", returned[-1])
         return self._finish(source, latents, inversion, returned, self._edit(inversion))
 
-    def _load_trajectory(self, path: Path, prompt: str) -> Inversion:
+    def _load_trajectory(self, path: Path, prompt: str, device: torch.device) -> Inversion:
         """Take the trajectory of a former run instead of an inversion."""
         tensors, metadata = read_trajectory(path)
         fingerprint = make_fingerprint(self.engine, self.clip.frames, prompt)
         check_fingerprint(metadata.get("fingerprint", {}), fingerprint, str(path))
-        on_device = {name: tensor.to(self.engine.device) for name, tensor in tensors.items()}
+        on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
         return Inversion.from_dict(on_device, self.engine.inverter, prompt)
 
     def _edit(self, inversion: Inversion) -> list[Latents]:
@@ -213,34 +218,36 @@ class ClipJob:
         edited: list[Latents],
     ) -> ClipResult:
         """Decode what was made, measure it and gather the result."""
-        result = ClipResult(replace(self.clip, frames=self.clip.frames.cpu()), "done", seed=self.seed)
-        videos: list[Tensor] = []
-        to_decode = [latents, *([] if returned is None else returned[-1:]), *edited]
-        with self._stage("decode", "decode", len(to_decode)) as tick:
-            for clean in to_decode:
-                videos.append(self.engine.decode(clean)[0])
-                self._check_finite("decode", videos[-1])
-                tick()
-        with self.timer.stage("measure"):
-            pixels = source.float() / 255.0
-            ceiling, *videos = videos
-            result.vae_round_trip = quantize(ceiling)
-            result.metrics["vae"] = _compare(ceiling, pixels)
-            reconstruction = None
+        result = ClipResult(replace(self.clip, frames=source), "done", seed=self.seed)
+
+        def decode(clean: Latents, references: dict[str, Tensor], keep: bool = False) -> DecodedVideo:
+            pieces, check = self.engine.stream(clean), partial(self._check_finite, "decode")
+            decoded = measure_decoded(pieces, references, self.timer, check, keep=keep)
+            tick()
+            return decoded
+
+        reconstruction = None
+        with self._stage("decode", "decode", 1 + (returned is not None) + len(edited)) as tick:
+            ceiling = decode(latents, {"": source}, keep=returned is not None)
+            result.vae_round_trip, result.metrics["vae"] = ceiling.frames, ceiling.metrics
             if returned is not None:
-                reconstruction, *videos = videos
-                result.reconstruction = quantize(reconstruction)
-                result.metrics["reconstruction"] = _compare(reconstruction, pixels) | _compare(
-                    reconstruction, ceiling, "_vs_vae"
-                )
-            result.diagnosis = diagnose(inversion.levels, returned, ceiling, reconstruction)
-            result.edits = [
-                Edit(request.prompt, quantize(video), clean.cpu(), _compare(video, pixels, "_vs_source"))
-                for request, video, clean in zip(self.requests, videos, edited, strict=True)
-            ]
+                assert ceiling.video is not None
+                reconstruction = decode(returned[-1], {"": source, "_vs_vae": ceiling.video})
+                ceiling.video = None
+                result.reconstruction = reconstruction.frames
+                result.metrics["reconstruction"] = reconstruction.metrics
+            for request, clean in zip(self.requests, edited, strict=True):
+                video = decode(clean, {"_vs_source": source})
+                result.edits.append(Edit(request.prompt, video.frames, clean.cpu(), video.metrics))
+        with self.timer.stage("measure"):
+            after = None if reconstruction is None else reconstruction.color
+            result.diagnosis = diagnose(inversion.levels, returned, ceiling.color, after)
         if self.outputs.save_trajectory:
             result.trajectory = inversion.to_dict()
             result.fingerprint = make_fingerprint(self.engine, self.clip.frames, inversion.prompt)
+        windows = self.engine.denoiser.windows
+        if windows is not None and self.num_windows > 1:
+            result.windows = {"count": self.num_windows, "frames": windows.length, "overlap": windows.overlap}
         result.seconds, result.peak_gib, result.nfe = dict(self.timer.seconds), self.timer.peak_gib, self.nfe
         result.warnings = [*self._warnings, *self.engine.prompts.get_warnings(self._list_prompts())]
         return result
@@ -261,7 +268,7 @@ class ClipJob:
         return None
 
     def _plan_nfe(self) -> dict[str, int]:
-        """Return the NFE of the inversion, of the reconstruction and of all edits."""
+        """Return the NFE of the inversion, of the reconstruction and of all edits, in all windows."""
         engine, count = self.engine, len(self.requests)
         nfe = 0
         if self.requests:
@@ -269,11 +276,12 @@ class ClipJob:
             nfe = count // together * engine.editor.count_nfe(self.requests[0], engine.schedule, together)
             if engine.editor.velocity_mask is not None and self.clip.mask is None:
                 nfe += count * count_probe_nfe(engine.schedule)
-        return {
+        plan = {
             "invert": engine.inverter.count_nfe(len(engine.schedule)) if self._stored is None else 0,
             "reconstruct": len(engine.schedule) if self.outputs.reconstruct else 0,
             "edits": nfe,
         }
+        return {stage: self.num_windows * nfe for stage, nfe in plan.items()}
 
     def _find_ignored(self) -> list[str]:
         """Return a warning for each thing that was asked for and has no effect beside something else."""
@@ -302,22 +310,25 @@ class ClipJob:
         """Time a stage, count its NFE, and hand out the function to call after each of its steps."""
         done, before = 0, self.engine.nfe
         self.nfe_left -= nfe
+        uses_network = stage in ("invert", "reconstruct", "edit")
+        windows = self.num_windows if uses_network else 1
 
         def report() -> None:
-            self.on_progress(Progress(self.clip.id, stage, label, done, total, nfe / max(total, 1), self.nfe_left))
+            per_step = nfe / max(total, 1)
+            self.on_progress(Progress(self.clip.id, stage, label, done, total, per_step, self.nfe_left, windows))
 
         def tick(*_: object) -> None:
             nonlocal done
             done += 1
             report()
 
-        runs_network = stage in ("invert", "reconstruct", "edit")
         report()
-        with self.timer.stage(stage):
-            if runs_network:
+        # Of decoding each piece is timed, for pieces are decoded and measured in turns.
+        with nullcontext() if stage == "decode" else self.timer.stage(stage):
+            if uses_network:
                 self.engine.start_stage()
             yield tick
-        if runs_network:
+        if uses_network:
             self.nfe[stage] = self.nfe.get(stage, 0) + self.engine.nfe - before
 
 
@@ -329,7 +340,3 @@ def _keep_levels(levels: list[Latents], tick: Tick) -> StepCallback:
         tick()
 
     return keep
-
-
-def _compare(video: Tensor, reference: Tensor, suffix: str = "") -> dict[str, float]:
-    return {f"psnr{suffix}": psnr(video, reference), f"ssim{suffix}": ssim(video, reference)}

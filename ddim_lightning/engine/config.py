@@ -82,6 +82,8 @@ class Runtime:
             loaded. Any number of models share a folder.
         batch_prompts: Make all edits of a clip in one network pass a step, with the source evaluated once. Results then
             depend, within rounding, on how many prompts a clip has.
+        window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
+            model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
 
     Raises:
@@ -102,6 +104,7 @@ class Runtime:
     vae_tiling: bool = False
     prompt_cache: str | None = None
     batch_prompts: bool = False
+    window_overlap: float = 0.25
     require_rotary: bool = True
 
     def __post_init__(self) -> None:
@@ -115,6 +118,8 @@ class Runtime:
         modes = get_args(CompileMode)
         if not isinstance(self.compile, bool) and self.compile not in modes:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
+        if not 0.0 <= self.window_overlap <= 1.0:
+            raise ValueError(f"window_overlap: must lie in 0 .. 1, got {self.window_overlap}")
         for name in ("prompt_cache", "compile_cache"):
             folder = getattr(self, name)
             if folder is not None and Path(folder).expanduser().is_file():

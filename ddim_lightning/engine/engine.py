@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from ddim_lightning.diffusion.sampling import edit, invert, reconstruct
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.text import PromptEncoder
-from ddim_lightning.models.vae import decode_latents, encode_video
+from ddim_lightning.models.vae import decode_latents, encode_video, stream_decoded
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.network import Network
@@ -67,6 +68,11 @@ class InversionEngine:
             return self.denoiser.nfe
         return self.denoiser.nfe + self.edit_denoiser.nfe
 
+    def count_windows(self, num_latent_frames: int) -> int:
+        """Return how many windows a pass over a clip of so many latent frames takes; each has its own NFE."""
+        windows = self.denoiser.windows
+        return 1 if windows is None else len(windows.list_starts(num_latent_frames))
+
     def to(self, device: torch.device) -> None:
         """Move the model to another device; does nothing where it is there already.
 
@@ -112,6 +118,11 @@ class InversionEngine:
         """Decode latents to (b, f, c, h, w) floats in 0 .. 1."""
         self.to_device("vae")
         return decode_latents(self.components.vae, latents)
+
+    def stream(self, latents: Latents) -> Iterator[Video]:
+        """Decode latents, on any device, and yield a few frames at a time, (b, f, c, h, w) floats in 0 .. 1."""
+        self.to_device("vae")
+        yield from stream_decoded(self.components.vae, latents)
 
     def invert(
         self, latents: Latents, *, prompt: str | None = None, seed: int = 0, callback: StepCallback | None = None

@@ -19,7 +19,7 @@ from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import describe_part
 from ddim_lightning.models.loading import Components
 from ddim_lightning.network.quantized import QuantizedNetwork
-from ddim_lightning.types import Frames
+from ddim_lightning.types import Frames, count_latent_frames
 
 _KEY = "ddim_lightning"
 _SAMPLES = 64
@@ -72,16 +72,20 @@ def make_fingerprint(engine: InversionEngine, frames: Frames, prompt: str) -> di
         prompt: The text of the inversion.
 
     Returns:
-        ``clip``, ``model``, ``schedule`` as digests; ``inverter`` and ``prompt`` in plain text.
+        ``clip``, ``model``, ``schedule`` as digests; ``inverter`` and ``prompt`` in plain text, and so ``windows``
+        where the clip takes several.
     """
     quantized = isinstance(engine.denoiser.network, QuantizedNetwork)
-    return {
+    fingerprint = {
         "clip": _digest_tensor(frames),
         "model": digest_model(engine.components, engine.device, quantized=quantized),
         "schedule": _digest_schedule(engine.schedule),
         "inverter": json.dumps(describe_part(engine.inverter), sort_keys=True),
         "prompt": prompt,
     }
+    if engine.count_windows(count_latent_frames(len(frames), engine.components.limits)) > 1:
+        fingerprint["windows"] = repr(engine.denoiser.windows)
+    return fingerprint
 
 
 def check_fingerprint(found: Mapping[str, str], wanted: Mapping[str, str], path: str) -> None:

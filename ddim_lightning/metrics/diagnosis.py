@@ -119,8 +119,8 @@ def find_problems(
 def diagnose(
     levels: Sequence[Latents] | Float[Tensor, "n b f c h w"],
     returned: Iterable[Latents] | None = None,
-    source: Float[Tensor, "f c h w"] | None = None,
-    reconstruction: Float[Tensor, "f c h w"] | None = None,
+    source: Mapping[str, float] | None = None,
+    reconstruction: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Collect what is to be said about one inversion.
 
@@ -129,25 +129,24 @@ def diagnose(
     Args:
         levels: N + 1 latents (b, f, c, h, w) of the inversion, level 0 (noise) first.
         returned: The N + 1 latents that the reconstruction passed through, the same noise first.
-        source: RGB frames in 0 .. 1.
-        reconstruction: RGB frames in 0 .. 1.
+        source: `describe_color` of the source video.
+        reconstruction: `describe_color` of the reconstruction.
 
     Returns:
         JSON-ready: ``noise`` and ``problems`` always; ``level_errors`` with ``returned``; ``color``, by ``source`` and
-        ``reconstruction``, with both videos.
+        ``reconstruction``, with both.
 
     Raises:
         ValueError: When the levels and what returned differ in count or shape.
     """
     noise = describe_noise(levels[0])
     diagnosis: dict[str, Any] = {"noise": noise}
-    errors = before = after = None
+    errors = None
     if returned is not None:
         diagnosis["level_errors"] = errors = level_errors(levels, returned)
     if source is not None and reconstruction is not None:
-        before, after = describe_color(source), describe_color(reconstruction)
-        diagnosis["color"] = {"source": before, "reconstruction": after}
-    diagnosis["problems"] = find_problems(noise, errors, before, after)
+        diagnosis["color"] = {"source": dict(source), "reconstruction": dict(reconstruction)}
+    diagnosis["problems"] = find_problems(noise, errors, source, reconstruction)
     return diagnosis
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from ddim_lightning.types import Latents, Video
@@ -37,43 +41,83 @@ def use_tiles(vae: AutoencoderKLCogVideoX) -> None:
 
 
 def encode_video(vae: AutoencoderKLCogVideoX, video: Video, generator: torch.Generator | None = None) -> Latents:
-    """Encode a video.
+    """Encode a video, a few frames at a time as diffusers does; with tiles, all frames of a tile at a time.
 
     Args:
         vae: The autoencoder.
-        video: (b, f, c, h, w), 0 .. 1, with f = 4k + 1; or uint8, 0 .. 255.
+        video: (b, f, c, h, w), 0 .. 1, with f = 4k + 1; or uint8, 0 .. 255. On any device: only the frames under way
+            come to the VAE's, unless it works on tiles.
         generator: Samples the posterior with it; without one the posterior's mode is taken, which is deterministic and
             does not move the latent by the posterior's spread.
 
     Returns:
         (b, f, c, h, w) float32 latents, scaled by the VAE's ``scaling_factor``.
     """
-    pixels = video.to(vae.device)
-    pixels = pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels
-    posterior = vae.encode((pixels * 2.0 - 1.0).to(vae.dtype).transpose(1, 2)).latent_dist
+    if vae.use_tiling:
+        posterior = vae.encode(torch.cat([_prepare(vae, frame) for frame in video.split(1, dim=1)], dim=2)).latent_dist
+    else:
+        encoded, cache = [], None
+        for piece in split_frames(video.shape[1], vae.num_sample_frames_batch_size):
+            moments, cache = vae.encoder(_prepare(vae, video[:, piece]), conv_cache=cache)
+            encoded.append(moments if vae.quant_conv is None else vae.quant_conv(moments))
+        posterior = DiagonalGaussianDistribution(torch.cat(encoded, dim=2))
     latents: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
     scale: float = vae.config.scaling_factor
     return latents.transpose(1, 2).float() * scale
 
 
 def decode_latents(vae: AutoencoderKLCogVideoX, latents: Latents) -> Video:
-    """Decode latents.
-
-    Args:
-        vae: The autoencoder.
-        latents: (b, f, c, h, w), scaled.
+    """Decode latents; see `stream_decoded`.
 
     Returns:
         (b, f, c, h, w) float32, clamped to 0 .. 1, not quantized.
+    """
+    return torch.cat(list(stream_decoded(vae, latents)), dim=1)
+
+
+def stream_decoded(vae: AutoencoderKLCogVideoX, latents: Latents) -> Iterator[Video]:
+    """Decode latents a few frames at a time as diffusers does; with tiles, all frames at once.
+
+    Args:
+        vae: The autoencoder.
+        latents: (b, f, c, h, w), scaled; on any device.
+
+    Yields:
+        Pieces (b, f, c, h, w) of the video in order, float32, clamped to 0 .. 1, not quantized, on the VAE's device.
     """
     frames = (latents.shape[1] - 1) * vae.config.temporal_compression_ratio + 1
     if latents.shape[1] % 2 == 0:
         # diffusers decodes frames in pairs and keeps the first one single only where their number is odd: of two latent
         # frames it would make eight. The decoder is causal, so one more at the end makes the number odd and is cut off.
         latents = torch.cat([latents, latents[:, -1:]], dim=1)
-    unscaled = (latents / vae.config.scaling_factor).to(vae.dtype).transpose(1, 2)
-    video: Tensor = vae.decode(unscaled).sample.transpose(1, 2)[:, :frames].float()
-    return (video / 2.0 + 0.5).clamp(0.0, 1.0)
+    cache = None
+    pieces = [slice(None)] if vae.use_tiling else split_frames(latents.shape[1], vae.num_latent_frames_batch_size)
+    for piece in pieces:
+        unscaled = (latents[:, piece].to(vae.device) / vae.config.scaling_factor).to(vae.dtype).transpose(1, 2)
+        if vae.use_tiling:
+            decoded = vae.decode(unscaled).sample
+        else:
+            unscaled = unscaled if vae.post_quant_conv is None else vae.post_quant_conv(unscaled)
+            decoded, cache = vae.decoder(unscaled, conv_cache=cache)
+        video = decoded.transpose(1, 2)[:, :frames].float()
+        frames -= video.shape[1]
+        yield (video / 2.0 + 0.5).clamp(0.0, 1.0)
+
+
+def split_frames(num_frames: int, size: int) -> list[slice]:
+    """Return the pieces in which diffusers' VAE takes frames: the first has what is left over.
+
+    Norms see one piece at a time, so that other pieces would give other latents.
+    """
+    ends = [*range(size + num_frames % size, num_frames, size), num_frames]
+    return [slice(start, end) for start, end in pairwise([0, *ends])]
+
+
+def _prepare(vae: AutoencoderKLCogVideoX, video: Tensor) -> Tensor:
+    """Bring frames (b, f, c, h, w) to the device, dtype, range -1 .. 1 and axes (b, c, f, h, w) of a VAE."""
+    pixels = video.to(vae.device)
+    pixels = pixels.float() / 255.0 if pixels.dtype == torch.uint8 else pixels
+    return (pixels * 2.0 - 1.0).to(vae.dtype).transpose(1, 2)
 
 
 def quantize(video: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.diffusion.guidance import combine
+from ddim_lightning.diffusion.windows import Windows, evaluate_windows
 from ddim_lightning.types import Branch, KVScale, Latents, Step
 
 
@@ -43,16 +44,21 @@ class CogVideoXDenoiser:
     """A `CogVideoXDenoiser` is a CogVideoX transformer as a `Denoiser`.
 
     Latents enter as float32, pass the network in its own dtype and their velocities leave as float32; guidance is
-    combined in float32.
+    combined in float32. Latents may lie on another device than the network, as those of long clips do: of them no more
+    than a window is on its device at a time.
 
     Args:
         network: What evaluates rows: a `Network`, or an artifact of one.
         encode_prompt: Prompt to embeddings, (1, tokens, width).
+        windows: Pieces in which longer clips are evaluated; ``None`` evaluates clips of any length at once.
     """
 
-    def __init__(self, network: RunsRows, encode_prompt: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self, network: RunsRows, encode_prompt: Callable[[str], Tensor], windows: Windows | None = None
+    ) -> None:
         self.network = network
         self.encode_prompt = encode_prompt
+        self.windows = windows
         self.nfe = 0
         """Number of function evaluations so far: one latent under one embedding counts 1."""
 
@@ -62,7 +68,9 @@ class CogVideoXDenoiser:
         return self.network.num_layers
 
     def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: KVScale | None = None) -> list[Latents | None]:
-        """Evaluate all branches in one pass; see `Denoiser`."""
+        """Evaluate all branches in one pass, or in one for each window of a long clip; see `Denoiser`."""
+        if self.windows is not None and branches[0].latents.shape[1] > self.windows.length:
+            return evaluate_windows(self, self.windows, branches, step, kv_scale)
         prompts = [branch.prompts for branch in branches]
         # Branches with a source come first, those that are only a source come last, as the network wants its rows.
         order = sorted(
@@ -75,11 +83,9 @@ class CogVideoXDenoiser:
         reads = tuple(row for b in order for row in _list_reads(b, branches, prompts, start, size))
         wanted = sum(len(prompts[b]) * size for b in order if branches[b].needs_velocity)
         self.nfe += latents.shape[0]
-        dtype = self.network.dtype
-        velocity = self.network(
-            latents.to(dtype), embeds.to(dtype), step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale
-        )
-        velocity = velocity.float() if latents.dtype == torch.float32 else velocity.to(latents.dtype)
+        rows, embeds = latents.to(embeds.device, self.network.dtype), embeds.to(self.network.dtype)
+        velocity = self.network(rows, embeds, step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale)
+        velocity = velocity.to(latents)  # its dtype, and its device
         return [
             _guide(velocity[start[b] : start[b] + len(prompts[b]) * size], branch) if branch.needs_velocity else None
             for b, branch in enumerate(branches)

@@ -1,6 +1,7 @@
 """Clips of moving shapes are rendered from parameters, so that the truth of every edit is known to the pixel.
 
-A scene is one flat object that crosses a shaded background at constant speed, 9 frames of 64 x 64.
+A scene is one flat object that crosses a shaded background at constant speed, 9 frames of 64 x 64 unless more are asked
+for.
 """
 
 from __future__ import annotations
@@ -182,13 +183,17 @@ def sample_edit(scene: Scene, names: Sequence[str], generator: torch.Generator) 
             return edited
 
 
-def render(scene: Scene) -> Frames:
+def render(scene: Scene, num_frames: int = NUM_FRAMES) -> Frames:
     """Draw a scene.
 
+    Args:
+        scene: What it shows.
+        num_frames: Its length; a longer one begins earlier and ends later, with the same middle frame.
+
     Returns:
-        (9, 3, 64, 64) uint8 RGB.
+        (f, 3, 64, 64) uint8 RGB.
     """
-    coverage = _scene_coverage(scene)[:, None]
+    coverage = _scene_coverage(scene, num_frames)[:, None]
     x, y = make_grid()
     shade = scene.shade_x * (x / SIZE - 0.5) + scene.shade_y * (y / SIZE - 0.5)
     background = _rgb(BACKGROUNDS[scene.background]) + shade
@@ -202,7 +207,7 @@ def mask(scene: Scene) -> Tensor:
     Returns:
         (9, 64, 64) bool.
     """
-    return _scene_coverage(scene) > 0.5
+    return _scene_coverage(scene, NUM_FRAMES) > 0.5
 
 
 def _rgb(color: tuple[int, int, int]) -> Tensor:
@@ -215,10 +220,10 @@ def make_grid() -> tuple[Tensor, Tensor]:
     return axis[None, :], axis[:, None]
 
 
-def _scene_coverage(scene: Scene) -> Tensor:
-    """How much of each pixel the object covers, (9, 64, 64) in 0 .. 1."""
+def _scene_coverage(scene: Scene, num_frames: int) -> Tensor:
+    """How much of each pixel the object covers, (f, 64, 64) in 0 .. 1."""
     dx, dy = DIRECTIONS[scene.direction]
-    travelled = scene.speed * (torch.arange(NUM_FRAMES) - NUM_FRAMES // 2)
+    travelled = scene.speed * (torch.arange(num_frames) - num_frames // 2)
     return make_coverage(scene.shape, scene.x + dx * travelled, scene.y + dy * travelled, torch.tensor(scene.radius))
 
 

@@ -59,6 +59,12 @@ def test_clips_to_come_are_counted_at_the_price_of_this_one():
     assert (tick.clip_number, tick.num_clips) == (2, 4)
 
 
+def test_windows_of_a_long_clip_are_told():
+    clock = ClipClock(0, 1)
+    assert clock.read(Progress("clip", "invert", "invert", 1, 10, 3.0, 10, windows=3)).label == "invert (3 windows)"
+    assert clock.read(Progress("clip", "decode", "decode", 0, 10, 0.0, 0)).label == "decode"
+
+
 class _Worker(LightningModule):
     """Ticks as the real module does."""
 

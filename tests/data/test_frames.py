@@ -17,7 +17,7 @@ def test_unset_count_is_the_most_that_the_model_takes():
     choice = choose_frames(132, LIMITS)
     assert choice.indices == list(range(49))
     assert choice.selection == FrameSelection(start=0, stride=1, count=49, dropped=83)
-    assert choice.warning == "frames 49..131 of 132 were not used (model takes 49)"
+    assert choice.warning == "frames 49..131 of 132 were not used (model takes 49 at once, num_frames='all' takes all)"
 
 
 def test_unset_count_is_the_largest_4k_plus_1_of_a_short_clip():
@@ -31,6 +31,17 @@ def test_nothing_is_said_when_nothing_is_left_out():
     choice = choose_frames(9, LIMITS)
     assert choice.selection == FrameSelection(start=0, stride=1, count=9, dropped=0)
     assert choice.warning is None
+
+
+def test_all_takes_what_the_clip_has_whatever_the_model_takes_at_once():
+    choice = choose_frames(132, LIMITS, start=1, num_frames="all")
+    assert choice.indices == list(range(1, 130))
+    assert choice.selection == FrameSelection(start=1, stride=1, count=129, dropped=2)
+    assert choice.warning == "frames 130..131 of 132 were not used (the count must be 4k + 1)"
+    assert choose_frames(132, LIMITS, num_frames=97).indices == list(range(97))
+    assert choose_frames(132, LIMITS, num_frames="all", stride=2).indices == list(range(0, 130, 2))
+    spread = choose_frames(132, LIMITS, num_frames="all", stride="spread")
+    assert spread.count == 129 and spread.selection.dropped == 0
 
 
 def test_explicit_count():
@@ -80,7 +91,6 @@ def test_spread_over_a_clip_shorter_than_the_model_takes():
         (4, {"stride": "spread"}, "too few frames: 4 of 4 … start=0, stride=spread … at least 5"),
         (132, {"num_frames": 8}, "num_frames … 4k + 1 … at least 5, got 8"),
         (132, {"num_frames": 1}, "num_frames … 4k + 1 … at least 5, got 1"),
-        (132, {"num_frames": 53}, "num_frames … at most 49 … got 53"),
         (
             20,
             {"num_frames": 21, "start": 2},

@@ -34,6 +34,13 @@ def test_a_folder_gives_its_videos_by_name_with_ids_that_differ_also_without_cas
     assert {(request.start, request.num_frames) for request in requests} == {(3, 9)}
 
 
+def test_a_row_may_ask_for_all_frames(folder):
+    (folder / "clips.csv").write_text("video,num_frames\nb.mp4,all\na.mov,\nA.mp4,17\n")
+    (folder / "clips.jsonl").write_text('{"video": "b.mp4", "num_frames": "all"}\n')
+    assert [request.num_frames for request in find_clips(folder / "clips.csv", DEFAULT)] == ["all", 9, 17]
+    assert [request.num_frames for request in find_clips(folder / "clips.jsonl", DEFAULT)] == ["all"]
+
+
 def test_a_glob_gives_videos_only(folder):
     assert names(find_clips(f"{folder}/[ab].*", DEFAULT)) == [("a", "a.mov"), ("b", "b.mp4")]
     assert names(find_clips(f"{folder}/**/d*", DEFAULT)) == [("d", "d.mp4")]

@@ -7,7 +7,7 @@ import torch
 from diffusers import CogVideoXPipeline
 
 from ddim_lightning.models.loading import load_components
-from ddim_lightning.models.vae import decode_latents, encode_video, order_channels_last, quantize
+from ddim_lightning.models.vae import decode_latents, encode_video, order_channels_last, quantize, stream_decoded
 
 VIDEO = torch.rand(2, 9, 3, 24, 40, generator=torch.Generator().manual_seed(0))
 
@@ -98,3 +98,17 @@ def test_frames_are_rounded_not_cut():
     frames = quantize(video)
     assert frames.dtype == torch.uint8 and frames.shape == video.shape
     assert frames.flatten().tolist() == [0, 1, 255]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_frames", [17, 25, 29])
+def test_a_long_video_passes_in_pieces_as_diffusers_passes_it(num_frames, vae):
+    video = torch.rand(1, num_frames, 3, 16, 24, generator=torch.Generator().manual_seed(4))
+    latents = encode_video(vae, video)
+    theirs = vae.encode(video.transpose(1, 2) * 2 - 1).latent_dist.mode() * 0.7
+    assert torch.equal(latents, theirs.transpose(1, 2))
+    if latents.shape[1] % 2:  # diffusers makes more frames of an even number
+        pieces = list(stream_decoded(vae, latents))
+        assert [piece.shape[1] for piece in pieces] == [9, *[8] * (num_frames // 8 - 1)]
+        decoded = vae.decode((latents / 0.7).transpose(1, 2)).sample.transpose(1, 2)
+        assert torch.equal(torch.cat(pieces, dim=1), (decoded / 2 + 0.5).clamp(0, 1))

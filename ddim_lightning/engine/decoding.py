@@ -1,0 +1,80 @@
+"""A video is decoded and measured piece by piece, so that a long clip takes no more device memory than a short one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ddim_lightning.metrics.diagnosis import describe_color
+from ddim_lightning.metrics.running import FrameMean, compare, read_comparison
+from ddim_lightning.models.vae import quantize
+from ddim_lightning.runtime.timing import StageTimer
+from ddim_lightning.types import Frames, Video
+
+
+@dataclass
+class DecodedVideo:
+    """A `DecodedVideo` is what came out of the decoder, on the CPU.
+
+    Args:
+        frames: (f, c, h, w) uint8.
+        video: The same before rounding, floats in 0 .. 1; ``None`` unless another video is compared with it.
+        color: `describe_color` of it.
+        metrics: ``psnr`` and ``ssim`` against each reference, with the reference's suffix.
+    """
+
+    frames: Frames
+    video: Tensor | None = None
+    color: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def measure_decoded(
+    pieces: Iterator[Video],
+    references: Mapping[str, Tensor],
+    timer: StageTimer,
+    check: Callable[[Tensor], None],
+    *,
+    keep: bool = False,
+) -> DecodedVideo:
+    """Take a video from the decoder piece by piece, measure each piece before it is rounded, and let go of it.
+
+    Args:
+        pieces: What `InversionEngine.stream` yields, of one clip.
+        references: By suffix of the metrics' names what the video is compared with, (f, c, h, w) uint8 or floats in
+            0 .. 1, on any device; at least one.
+        timer: Told the time of ``decode`` and of ``measure``.
+        check: Called with every piece; raises where it is unfit.
+        keep: Also keep the video as it was before rounding.
+    """
+    like = next(iter(references.values()))
+    decoded = DecodedVideo(torch.empty(like.shape, dtype=torch.uint8))
+    if keep:
+        decoded.video = torch.empty(like.shape, dtype=torch.float32)
+    comparisons = {suffix: FrameMean() for suffix in references}
+    color, done = FrameMean(), 0
+    while True:
+        with timer.stage("decode"):
+            piece = next(pieces, None)
+        if piece is None:
+            break
+        video = piece[0]
+        check(video)
+        with timer.stage("measure"):
+            where = slice(done, done + len(video))
+            for suffix, reference in references.items():
+                wanted = reference[where].to(video.device)
+                wanted = wanted.float() / 255.0 if wanted.dtype == torch.uint8 else wanted
+                comparisons[suffix].add(compare(video, wanted), len(video))
+            color.add(describe_color(video), len(video))
+            decoded.frames[where] = quantize(video)
+            if decoded.video is not None:
+                decoded.video[where] = video
+            done = where.stop
+    decoded.color = color.read()
+    for suffix, comparison in comparisons.items():
+        decoded.metrics |= read_comparison(comparison, suffix)
+    return decoded
