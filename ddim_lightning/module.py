@@ -24,6 +24,7 @@ from ddim_lightning.engine.build import build_engine
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
 from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Training, check_options, make_options
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.fingerprint import make_clip_fingerprint
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
@@ -31,7 +32,7 @@ from ddim_lightning.models.checkpoint import read_limits
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.vae import encode_video
 from ddim_lightning.runtime.compile_cache import save_compiled
-from ddim_lightning.types import Clip, ClipResult, Progress, UnreadableClip, VideoLimits
+from ddim_lightning.types import Clip, ClipResult, FindResult, Progress, UnreadableClip, VideoLimits
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,8 @@ class DDIMInversionModule(LightningModule):
             }
         )
         self.progress_listeners: list[Callable[[Progress], None]] = []
+        self.find_results: list[FindResult] = []
+        """Where results go that are kept; a clip that all of them find is not done again."""
         self._engine: InversionEngine | None = None
 
     @property
@@ -228,7 +231,8 @@ class DDIMInversionModule(LightningModule):
             batch_idx: Not used.
 
         Returns:
-            The result, on the CPU; with ``on_error="skip"`` a failed clip has status ``skipped`` and a reason.
+            The result, on the CPU; with ``on_error="skip"`` a failed clip has status ``skipped`` and a reason. A clip
+            that a writer finds finished has status ``finished``.
         """
         if isinstance(batch, UnreadableClip):
             if self.outputs.on_error == "raise":
@@ -245,7 +249,11 @@ class DDIMInversionModule(LightningModule):
                 batch_prompts=self.runtime.batch_prompts,
                 on_progress=self._report,
             )
-            result = job.run()
+            fingerprint = make_clip_fingerprint(self.engine, batch, seed, self.describe())
+            # A list, because each of them may say that it could not take the result.
+            found = [find(batch, fingerprint) for find in self.find_results]
+            result = ClipResult(batch, "finished", seed=seed) if found and all(found) else job.run()
+            result.fingerprint = fingerprint
         except Exception as error:
             if self.outputs.on_error == "raise":
                 raise

@@ -30,13 +30,16 @@ def predict_clips(
 ) -> list[dict[str, Any]]:
     """Run `Trainer.predict` on one device, write the results, and return the records of all clips."""
     with plain_output(run.json), _silent_lightning():
-        callbacks = [VideoWriter(run.output), *callbacks, *([] if run.quiet else [ProgressPrinter()])]
+        writer = VideoWriter(run.output, overwrite=run.overwrite)
+        callbacks = [writer, *callbacks, *([] if run.quiet else [ProgressPrinter()])]
         try:
             trainer = Trainer(accelerator=run.accelerator, devices=1, callbacks=callbacks, **QUIET)
         except (MisconfigurationException, ValueError) as error:  # the only setting here that is the user's
             raise ValueError(f"accelerator: must be one that is here, got {run.accelerator!r}: {error}") from error
         trainer.predict(module, data, return_predictions=False)
-    return read_results(run.output)
+    if writer.num_finished and not run.quiet:
+        print(f"{writer.num_finished} of {writer.num_clips} clips were finished before", file=sys.stderr)
+    return read_results(run.output, last_run=True)
 
 
 def tell_results(run: Run, records: Sequence[Mapping[str, Any]], truth: Mapping[str, Any] | None = None) -> int:

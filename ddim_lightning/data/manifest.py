@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ddim_lightning.data.ids import RESULTS, check_id
+
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
@@ -23,10 +25,6 @@ VIDEO_SUFFIXES = frozenset({
 """What counts as a video in a folder or behind a glob, in lower case."""
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
 """What is read as a list of clips."""
-
-_ID = re.compile(r"\w[\w.-]{0,63}")
-_TAKEN = {"results.jsonl": "the list of results"}
-"""Names beside the clips' folders that no clip may have, and what has them."""
 
 
 @dataclass(frozen=True)
@@ -248,12 +246,6 @@ def _parse_integer(value: object) -> int:
     return int(str(value))
 
 
-def _parse_id(value: object) -> str:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise ValueError("must be a folder name: letters, digits, '_', '.', '-', first no '.' or '-', at most 64")
-    return value
-
-
 _PARSERS: dict[str, Callable[[object], Any]] = {
     "video": _parse_text,
     "prompts": _parse_prompts,
@@ -262,14 +254,14 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "start": _parse_integer,
     "num_frames": _parse_integer,
     "seed": _parse_integer,
-    "id": _parse_id,
+    "id": check_id,
     "mask": _parse_text,
 }
 
 
 def _assign_ids(requests: list[ClipRequest]) -> list[ClipRequest]:
     """Give every clip an id; ids that differ in case only would meet in one folder on some file systems."""
-    taken = dict(_TAKEN)
+    taken = {RESULTS: "the list of results"}
     for request in requests:
         key = request.id.casefold()
         if key in taken:
