@@ -249,7 +249,7 @@ class DDIMInversionModule(LightningModule):
                 batch_prompts=self.runtime.batch_prompts,
                 on_progress=self._report,
             )
-            fingerprint = make_clip_fingerprint(self.engine, batch, seed, self.describe())
+            fingerprint = make_clip_fingerprint(self.engine, batch, seed=seed, settings=self.describe())
             # A list, because each of them may say that it could not take the result.
             found = [find(batch, fingerprint) for find in self.find_results]
             result = ClipResult(batch, "finished", seed=seed) if found and all(found) else job.run()

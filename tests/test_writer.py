@@ -36,7 +36,7 @@ KEYS = {
         "seconds",
         "nfe",
     ),
-    *("peak_gib", "settings", "versions", "warnings", "files"),
+    *("peak_gib", "settings", "fingerprint", "versions", "warnings", "files"),
 }
 
 
@@ -106,7 +106,7 @@ def test_the_record_has_the_keys_of_the_schema_and_the_values_of_the_result(tmp_
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == record
     assert set(record) == KEYS
     assert {key: record[key] for key in ("schema", "id", "status", "reason", "seed")} == {
-        "schema": 2,
+        "schema": 3,
         "id": "a clip",
         "status": "done",
         "reason": None,

@@ -48,10 +48,9 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
     if verb == "predict":
         # By its section, since `trainer.callbacks` may list more writers.
         output_dir = cli.config_init[verb]["writer"].output_dir
-        status = tell_results(Run(output_dir, json=as_json), read_results(output_dir, last_run=True))
-        # A launcher such as torchrun takes any status but 0 of one process as the end of all.
-        environment = getattr(cli.trainer.strategy, "cluster_environment", None)
-        return DONE if environment is not None and environment.creates_processes_externally else status
+        status = tell_results(Run(output_dir, json=as_json), read_results(output_dir))
+        # torchrun, unlike Lightning's own launcher, takes any status but 0 of one process as the end of all.
+        return DONE if cli.trainer.world_size > 1 and cli.trainer.strategy.launcher is None else status
     if as_json:
         numbers = {name: float(number) for name, number in cli.trainer.callback_metrics.items()}
         print(json.dumps({"verb": verb, "metrics": numbers}))

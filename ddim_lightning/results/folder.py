@@ -166,19 +166,19 @@ class RunFolder:
             raise blocked
 
 
-def read_results(output_dir: str | Path, *, last_run: bool = False) -> list[dict[str, Any]]:
-    """Read the records of all clips whose results are in a folder, and of those that were skipped.
+def read_results(output_dir: str | Path, *, earlier: bool = False) -> list[dict[str, Any]]:
+    """Read the records of the last run into a folder: what it did, found finished, and skipped.
 
     Args:
         output_dir: The folder a `VideoWriter` wrote to.
-        last_run: Whether to leave out clips that the last run did not have, or did not come to. They are those that
-            have the key ``earlier``.
+        earlier: Also read the records of earlier runs that the last one had no part in, or did not come to. They have
+            a key ``earlier``.
 
     Returns:
-        One record a clip, sorted by id; the other keys are those of ``result.json``.
+        One record a clip, sorted by id when the run has ended; the other keys are those of ``result.json``.
 
     Raises:
         FileNotFoundError: When no run into this folder has begun.
         ValueError: When something else wrote ``results.jsonl``.
     """
-    return [record for record in read_list(Path(output_dir, RESULTS)) if not (last_run and EARLIER in record)]
+    return [record for record in read_list(Path(output_dir, RESULTS)) if earlier or EARLIER not in record]
