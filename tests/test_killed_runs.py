@@ -35,10 +35,10 @@ def clips(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(clips, tmp_path_factory):
-    """What a run that nobody stops writes, and how many seconds it works after it took its folder."""
+    """What a run that nobody stops writes, and how many seconds it works on its clips."""
     output = tmp_path_factory.mktemp("undisturbed")
     process = start(clips, output)
-    wait_for_lock(process, output)
+    wait_for_work(process)
     began = time.monotonic()
     assert finish(process) == 0
     return read_content(output), time.monotonic() - began
@@ -50,16 +50,24 @@ def start(clips, output):
     command += ["--data.height=32", "--data.width=32", "--data.num_frames=5"]
     command += ["--data.videos", str(clips), "--writer.output_dir", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(process):
-    return process.wait(timeout=300)
+    process.communicate(timeout=300)
+    return process.returncode
 
 
 def wait_for_lock(process, output):
     while process.poll() is None and not (output / ".ddim_lightning" / "lock").exists():
         time.sleep(0.02)
+
+
+def wait_for_work(process):
+    """Wait for the first line of progress, which a clip makes that is not finished yet."""
+    for line in process.stderr:
+        if line.startswith(b"clip "):
+            return
 
 
 def read_content(output):
@@ -119,7 +127,9 @@ def test_stopped_runs_go_on_to_the_bytes_of_an_undisturbed_one(number, clips, un
             process = start(clips, output)
             if stops < STOPS:
                 wait_for_lock(process, output)
-                time.sleep(moments.uniform(0.1, 0.8) * duration_s)
+                if stops % 4:  # else while it loads
+                    wait_for_work(process)
+                time.sleep(moments.uniform(0, 0.4) * duration_s)
             if stops < STOPS and process.poll() is None:
                 process.send_signal(number)
                 stops += 1

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ddim_lightning.callbacks.progress import ProgressPrinter
@@ -49,8 +50,7 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
         # By its section, since `trainer.callbacks` may list more writers.
         output_dir = cli.config_init[verb]["writer"].output_dir
         status = tell_results(Run(output_dir, json=as_json), read_results(output_dir))
-        # torchrun, unlike Lightning's own launcher, takes any status but 0 of one process as the end of all.
-        return DONE if cli.trainer.world_size > 1 and cli.trainer.strategy.launcher is None else status
+        return DONE if TorchElasticEnvironment.detect() else status  # torchrun ends all where one has another status
     if as_json:
         numbers = {name: float(number) for name, number in cli.trainer.callback_metrics.items()}
         print(json.dumps({"verb": verb, "metrics": numbers}))

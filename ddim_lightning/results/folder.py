@@ -62,7 +62,7 @@ class RunFolder:
                     shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
             self._list.begin()
         except BaseException:
-            self._lock.release()
+            self._release(alone=True)
             raise
 
     def join(self) -> None:
@@ -131,10 +131,13 @@ class RunFolder:
         try:
             self._list.end()
         finally:
-            if alone:
-                shutil.rmtree(self.path / WORKPLACE, ignore_errors=True)
-            self._lock.release()
-            self._taken.clear()
+            self._release(alone=alone)
+
+    def _release(self, *, alone: bool) -> None:
+        if alone:
+            shutil.rmtree(self.path / WORKPLACE, ignore_errors=True)
+        self._lock.release()
+        self._taken.clear()
 
     def _keep(self, clip_id: str) -> dict[str, Any]:
         place = self._check(clip_id)

@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
@@ -128,10 +128,14 @@ def _is_at(file: FileIO, path: Path) -> bool:
 
 
 def _open(path: Path) -> FileIO:
-    file = FileIO(os.open(path, _FLAGS | getattr(os, "O_NONBLOCK", 0), 0o666), "r+")
+    try:
+        file = FileIO(os.open(path, _FLAGS, 0o666), "r+")
+    except OSError as error:
+        rule = "must be a file that can be written to, and no link"
+        raise type(error)(f"output_dir: {path} {rule}: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise OSError(errno.EINVAL, "is no file", str(path))
+        raise OSError(f"output_dir: {path} must be a file, but is something else")
     return file
 
 
