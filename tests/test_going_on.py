@@ -77,35 +77,13 @@ def test_several_processes_find_what_one_has_finished(tiny_model, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "results.jsonl"]
 
 
-def change_frames(clip):
-    frames = clip.frames.clone()
-    frames[0, 0, 0, 0] ^= 1
-    return {"frames": frames}
-
-
-CHANGES = {
-    "frames": change_frames,
-    "fps": lambda clip: {"fps": Fraction(9)},
-    "prompts": lambda clip: {"prompts": ("a green square",)},
-    "source prompt": lambda clip: {"source_prompt": "a blue square"},
-    "negative prompt": lambda clip: {"negative_prompt": "blurry"},
-    "seed": lambda clip: {"seed": 3},
-    "mask": lambda clip: {"mask": torch.ones(5, 16, 24, dtype=torch.bool)},
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_clip_that_is_not_the_same_is_done_again(change, tiny_model, tmp_path):
-    clip = make_clip("a")
-    run(tmp_path, Clips(clip), tiny_model)
-    changed = make_clip("a", **change(clip))
-    assert run(tmp_path, Clips(changed), tiny_model) == ["done"]
+def test_a_clip_that_is_not_the_same_is_done_again(tiny_model, tmp_path):
+    run(tmp_path, Clips(make_clip("a")), tiny_model)
+    assert run(tmp_path, Clips(make_clip("a", 1)), tiny_model) == ["done"]
     assert len(read_results(tmp_path, earlier=True)) == 1
 
 
-@pytest.mark.parametrize(
-    "options", [{"reconstruct": False}, {"guidance_scale": 3.0}, {"inversion_prompt": "a clip"}, {"dtype": "bfloat16"}]
-)
+@pytest.mark.parametrize("options", [{"reconstruct": False}, {"inversion_prompt": "a clip"}, {"dtype": "bfloat16"}])
 def test_other_settings_make_another_result(options, tiny_model, tmp_path):
     data = Clips(make_clip("a", source_prompt="a blue square"))
     run(tmp_path, data, tiny_model)

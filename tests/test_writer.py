@@ -12,6 +12,7 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from ddim_lightning.results.place import DiskError
 from ddim_lightning.types import ClipResult, UnreadableClip
 from ddim_lightning.writer import VideoWriter, make_output_dir, read_results
 from tests.clip_results import make_frames
@@ -309,3 +310,27 @@ def test_sigterm_ends_the_run_after_the_clip_in_work(tmp_path):
     finally:
         signal.signal(signal.SIGINT, handler)
     assert sorted(os.listdir(tmp_path)) == ["a", "b", "results.jsonl"]
+
+
+@pytest.fixture
+def small_files():
+    """No file can grow beyond 64 KiB, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("kind", ["video", "trajectory"])
+def test_a_full_disk_ends_the_run_with_one_clear_error_and_nothing_half(kind, tmp_path):
+    if kind == "video":
+        noise = torch.randint(0, 256, (9, 3, 128, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        large = _small("large", reconstruction=noise)
+    else:
+        large = _small("large", trajectory={"levels": torch.ones(2**15)})
+    with pytest.raises(DiskError, match=r"^output_dir: [^\n]*too large$"):
+        _run(tmp_path, [_small("a"), large, _small("c")], devices=1)
+    assert sorted(os.listdir(tmp_path)) == ["a", "results.jsonl"]
+    assert _read_statuses(tmp_path) == {"a": "done"}
