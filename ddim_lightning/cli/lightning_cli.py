@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule
-from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ddim_lightning.callbacks.progress import ProgressPrinter
