@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -252,7 +252,10 @@ class DDIMInversionModule(LightningModule):
             fingerprint = make_clip_fingerprint(self.engine, batch, seed=seed, settings=self.describe())
             # A list, because each of them may say that it could not take the result.
             found = [find(batch, fingerprint) for find in self.find_results]
-            result = ClipResult(batch, "finished", seed=seed) if found and all(found) else job.run()
+            if found and all(found):
+                result = ClipResult(replace(batch, frames=batch.frames.cpu()), "finished", seed=seed)
+            else:
+                result = job.run()
             result.fingerprint = fingerprint
         except Exception as error:
             if self.outputs.on_error == "raise":

@@ -150,6 +150,15 @@ def test_a_clip_that_could_not_be_written_is_not_computed(tiny_model, tmp_path):
     assert (result.status, ticks) == ("skipped", [])
 
 
+def test_a_clip_whose_id_will_not_do_costs_no_other(tiny_model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.warns(UserWarning, match=r"skipped: .*id: must be"):
+        statuses = run(tmp_path / "out", Clips(make_clip(".."), make_clip("\udc80"), make_clip("a")), tiny_model)
+    assert statuses == ["skipped", "skipped", "done"]
+    assert sorted(os.listdir(tmp_path)) == ["notes.txt", "out"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "results.jsonl"]
+
+
 def test_edit_goes_on_and_begins_afresh(tiny_model, tmp_path, capsys):
     write_video(tmp_path / "clip.mp4", make_frames(0), Fraction(8))
     words = ["edit", str(tmp_path / "clip.mp4"), "--output", str(tmp_path / "out"), "--model", str(tiny_model)]
