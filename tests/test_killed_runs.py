@@ -114,9 +114,10 @@ def check_stopped(output, before, wanted):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_stopped_runs_go_on_to_the_bytes_of_an_undisturbed_one(number, clips, undisturbed, tmp_path):
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT"])
+def test_stopped_runs_go_on_to_the_bytes_of_an_undisturbed_one(name, clips, undisturbed, tmp_path):
     wanted, duration_s = undisturbed
+    number = signal.Signals[name]
     output = tmp_path / "out"
     moments = random.Random(int(number))
     stops = 0
@@ -135,7 +136,7 @@ def test_stopped_runs_go_on_to_the_bytes_of_an_undisturbed_one(number, clips, un
                 stops += 1
             status = finish(process)
             check_stopped(output, before, wanted)
-            print(f"{number.name} {stops}: status {status}, {len(before)} -> {len(read_times(output))} clips")
+            print(f"{name} {stops}: status {status}, {len(before)} -> {len(read_times(output))} clips")
             if status == 0:
                 assert read_content(output) == wanted
                 break
