@@ -12,10 +12,10 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
 from ddim_lightning.data.ids import RESULTS
-from ddim_lightning.results.clip_folder import write_clip
-from ddim_lightning.results.folder import RunFolder, read_results
-from ddim_lightning.results.place import DiskError, make_output_dir
-from ddim_lightning.results.record import SCHEMA, make_record
+from ddim_lightning.output.clip_folder import write_clip
+from ddim_lightning.output.folder import RunFolder, read_results
+from ddim_lightning.output.place import DiskError, make_output_dir
+from ddim_lightning.output.record import SCHEMA, make_record
 from ddim_lightning.types import Clip, ClipResult
 
 __all__ = ["RESULTS", "SCHEMA", "VideoWriter", "make_output_dir", "make_record", "read_results", "write_clip"]

@@ -12,7 +12,7 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from ddim_lightning.results.place import DiskError
+from ddim_lightning.output.place import DiskError
 from ddim_lightning.types import ClipResult, UnreadableClip
 from ddim_lightning.writer import VideoWriter, make_output_dir, read_results
 from tests.clip_results import make_frames

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ddim_lightning.data.ids import RESULTS
-from ddim_lightning.results.lock import lock_file
-from ddim_lightning.results.place import make_workplace
-from ddim_lightning.results.record import dump_record, is_record
+from ddim_lightning.output.lock import lock_file
+from ddim_lightning.output.place import make_workplace
+from ddim_lightning.output.record import dump_record, is_record
 
 EARLIER = "earlier"
 """The key, with the value true, of a record in the list that no clip of the last run has taken up so far."""

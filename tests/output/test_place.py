@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from ddim_lightning.results.clip_folder import write_clip
-from ddim_lightning.results.place import check_replaceable, find_disk_fault, get_place, is_whole, read_record
+from ddim_lightning.output.clip_folder import write_clip
+from ddim_lightning.output.place import check_replaceable, find_disk_fault, get_place, is_whole, read_record
 from tests.clip_results import make_small_result
 
 

@@ -14,7 +14,7 @@ import torch
 
 from ddim_lightning.data.video import read_info
 from ddim_lightning.engine.trajectory import read_trajectory
-from ddim_lightning.results.clip_folder import write_clip
+from ddim_lightning.output.clip_folder import write_clip
 from ddim_lightning.types import FrameSelection
 from tests.clip_results import make_frames, make_result
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from ddim_lightning.data.video import write_video
 from ddim_lightning.engine.trajectory import write_trajectory
+from ddim_lightning.output.place import find_disk_fault, get_place, make_folder, put_in_place
+from ddim_lightning.output.record import SCHEMA, dump_record, make_record
 from ddim_lightning.report.sheet import Row, write_sheet
-from ddim_lightning.results.place import find_disk_fault, get_place, make_folder, put_in_place
-from ddim_lightning.results.record import SCHEMA, dump_record, make_record
 from ddim_lightning.types import Clip, ClipResult, Frames
 
 

@@ -12,12 +12,12 @@ import time
 
 import pytest
 
-from ddim_lightning.results.lock import RunLock, lock_file
+from ddim_lightning.output.lock import RunLock, lock_file
 
 HOLDS = """
 import sys, time
 from pathlib import Path
-from ddim_lightning.results.lock import RunLock
+from ddim_lightning.output.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.begin()
 print("held", flush=True)

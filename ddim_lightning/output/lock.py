@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
-from ddim_lightning.results.place import WORKPLACE, make_workplace
+from ddim_lightning.output.place import WORKPLACE, make_workplace
 
 try:
     import fcntl

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ddim_lightning.data.ids import check_id
-from ddim_lightning.results.record import is_record
+from ddim_lightning.output.record import is_record
 
 WORKPLACE = ".ddim_lightning"
 """The folder inside the output folder for what is not finished; whatever is in it is ours."""

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from ddim_lightning.results.listing import ResultList, read_list
-from ddim_lightning.results.record import dump_record, make_record
+from ddim_lightning.output.listing import ResultList, read_list
+from ddim_lightning.output.record import dump_record, make_record
 from tests.clip_results import make_small_result
 
 

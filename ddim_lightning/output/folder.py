@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ddim_lightning.data.ids import RESULTS
-from ddim_lightning.results.clip_folder import write_clip
-from ddim_lightning.results.listing import EARLIER, ResultList, read_list
-from ddim_lightning.results.lock import RunLock
-from ddim_lightning.results.place import (
+from ddim_lightning.output.clip_folder import write_clip
+from ddim_lightning.output.listing import EARLIER, ResultList, read_list
+from ddim_lightning.output.lock import RunLock
+from ddim_lightning.output.place import (
     WORKPLACE,
     DiskError,
     check_replaceable,
@@ -22,7 +22,7 @@ from ddim_lightning.results.place import (
     make_output_dir,
     read_record,
 )
-from ddim_lightning.results.record import SCHEMA
+from ddim_lightning.output.record import SCHEMA
 from ddim_lightning.types import ClipResult
 
 
