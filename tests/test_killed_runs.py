@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,11 +50,13 @@ def start(clips, output):
     command += ["--data.height=32", "--data.width=32", "--data.num_frames=5"]
     command += ["--data.videos", str(clips), "--writer.output_dir", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    # What a shell starts in the background ignores SIGINT, and so would what that starts.
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=heed
-    )
+    # What a shell starts in the background ignores SIGINT, and so does what that starts, unless somebody handles it.
+    handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def finish(process):
