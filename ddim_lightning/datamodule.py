@@ -101,6 +101,10 @@ class VideoDataModule(LightningDataModule):
         # With fewer clips than devices some devices have nothing to do.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
+    def all_ids(self) -> list[str]:
+        """Every clip's id, in order, so that the folders of their results are checked before weights are loaded."""
+        return [request.id for request in self.requests]
+
     def all_prompts(self) -> list[str]:
         """Every text a clip may be conditioned on: prompts, source prompts, negative prompts; each once, in order."""
         texts: dict[str, None] = {}

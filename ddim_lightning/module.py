@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -26,6 +26,7 @@ from ddim_lightning.engine.build import LoadedModel, build_engine
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
 from ddim_lightning.engine.config import Lora, Outputs, Runtime, Schedule, Training, check_options, make_options
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.fingerprint import make_clip_fingerprint
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
@@ -33,7 +34,7 @@ from ddim_lightning.models.checkpoint import read_limits
 from ddim_lightning.models.loading import adopt_components
 from ddim_lightning.models.vae import encode_video
 from ddim_lightning.runtime.compile_cache import save_compiled
-from ddim_lightning.types import Clip, ClipResult, Progress, UnreadableClip, VideoLimits
+from ddim_lightning.types import Clip, ClipResult, FindResult, Progress, UnreadableClip, VideoLimits
 
 _log = logging.getLogger(__name__)
 
@@ -118,6 +119,8 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             }
         )
         self.progress_listeners: list[Callable[[Progress], None]] = []
+        self.find_results: list[FindResult] = []
+        """Where results go that are kept; a clip that all of them find is not done again."""
         self._engine: InversionEngine | None = None
         self._given: LoadedModel | None = None
 
@@ -277,7 +280,8 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             batch_idx: Not used.
 
         Returns:
-            The result, on the CPU; with ``on_error="skip"`` a failed clip has status ``skipped`` and a reason.
+            The result, on the CPU; with ``on_error="skip"`` a failed clip has status ``skipped`` and a reason. A clip
+            that a writer finds finished has status ``finished``.
         """
         if isinstance(batch, UnreadableClip):
             if self.outputs.on_error == "raise":
@@ -294,7 +298,14 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
                 batch_prompts=self.runtime.batch_prompts,
                 on_progress=self._report,
             )
-            result = job.run()
+            fingerprint = make_clip_fingerprint(self.engine, batch, seed=seed, settings=self.describe())
+            # A list, because each of them may say that it could not take the result.
+            found = [find(batch, fingerprint) for find in self.find_results]
+            if found and all(found):
+                result = ClipResult(replace(batch, frames=batch.frames.cpu()), "finished", seed=seed)
+            else:
+                result = job.run()
+            result.fingerprint = fingerprint
         except Exception as error:
             if self.outputs.on_error == "raise":
                 raise

@@ -7,7 +7,7 @@ neither it nor torch is imported then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
@@ -241,14 +241,14 @@ class ClipResult:
 
     Args:
         clip: The clip, or the one that could not be read.
-        status: ``done`` or ``skipped``.
-        reason: Why it was skipped; ``None`` when done.
+        status: ``done``; ``skipped``; or ``finished``, where an earlier run did it and its files are there.
+        reason: Why it was skipped; ``None`` otherwise.
         seed: The seed every random number of this clip came from.
         vae_round_trip: The source through the VAE alone, the ceiling of every reconstruction; (f, c, h, w) uint8.
         reconstruction: (f, c, h, w) uint8, or ``None`` when not asked for.
         edits: One per prompt, in order.
         trajectory: `Inversion.to_dict()` on the CPU when it is to be saved, else ``None``.
-        fingerprint: What the trajectory belongs to; saved and checked with it.
+        fingerprint: What the result depends on; a later run finds by it what is finished.
         metrics: ``{"vae": {"psnr": dB, "ssim": ..}, "reconstruction": {"psnr": .., "psnr_vs_vae": .., ..}}``.
         diagnosis: What the inversion looks like, and what is off; JSON-ready (see `metrics.diagnosis`).
         seconds: Wall time by stage.
@@ -262,7 +262,7 @@ class ClipResult:
     """
 
     clip: Clip | UnreadableClip
-    status: Literal["done", "skipped"]
+    status: Literal["done", "skipped", "finished"]
     reason: str | None = None
     seed: int = 0
     vae_round_trip: Frames | None = None
@@ -278,6 +278,10 @@ class ClipResult:
     peak_gib: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+
+FindResult = Callable[[Clip, Mapping[str, str]], bool]
+"""Says whether a result of this clip with this fingerprint is there; raises where none of it could be put there."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ ddim-lightning predict --config edit --data.videos clips --writer.output_dir out
 | 0 | everything was done |
 | 1 | a failure that is none of those below |
 | 2 | wrong usage: an argument that cannot be read |
-| 3 | some clips were skipped; the last lines say which |
+| 3 | some clips were skipped; the last lines say which. Under `torchrun`: 0 |
 | 130 | interrupted |
 
 With the extra `completion`, `ddim-lightning --print-completion bash` (or `zsh`, `fish`) prints a script that completes

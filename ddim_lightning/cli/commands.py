@@ -38,7 +38,7 @@ def edit(
 def demo(*, run: Run) -> int:
     """Edit clips of moving shapes, whose edits have a known answer, and return the exit status."""
     module, data, truth = make_demo()
-    records = predict_clips(run, module, data, [truth])
+    records = predict_clips(replace(run, overwrite=True), module, data, [truth])
     if not (run.quiet or run.json):
         print_edits(truth.rows)
     return tell_results(run, records, {"edits": truth.rows, "means": make_means(truth.rows)})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import LightningDataModule, LightningModule
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ddim_lightning.callbacks.progress import ProgressPrinter
@@ -48,7 +49,8 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
     if verb == "predict":
         # By its section, since `trainer.callbacks` may list more writers.
         output_dir = cli.config_init[verb]["writer"].output_dir
-        return tell_results(Run(output_dir, json=as_json), read_results(output_dir))
+        status = tell_results(Run(output_dir, json=as_json), read_results(output_dir))
+        return DONE if TorchElasticEnvironment.detect() else status  # torchrun ends all where one has another status
     if as_json:
         numbers = {name: float(number) for name, number in cli.trainer.callback_metrics.items()}
         print(json.dumps({"verb": verb, "metrics": numbers}))

@@ -32,12 +32,14 @@ class Run:
     Args:
         output: Folder of the results; made when it is not there.
         accelerator: Device that works; ``auto`` is a GPU where there is one.
+        overwrite: Do again what an earlier run into the folder has finished.
         json: Print JSON on stdout, and nothing else there.
         quiet: Print errors and warnings only.
     """
 
     output: str
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    overwrite: bool = False
     json: bool = False
     quiet: bool = False
 

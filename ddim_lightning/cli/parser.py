@@ -26,14 +26,14 @@ def _all_but(kind: type[Any], *names: str) -> set[str]:
 _GROUPS: dict[str, dict[type[Any], set[str]]] = {
     "edit": {kind: set() for kind in (Video, Run, Frames, Method, Schedule, Runtime)} | {Outputs: {"on_error"}},
     "export": {
-        Run: set(),
+        Run: {"overwrite"},
         Graphs: set(),
         Frames: _all_but(Frames, "num_frames", "height", "width"),
         Method: {"inversion_prompt", "seed"},
         Schedule: {"timestep_spacing", "zero_snr"},
         Runtime: _all_but(Runtime, "dtype", "attention", "require_rotary"),
     },
-    "demo": {Run: set()},
+    "demo": {Run: {"overwrite"}},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
 _SWITCHED = {"true", "false", "null", *typing.get_args(CompileMode)}  # what may follow a switch as its value

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 
 from ddim_lightning.callbacks.progress import ProgressPrinter
 from ddim_lightning.cli.options import Run
-from ddim_lightning.report.tables import print_paths, print_results
+from ddim_lightning.report.tables import print_paths, print_results, print_skipped, print_warnings
 from ddim_lightning.writer import RESULTS, VideoWriter, read_results
 
 DONE, SOME_SKIPPED = 0, 3
@@ -30,20 +30,21 @@ def predict_clips(
 ) -> list[dict[str, Any]]:
     """Run `Trainer.predict` on one device, write the results, and return the records of all clips."""
     with plain_output(run.json), _silent_lightning():
-        callbacks = [VideoWriter(run.output), *callbacks, *([] if run.quiet else [ProgressPrinter()])]
+        writer = VideoWriter(run.output, overwrite=run.overwrite)
+        callbacks = [writer, *callbacks, *([] if run.quiet else [ProgressPrinter()])]
         try:
             trainer = Trainer(accelerator=run.accelerator, devices=1, callbacks=callbacks, **QUIET)
         except (MisconfigurationException, ValueError) as error:  # the only setting here that is the user's
             raise ValueError(f"accelerator: must be one that is here, got {run.accelerator!r}: {error}") from error
         trainer.predict(module, data, return_predictions=False)
+    if writer.num_finished and not run.quiet:
+        print(f"{writer.num_finished} of {writer.num_clips} clips were finished before", file=sys.stderr)
     return read_results(run.output)
 
 
 def tell_results(run: Run, records: Sequence[Mapping[str, Any]], truth: Mapping[str, Any] | None = None) -> int:
     """Tell what became of the clips, whose truth may be known, and return the exit status."""
-    for record in records:
-        for sentence in record["warnings"]:
-            print(f"warning: {record['id']}: {sentence}", file=sys.stderr)
+    print_warnings(records)
     done, skipped = ([one for one in records if one["status"] == status] for status in ("done", "skipped"))
     listed = Path(run.output, RESULTS)
     if run.json:
@@ -53,10 +54,7 @@ def tell_results(run: Run, records: Sequence[Mapping[str, Any]], truth: Mapping[
         if truth is None:
             print_results(done)
         print_paths(run.output, done)
-    for record in skipped:
-        print(f"skipped: {record['id']}: {record['reason']}", file=sys.stderr)
-    if skipped:
-        print(f"{len(skipped)} of {len(records)} clips were skipped, see {listed}", file=sys.stderr)
+    print_skipped(records, listed)
     return SOME_SKIPPED if skipped else DONE
 
 

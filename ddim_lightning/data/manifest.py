@@ -16,14 +16,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddim_lightning.data.files import check_regular
+from ddim_lightning.data.ids import RESULTS, check_id
 from ddim_lightning.data.listing import VIDEO_SUFFIXES, find_videos, has_frames, name_some
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
 """What is read as a list of clips."""
-
-_ID = re.compile(r"\w[\w.-]{0,63}")
-_TAKEN = {"results.jsonl": "the list of results"}
-"""Names beside the clips' folders that no clip may have, and what has them."""
 
 
 @dataclass(frozen=True)
@@ -270,12 +267,6 @@ def _parse_num_frames(value: object) -> int | Literal["all"]:
     return "all" if value == "all" else _parse_integer(value)
 
 
-def _parse_id(value: object) -> str:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise ValueError("must be a folder name: letters, digits, '_', '.', '-', first no '.' or '-', at most 64")
-    return value
-
-
 _PARSERS: dict[str, Callable[[object], Any]] = {
     "video": _parse_text,
     "prompts": _parse_prompts,
@@ -284,7 +275,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "start": _parse_integer,
     "num_frames": _parse_num_frames,
     "seed": _parse_integer,
-    "id": _parse_id,
+    "id": check_id,
     "mask": _parse_text,
     "fps": _parse_fps,
 }
@@ -292,7 +283,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
 
 def _assign_ids(requests: list[ClipRequest]) -> list[ClipRequest]:
     """Give every clip an id; ids that differ in case only would meet in one folder on some file systems."""
-    taken = dict(_TAKEN)
+    taken = {RESULTS: "the list of results"}
     for request in requests:
         key = request.id.casefold()
         if key in taken:

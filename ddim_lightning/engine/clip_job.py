@@ -49,7 +49,7 @@ def make_clip_seed(seed: int, clip_id: str) -> int:
     Returns:
         0 .. 2**63 - 1.
     """
-    digest = hashlib.sha256(f"{seed}/{clip_id}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{clip_id}".encode(errors="backslashreplace")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 

@@ -77,7 +77,7 @@ def make_fingerprint(engine: InversionEngine, frames: Frames, prompt: str) -> di
     """
     quantized = isinstance(engine.denoiser.network, QuantizedNetwork)
     fingerprint = {
-        "clip": _digest_tensor(frames),
+        "clip": digest_tensor(frames),
         "model": digest_model(engine.components, engine.device, quantized=quantized),
         "schedule": _digest_schedule(engine.schedule),
         "inverter": json.dumps(describe_part(engine.inverter), sort_keys=True),
@@ -108,9 +108,7 @@ def digest_model(parts: Components, device: torch.device, *, quantized: bool = F
     """
     digest = hashlib.sha256()
     for module in (parts.transformer, parts.vae):
-        # One copy from the device for all; parked weights are on the host.
-        samples = torch.cat([_sample(weight).to(device) for weight in _weights(module)])
-        digest.update(f"{module.dtype}".encode() + samples.cpu().numpy().tobytes())
+        digest.update(f"{module.dtype}".encode() + _sample(module, device))
     if parts.vae.use_tiling:
         digest.update(b"tiling")
     if quantized:
@@ -118,18 +116,23 @@ def digest_model(parts: Components, device: torch.device, *, quantized: bool = F
     return digest.hexdigest()[:16]
 
 
-def _weights(module: nn.Module) -> list[Tensor]:
-    return [weight.detach() for _, weight in sorted(module.state_dict().items()) if weight.is_floating_point()]
+def digest_weights(module: nn.Module, device: torch.device) -> str:
+    """Digest a few values of each weight of a module, gathered on a device."""
+    return hashlib.sha256(_sample(module, device)).hexdigest()[:16]
 
 
-def _sample(weight: Tensor) -> Tensor:
-    return weight.flatten()[:: max(1, weight.numel() // _SAMPLES)].float()
+def digest_tensor(tensor: Tensor) -> str:
+    """Digest the shape and the bytes of a tensor on any device."""
+    shape = repr(tuple(tensor.shape)).encode()
+    return hashlib.sha256(shape + tensor.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _sample(module: nn.Module, device: torch.device) -> bytes:
+    weights = [weight.detach() for _, weight in sorted(module.state_dict().items()) if weight.is_floating_point()]
+    # One copy from the device for all; parked weights are on the host.
+    samples = [weight.flatten()[:: max(1, weight.numel() // _SAMPLES)].float().to(device) for weight in weights]
+    return torch.cat(samples).cpu().numpy().tobytes()
 
 
 def _digest_schedule(schedule: NoiseSchedule) -> str:
     return hashlib.sha256(repr((schedule.timesteps, schedule.angles)).encode()).hexdigest()[:16]
-
-
-def _digest_tensor(tensor: Tensor) -> str:
-    shape = repr(tuple(tensor.shape)).encode()
-    return hashlib.sha256(shape + tensor.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,27 @@ def print_paths(output_dir: str, records: Sequence[Mapping[str, Any]]) -> None:
         edits = files.pop("edits", [])
         for name in [*files.values(), *edits]:
             print(Path(output_dir, record["id"], name))
+
+
+def print_warnings(records: Sequence[Mapping[str, Any]]) -> None:
+    """Print the warnings of all clips on stderr, a line each; ``records`` as in ``result.json``."""
+    for record in records:
+        for sentence in record["warnings"]:
+            print(f"warning: {record['id']}: {sentence}", file=sys.stderr)
+
+
+def print_skipped(records: Sequence[Mapping[str, Any]], listed: Path) -> None:
+    """Print on stderr which clips were skipped and why, if any.
+
+    Args:
+        records: As in ``result.json``.
+        listed: The file where all of them stand.
+    """
+    skipped = [record for record in records if record["status"] == "skipped"]
+    for record in skipped:
+        print(f"skipped: {record['id']}: {record['reason']}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} of {len(records)} clips were skipped, see {listed}", file=sys.stderr)
 
 
 def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -1,0 +1,31 @@
+"""The id of a clip names its folder, and one rule says which ids will do, whoever makes them."""
+
+from __future__ import annotations
+
+import re
+
+RESULTS = "results.jsonl"
+"""Name of the list of results beside the clips' folders, which no clip may have."""
+
+_ID = re.compile(r"\w([\w. -]{0,62}[\w.-])?")
+_MOST_BYTES = 240  # file systems take 255; what is left is for the number of a made id
+_RULE = (
+    "must be a folder name: letters, digits, '_', '.', '-', spaces between them, first no '.' or '-', "
+    f"in UTF-8 at most {_MOST_BYTES} bytes, in characters at most 64"
+)
+
+
+def check_id(value: object) -> str:
+    """Return an id that can be the name of a folder on every file system.
+
+    Args:
+        value: The id.
+
+    Raises:
+        ValueError: If it cannot; the message is the rule alone.
+    """
+    if not isinstance(value, str) or not _ID.fullmatch(value) or len(value.encode()) > _MOST_BYTES:
+        raise ValueError(_RULE)
+    if value.casefold() == RESULTS:
+        raise ValueError(f"must be unique, and the list of results has the name {RESULTS}")
+    return value

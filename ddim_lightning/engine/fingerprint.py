@@ -1,0 +1,80 @@
+"""A fingerprint says what the result of a clip depends on, so that a run finds what an earlier one has finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.trajectory import digest_tensor, digest_weights, make_fingerprint
+from ddim_lightning.models.prompt_cache import digest_text_encoder
+from ddim_lightning.types import Clip
+
+_NOT_IN_RESULTS = frozenset({"compile_cache", "offload", "prompt_cache", "require_rotary"})
+"""Options of the runtime that change no byte of a result."""
+
+
+def make_clip_fingerprint(
+    engine: InversionEngine, clip: Clip, seed: int, settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """Describe all that the result of a clip depends on: its content, what is wanted of it, the model, the settings.
+
+    No name is in it: neither the clip's id nor the paths of its file and of the model.
+
+    Args:
+        engine: The loaded model.
+        clip: The clip as the model sees it.
+        seed: Where its random numbers come from.
+        settings: What `DDIMInversionModule.describe` returns.
+
+    Returns:
+        What `make_fingerprint` returns for its inversion, and digests: ``text_encoder``, ``request``, ``settings``.
+    """
+    prompt = clip.source_prompt if engine.inversion_prompt is None else engine.inversion_prompt
+    request = {
+        "fps": str(clip.fps),
+        "selection": None if clip.selection is None else vars(clip.selection),
+        "prompts": clip.prompts,
+        "source_prompt": clip.source_prompt,
+        "negative_prompt": clip.negative_prompt,
+        "mask": None if clip.mask is None else digest_tensor(clip.mask),
+        "seed": seed,
+        "source_bytes": _measure(clip.source),  # its sound is copied
+    }
+    outputs, runtime = settings["outputs"], settings["runtime"]
+    relevant = {
+        "editor": settings["editor"],
+        "guidance_scale": settings["guidance_scale"],
+        "device": settings["device"],
+        "outputs": {name: outputs[name] for name in ("reconstruct", "save_trajectory")},
+        "runtime": {name: value for name, value in runtime.items() if name not in _NOT_IN_RESULTS},
+    }
+    return {
+        **make_fingerprint(engine, clip.frames, prompt or ""),
+        "text_encoder": _digest_text_encoder(engine),
+        "request": _digest(request),
+        "settings": _digest(relevant),
+    }
+
+
+def _measure(source: str | None) -> int | None:
+    try:
+        return None if source is None else Path(source).stat().st_size
+    except OSError:  # it is gone since it was read
+        return None
+
+
+def _digest_text_encoder(engine: InversionEngine) -> str:
+    encoder, folder = engine.prompts.text_encoder, engine.components.folder
+    trains = encoder is not None and any(weight.requires_grad for weight in encoder.parameters())
+    if encoder is not None and (trains or folder is None):
+        return digest_weights(encoder, engine.device)
+    return "" if folder is None else digest_text_encoder(folder)[:16]
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    # ASCII, because a text from a file's name may hold what UTF-8 cannot say.
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
