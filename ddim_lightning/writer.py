@@ -21,6 +21,7 @@ from ddim_lightning.data.video import write_video
 from ddim_lightning.engine.trajectory import write_trajectory
 from ddim_lightning.report.environment import read_versions
 from ddim_lightning.report.sheet import Row, write_sheet
+from ddim_lightning.report.text import dump_json
 from ddim_lightning.types import Clip, ClipResult, Frames
 
 SCHEMA = 2
@@ -260,7 +261,7 @@ def _finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _dump(record: Mapping[str, Any], indent: int | None = None) -> str:
-    return json.dumps(record, indent=indent, ensure_ascii=False, allow_nan=False)
+    return dump_json(record, indent)
 
 
 def _write_videos(result: ClipResult, clip: Clip, folder: Path) -> dict[str, Any]:
