@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
 import io
 import itertools
 import json
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,9 @@ VIDEO_SUFFIXES = frozenset({
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
 """What is read as a list of clips."""
 
+_SHORT = reprlib.Repr()
+"""Shows what was got instead, however long or deep it is."""
+_SHORT.maxstring = _SHORT.maxother = 80
 _ID = re.compile(r"\w[\w.-]{0,63}")
 _TAKEN = {"results.jsonl": "the list of results"}
 """Names beside the clips' folders that no clip may have, and what has them."""
@@ -186,8 +191,11 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{origin}: must be one JSON object ({error.msg} at character {error.pos})") from error
+        except (RecursionError, ValueError) as error:  # ValueError: a number of more digits than Python reads
+            why = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+            raise ValueError(f"{origin}: must be one JSON object that can be read ({why})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{origin}: must be one JSON object, got {line.strip()}")
+            raise ValueError(f"{origin}: must be one JSON object, got {_SHORT.repr(row)}")
         _check_columns(origin, list(row))
         yield origin, {name: value for name, value in row.items() if value is not None}
 
@@ -196,7 +204,8 @@ def _check_columns(origin: str, columns: list[str]) -> None:
     known = list(_PARSERS)
     for name in columns:
         if name not in known:
-            raise ValueError(f"{origin}, column {name!r}: must be one of {', '.join(known)}")
+            nearest = "".join(f" (did you mean {one}?)" for one in difflib.get_close_matches(name, known, n=1))
+            raise ValueError(f"{origin}, column {_SHORT.repr(name)}: must be one of {', '.join(known)}{nearest}")
         if columns.count(name) > 1:
             raise ValueError(f"{origin}, column {name}: must appear once, got {columns.count(name)}")
     if "video" not in columns:
@@ -209,7 +218,7 @@ def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipReq
         try:
             values[name] = _PARSERS[name](value)
         except ValueError as error:
-            raise ValueError(f"{origin}, column {name}: {error}, got {value!r}") from None
+            raise ValueError(f"{origin}, column {name}: {error}, got {_SHORT.repr(value)}") from None
     if "video" not in values:
         raise ValueError(f"{origin}, column video: must name a file, got nothing")
     for name in ("video", "mask"):
@@ -243,9 +252,9 @@ def _parse_prompts(value: object) -> tuple[str, ...]:
 
 def _parse_integer(value: object) -> int:
     # `True` is an int to Python, and `int` takes 1_000 and 2.5
-    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"[0-9]{1,18}", f"{value}"):
         raise ValueError("must be an integer >= 0")
-    return int(str(value))
+    return int(value)
 
 
 def _parse_id(value: object) -> str:
@@ -276,12 +285,17 @@ def _assign_ids(requests: list[ClipRequest]) -> list[ClipRequest]:
             raise ValueError(f"{request.origin}, column id: must be unique, got {request.id!r} as in {taken[key]}")
         if key:
             taken[key] = request.origin
-    return [request if request.id else replace(request, id=_free_id(request.video, taken)) for request in requests]
+    tried: dict[str, Iterator[str]] = {}
+    return [
+        request if request.id else replace(request, id=_free_id(request.video, taken, tried)) for request in requests
+    ]
 
 
-def _free_id(video: Path, taken: dict[str, str]) -> str:
+def _free_id(video: Path, taken: dict[str, str], tried: dict[str, Iterator[str]]) -> str:
     stem = re.sub(r"[^\w.-]+", "_", video.stem).lstrip(".-")[:58] or "clip"
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    name = next(name for name in names if name.casefold() not in taken)
-    taken[name.casefold()] = str(video)
-    return name
+    # Goes on where it ended for the last clip of this name, since a film may be cut into thousands of them.
+    key = stem.casefold()
+    names = tried.setdefault(key, itertools.chain([key], (f"{key}-{number}" for number in itertools.count(2))))
+    name = next(name for name in names if name not in taken)
+    taken[name] = str(video)
+    return stem + name[len(key) :]

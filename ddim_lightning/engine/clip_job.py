@@ -18,7 +18,8 @@ from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
 from ddim_lightning.metrics.diagnosis import diagnose
-from ddim_lightning.metrics.functional import psnr, ssim
+from ddim_lightning.metrics.functional import psnr, ssim, use_full_precision
+from ddim_lightning.models.text import is_text
 from ddim_lightning.models.vae import quantize
 from ddim_lightning.runtime.timing import StageTimer
 from ddim_lightning.types import (
@@ -54,13 +55,25 @@ def make_clip_seed(seed: int, clip_id: str) -> int:
 
 def check_frames(frames: Frames, limits: VideoLimits) -> None:
     """Raise a ValueError unless frames (f, c, h, w) have a count and a size that the model can take."""
-    num_frames, channels, height, width = frames.shape
-    if channels != 3:
+    if frames.dim() != 4 or frames.shape[1] != 3:
         raise ValueError(f"frames: must have shape (f, 3, h, w), got {tuple(frames.shape)}")
+    if frames.dtype != torch.uint8:
+        raise ValueError(f"frames: must be uint8, 0 .. 255, got {str(frames.dtype).removeprefix('torch.')}")
+    num_frames, _, height, width = frames.shape
     if num_frames % limits.temporal != 1:
         raise ValueError(f"frames: their count must be {limits.temporal}k + 1, got {num_frames}")
     if height % limits.multiple or width % limits.multiple:
         raise ValueError(f"frames: height and width must be multiples of {limits.multiple}, got {height} x {width}")
+
+
+def check_prompts(clip: Clip) -> None:
+    """Raise a ValueError unless all prompts of a clip are texts."""
+    if isinstance(clip.prompts, str):
+        raise ValueError(f"prompts: must be a tuple of texts, got the text {clip.prompts!r}")
+    named = [("source_prompt", clip.source_prompt or ""), ("negative_prompt", clip.negative_prompt)]
+    for name, prompt in [*(("prompts", prompt) for prompt in clip.prompts), *named]:
+        if not is_text(prompt):
+            raise ValueError(f"{name}: must be text of whole characters, got {prompt!r}")
 
 
 @dataclass
@@ -92,6 +105,7 @@ class ClipJob:
     def __post_init__(self) -> None:
         clip = self.clip
         check_frames(clip.frames, self.engine.components.limits)
+        check_prompts(clip)
         self.timer = StageTimer(self.engine.device)
         self.requests = [
             EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
@@ -201,7 +215,7 @@ class ClipJob:
                 videos.append(self.engine.decode(clean)[0])
                 self._check_finite("decode", videos[-1])
                 tick()
-        with self.timer.stage("measure"):
+        with self.timer.stage("measure"), use_full_precision(source.device):
             pixels = source.float() / 255.0
             ceiling, *videos = videos
             result.vae_round_trip = quantize(ceiling)
@@ -226,9 +240,13 @@ class ClipJob:
         return result
 
     def _check_finite(self, stage: Stage, values: Tensor) -> None:
-        if not values.isfinite().all():
+        # Latents and pixels are of order one. Where they leave the range of float16 their squares overflow next, inside
+        # a norm layer, which makes zeros of them: finite, and nothing that was asked for.
+        largest = float(values.abs().max())  # NaN where one value is
+        if not largest <= torch.finfo(torch.float16).max:
             dtype = str(self.engine.components.transformer.dtype).removeprefix("torch.")
-            raise ValueError(f"{stage}: values must stay finite, got infinity or NaN with dtype {dtype}")
+            got = f"{largest:.3g} with dtype {dtype} and guidance_scale {self.guidance_scale:g}"
+            raise ValueError(f"{stage}: values must stay finite, got {got}, which is an overflow")
 
     def _find_trajectory(self) -> Path | None:
         """Return the file of a former run's trajectory of this clip, if there is to be one and it is there."""
