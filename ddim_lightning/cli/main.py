@@ -79,9 +79,10 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
         return "commands", verb, options
     if verb in ("predict", "fit", "validate"):
         from ddim_lightning.cli.shipped import find_configs
+        from ddim_lightning.cli.texts import hide_words
 
         # Lightning knows --data.num-frames=9 as --data.num_frames=9.
-        words = [re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), word) for word in rest]
+        words = [re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), word) for word in hide_words(rest)]
         flags = find_configs([word for word in words if word != "--json"])
         if sys.stderr.isatty():
             print("loading Lightning ...", file=sys.stderr, flush=True)

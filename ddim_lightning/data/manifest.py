@@ -87,7 +87,7 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
         if not paths:
             raise ValueError("videos must name at least one file, got an empty list")
         return _assign_ids([replace(default, video=check_file(path, "video")) for path in paths])
-    path = Path(videos).expanduser()
+    path = _expand(videos)
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
         return _assign_ids(read_manifest(path, default))
     if path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -154,12 +154,20 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
     Raises:
         OSError: If it does not exist or is a folder; always the exact subclass.
     """
-    path = Path(path).expanduser()
+    path = _expand(path)
     if not path.exists():
         raise FileNotFoundError(f"{what} {path} does not exist")
     if path.is_dir():
         raise IsADirectoryError(f"{what} {path} is a folder, not a file")
     return path
+
+
+def _expand(path: str | os.PathLike[str]) -> Path:
+    """Take ``~`` for the user's folder, and a name such as ``~x`` that is no user's as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -195,7 +203,7 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             why = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
             raise ValueError(f"{origin}: must be one JSON object that can be read ({why})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{origin}: must be one JSON object, got {_SHORT.repr(row)}")
+            raise ValueError(f"{origin}: must be one JSON object, got {line.strip()[:80]}")
         _check_columns(origin, list(row))
         yield origin, {name: value for name, value in row.items() if value is not None}
 
@@ -225,7 +233,7 @@ def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipReq
         if name not in values:
             continue
         try:
-            values[name] = check_file(path.parent / Path(values[name]).expanduser(), name)
+            values[name] = check_file(path.parent / _expand(values[name]), name)
         except OSError as error:
             raise type(error)(f"{origin}, column {name}: {error}") from None
     return replace(default, **values)

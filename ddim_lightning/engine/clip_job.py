@@ -240,10 +240,12 @@ class ClipJob:
         return result
 
     def _check_finite(self, stage: Stage, values: Tensor) -> None:
-        # Latents and pixels are of order one. Where they leave the range of float16 their squares overflow next, inside
-        # a norm layer, which makes zeros of them: finite, and nothing that was asked for.
+        # Clean latents and pixels are of order one. Where they leave the range of float16 their squares overflow next,
+        # inside a norm layer, which makes zeros of them: finite, and nothing that was asked for. An inversion of one
+        # step may end further out, and comes back.
+        most = torch.finfo(torch.float32 if stage == "invert" else torch.float16).max
         largest = float(values.abs().max())  # NaN where one value is
-        if not largest <= torch.finfo(torch.float16).max:
+        if not largest <= most:
             dtype = str(self.engine.components.transformer.dtype).removeprefix("torch.")
             got = f"{largest:.3g} with dtype {dtype} and guidance_scale {self.guidance_scale:g}"
             raise ValueError(f"{stage}: values must stay finite, got {got}, which is an overflow")
