@@ -311,7 +311,9 @@ class DDIMInversionModule(LightningModule):
             known = "32-true, bf16-true, 16-true, bf16-mixed or 16-mixed"
             raise ValueError(f"precision: the Trainer's must be {known}, got {precision!r}")
         if self.runtime.dtype not in ("auto", wanted):
-            raise ValueError(f"dtype: must be auto or {wanted} under precision={precision!r}, got {self.runtime.dtype!r}")
+            raise ValueError(
+                f"dtype: must be auto or {wanted} under precision={precision!r}, got {self.runtime.dtype!r}"
+            )
         return replace(self.runtime, dtype=cast(Dtype, wanted))
 
     @property

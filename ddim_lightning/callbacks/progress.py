@@ -47,7 +47,7 @@ class ProgressPrinter(Callback):
             warnings.warn(f"ProgressPrinter shows nothing: {name} has no `progress_listeners`", stacklevel=2)
             return
         console = self._console or Console(stderr=True, highlight=False)
-        self._view = _Bar(console) if console.is_terminal else _Lines(console)
+        self._view = make_view(console)
         self._num_clips = int(sum(trainer.num_predict_batches))
         _listeners(pl_module).append(self._listen)
 
@@ -141,6 +141,11 @@ class ClipClock:
             left_s += (now - self._began + left_s) * (self._num_clips - self._index - 1)
         label, done, total = progress.label, progress.done, progress.total
         return Tick(progress.clip_id, self._index + 1, self._num_clips, label, done, total, left_s)
+
+
+def make_view(console: Console) -> _Bar | _Lines:
+    """Make what shows ticks: a live bar on a terminal, lines elsewhere."""
+    return _Bar(console) if console.is_terminal else _Lines(console)
 
 
 class _Bar:

@@ -14,9 +14,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from ddim_lightning.callbacks.progress import ProgressPrinter
 from ddim_lightning.cli.options import Run
 from ddim_lightning.cli.parser import HelpfulParser
-from ddim_lightning.cli.running import DONE, QUIET, plain_output, tell_results
+from ddim_lightning.cli.running import DONE, QUIET, tell_results
 from ddim_lightning.cli.texts import reveal
 from ddim_lightning.module import DDIMInversionModule
+from ddim_lightning.report.console import plain_output
 from ddim_lightning.writer import VideoWriter, read_results
 
 _TRAIN: dict[str, Any] = {"model_class": LightningModule, "save_config_kwargs": {"overwrite": True}}

@@ -17,8 +17,8 @@ from typing import Any
 
 import ddim_lightning
 from ddim_lightning.cli import VERBS
-from ddim_lightning.cli.mistakes import DEBUG, explain, get_nearest
-from ddim_lightning.report.text import make_plain
+from ddim_lightning.report.console import say
+from ddim_lightning.report.mistakes import DEBUG, explain, get_nearest
 from ddim_lightning.runtime.allocator import keep_freed_memory
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in words or os.environ.get(DEBUG, "0") not in {"", "0"}:
             traceback.print_exc()
         failure, status = explain(error), WRONG_USAGE if isinstance(error, argparse.ArgumentError) else FAILED
-    print(f"error: {make_plain(failure)}", file=sys.stderr)
+    say(f"error: {failure}")
     return status
 
 

@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from ddim_lightning.cli import VERBS
-from ddim_lightning.cli.mistakes import suggest
 from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
 from ddim_lightning.cli.texts import LOADER, hide, hide_words, reveal, reveal_yaml
 from ddim_lightning.engine.config import CompileMode, Outputs, Runtime, Schedule
 from ddim_lightning.engine.recommended import read_recommended
+from ddim_lightning.report.mistakes import suggest
 
 
 def _all_but(kind: type[Any], *names: str) -> set[str]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddim_lightning.cli.mistakes import get_nearest
+from ddim_lightning.report.mistakes import get_nearest
 
 BENCHMARKS = (
     *("ablation", "edit_quality", "end_to_end", "inversion_error", "kernels", "layer_scan", "memory", "scaling"),
