@@ -36,8 +36,9 @@ COLUMNS = ("video", "prompts", "source_prompt", "negative_prompt", "start", "num
 # Text with what breaks parsers more often than chance would have it, and halves of characters.
 # fmt: off
 TRICKY = (
-    "null", "~", "- a", "a: b", "#1", "{", "[", "]", '"', "'", "&a", "*a", "!t", "%", "|", ">", "@", "`", "--", "-", "\x00",
-    "\x1b[31m", "\n", "\r", "\ud83d", "\udce9", "\u2028", "\ufeff", "..", "/", "~x", "é", "😀", "1e999", "NaN", "0x1",
+    "null", "~", "- a", "a: b", "#1", "{", "[", "]", '"', "'", "&a", "*a", "!t", "%", "|", ">", "@", "`", "--", "-",
+    "\x00", "\x1b[31m", "\n", "\r", "\ud83d", "\udce9", "\u2028", "\ufeff", "..", "/", "~x", "é", "😀",
+    "1e999", "NaN", "0x1",
     "9" * 5000, "a" * 300, "clip.mp4", "clip*", "sub", "true", "${x}", "\\", ",", "|a", "1_0", "-1", " ",
 )
 # fmt: on

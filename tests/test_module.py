@@ -226,7 +226,7 @@ def test_what_is_no_clip_is_raised_where_errors_are_raised(tiny_model):
         ({"prompts": ("a \ud83d",)}, r"prompts: .*'a \\ud83d'"),
         ({"prompts": "a red circle"}, "prompts: must be a tuple"),
         ({"prompts": (7,)}, "prompts: .*got 7"),
-        ({"source_prompt": "caf\udce9"}, "source_prompt: "),
+        ({"source_prompt": "k\udce9"}, "source_prompt: "),
         ({"negative_prompt": None}, "negative_prompt: .*None"),
         ({"frames": torch.zeros(5, 3, 16, 24)}, "frames: must be uint8.*float32"),
         ({"frames": torch.zeros(16, 24, dtype=torch.uint8)}, "frames: must have shape"),

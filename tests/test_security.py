@@ -6,7 +6,6 @@ import ast
 import json
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
@@ -125,28 +124,15 @@ def test_no_id_leaves_the_output_folder(name, tmp_path):
 
 
 STRAY = ("av", "lightning", "diffusers", "torch", "statistics", "argparse", "yaml", "rich", "numpy", "encodings")
-COMMANDS = {
-    "script": [str(Path(sys.executable).with_name("ddim-lightning"))],
-    "module": [sys.executable, "-m", "ddim_lightning"],
-}
+SCRIPT = str(Path(sys.executable).with_name("ddim-lightning"))
 
 
-@pytest.mark.parametrize("way", COMMANDS)
-def test_files_in_the_current_folder_do_not_stand_in_for_packages(way, tmp_path):
+@pytest.mark.parametrize("command", [[SCRIPT], [sys.executable, "-m", "ddim_lightning"]], ids=["script", "module"])
+def test_files_in_the_current_folder_do_not_stand_in_for_packages(command, tmp_path):
     for name in STRAY:
-        (tmp_path / f"{name}.py").write_text(
-            f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__)\nraise ImportError\n"
-        )
-    (tmp_path / "mine.py").write_text("from ddim_lightning import KVInjection\nclass Mine(KVInjection): pass\n")
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a')\nraise ImportError\n")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}  # a checkout that is not installed is found as well
-
-    def run(video, *words):
-        command = [*COMMANDS[way], "edit", video, "--prompt", "x", "--output", "out", *words]
-        options = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
-        return subprocess.run(command, check=False, **options).stderr
-
-    assert run("gone.mp4") == "error: video gone.mp4 does not exist\n"
-    if way == "script":  # the other one imports torch likewise
-        (tmp_path / "text.mp4").write_text("no video")
-        assert re.match("error: .*text.mp4", run("text.mp4", "--editor", "mine.Mine", "--quiet"))
+    command += ["edit", "gone.mp4", "--prompt", "x", "--output", "out"]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stderr == "error: video gone.mp4 does not exist\n"
     assert not (tmp_path / "ran").exists()

@@ -94,12 +94,14 @@ def make_completion(shell: str) -> str:
 def read_options(verb: str, words: Sequence[str]) -> dict[str, Any]:
     """Read what follows a verb into the options' classes, by their names in lower case."""
     switches = {field.name for kind in _GROUPS[verb] for field in fields(kind) if str(field.type).startswith("bool")}
-    values = reveal(make_parser(verb).parse_args(_spell_out(words, switches)).as_dict())
-    names = {kind: values.keys() & _all_but(kind) for kind in _GROUPS[verb]}
     try:
+        values = reveal(make_parser(verb).parse_args(_spell_out(words, switches)).as_dict())
+        names = {kind: values.keys() & _all_but(kind) for kind in _GROUPS[verb]}
         return {kind.__name__.lower(): kind(**{name: values[name] for name in names[kind]}) for kind in names}
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error)) from error
+    except AttributeError as error:  # of jsonargparse, about a config inside a config
+        raise argparse.ArgumentError(None, f"config: must hold options alone, and no config ({error})") from error
 
 
 def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:

@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 
-LOADER = "yaml with texts"
-"""Name of the way to read configs, for ``parser_mode``."""
+LOADER = "yaml with texts"  # what is called a parser mode
 _TEXTS = {"prompt", "prompts", "source_prompt", "negative_prompt", "inversion_prompt"}
 _FLAG = re.compile(r"--[A-Za-z][\w.-]*\+?(=.*)?", re.DOTALL)
 _HIDDEN = re.compile("\ue000([0-9a-f]*)\ue001")  # characters that Unicode leaves to private use
+_CODEC = ("utf-8", "surrogatepass")
 
 
 def hide_words(words: Sequence[str]) -> list[str]:
@@ -54,9 +54,6 @@ def reveal_yaml(text: str) -> str:
     """Put the texts back into YAML, in quotes."""
     style: dict[str, Any] = {"default_style": '"', "allow_unicode": True, "width": sys.maxsize}
     return _HIDDEN.sub(lambda found: str(yaml.safe_dump(reveal(found[0]), **style)).rstrip("\n"), text)
-
-
-_CODEC = ("utf-8", "surrogatepass")
 
 
 def _hide(text: str) -> str:

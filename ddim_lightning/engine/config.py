@@ -53,7 +53,8 @@ class Runtime:
     """The `Runtime` says how the model runs: in which precision, with which kernels, with what in device memory.
 
     Args:
-        dtype: Dtype of all weights: ``auto`` is bfloat16 on an accelerator and float32 on a CPU.
+        dtype: Dtype of all weights: ``auto`` is that of the Trainer's precision where it is bf16-true or 16-true, else
+            bfloat16 on an accelerator and float32 on a CPU.
         attention: Attention kernel: ``auto`` measures those of a GPU once for each shape, ``sdpa``, ``cudnn``,
             ``flash``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a function of your own.
         precision: Precision of the large products in the transformer's blocks while edits are made: ``none`` is the

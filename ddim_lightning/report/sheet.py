@@ -155,7 +155,7 @@ def _shorten(text: str, size: int, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     text = text.removesuffix(" …")
-    count = bisect_right(range(len(text) + 1), width, key=lambda length: font.getlength(f"{text[:length]}…"))
+    count = bisect_right(range(len(text) + 1), float(width), key=lambda k: font.getlength(f"{text[:k]}…"))
     return f"{text[: max(count - 1, 0)].rstrip()}…"  # the longest beginning that fits
 
 

@@ -198,7 +198,7 @@ def test_mistakes_in_a_csv_name_row_and_column(folder, text, message):
         ('{"video": ' + "9" * 5000 + "}", "row 2: … JSON object … digits"),
         ('{"video": "b.mp4", "start": ' + "[" * 400 + "]" * 400 + "}", "row 2, column start: … integer >= 0, got [["),
         ('{"video": "b.mp4", "start": 1e400}', "row 2, column start: … integer >= 0, got inf"),
-        ('{"video": "b.mp4", "promt": "x"}', "row 2, column 'promt': must be one of … did you mean prompts?"),
+        ('{"video": "b.mp4", "promptz": "x"}', "row 2, column 'promptz': must be one of … did you mean prompts?"),
         ('{"video": "b.mp4", "id": "\\ud83d"}', "row 2, column id: must be a folder name"),
         ('{"video": "b\\u0000.mp4"}', "row 2, column video: … not exist"),
         ('{"video": "\\ud83d.mp4"}', "row 2, column video: … not exist"),

@@ -17,7 +17,7 @@ from ddim_lightning.report.text import dump_json, make_plain
         ("\x9b31m", r"\x9b31m"),
         ("two\nlines\r\t", r"two\nlines\r\t"),
         ("\u202egnp.exe\u2066", r"\u202egnp.exe\u2066"),
-        ("caf\udce9.mp4", r"caf\xe9.mp4"),  # a byte of Latin-1, as Python holds it
+        ("k\udce9.mp4", r"k\xe9.mp4"),  # a byte of Latin-1, as Python holds it
         ("\ud83d", r"\ud83d"),
     ],
 )
@@ -37,9 +37,9 @@ def test_json_is_safe_to_show_and_comes_back():
 
 
 def test_halves_of_characters_are_told_by_escapes():
-    text = dump_json({"file": "caf\udce9.mp4", "prompt": "\ud83d!"})
+    text = dump_json({"file": "k\udce9.mp4", "prompt": "\ud83d!"})
     # Strict readers refuse the escape of half a character, so it may not stand there either.
-    assert json.loads(text.encode("utf-8")) == {"file": r"caf\xe9.mp4", "prompt": r"\ud83d!"}
+    assert json.loads(text.encode("utf-8")) == {"file": r"k\xe9.mp4", "prompt": r"\ud83d!"}
 
 
 def test_numbers_that_json_cannot_say_are_refused():
