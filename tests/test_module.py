@@ -200,7 +200,7 @@ def test_a_precision_that_cannot_be_had_is_refused_by_name(precision, dtype, mes
         predict(make_module(tiny_model, dtype=dtype), Clips([make_clip("a")]), precision=precision)
 
 
-FOREIGN = [torch.zeros(3), {"frames": 1, "fps": 2}, [UnreadableClip("x", "x.mp4", "gone")], (1, 2), "clip.mp4"]
+FOREIGN = [torch.zeros(3), {"frames": 1, "fps": 2}, [UnreadableClip("x", "x.mp4", "gone")], [1, 2], "clip.mp4"]
 
 
 def test_what_is_no_clip_is_skipped_with_what_it_is_and_its_neighbors_are_done(tiny_model):
@@ -208,7 +208,7 @@ def test_what_is_no_clip_is_skipped_with_what_it_is_and_its_neighbors_are_done(t
     assert (first.status, last.status) == ("done", "done")
     assert [result.status for result in skipped] == ["skipped"] * len(FOREIGN)
     assert [result.clip.id for result in skipped] == [f"rank-0-batch-{i}" for i in range(1, 1 + len(FOREIGN))]
-    kinds = ("Tensor", "dict of frames, fps", "list of UnreadableClip", "tuple of int", "str")
+    kinds = ("Tensor", "dict of frames, fps", "list of UnreadableClip", "list of int", "str")
     for result, kind in zip(skipped, kinds, strict=True):
         assert result.reason.startswith("batch: must be a Clip")
         assert result.reason.endswith(f"got {kind}")
