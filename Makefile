@@ -16,11 +16,11 @@ PIP := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip ins
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 WORKERS ?= 2
 
-.PHONY: install develop demo test lint types layers mutations docs clean help
+.PHONY: install develop demo test fuzz lint types layers mutations docs clean help
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
-	@echo "and: make install | develop | lint | types | layers | mutations | docs | clean"
+	@echo "and: make install | develop | fuzz | lint | types | layers | mutations | docs | clean"
 
 install: $(INSTALLED)
 
@@ -49,6 +49,10 @@ demo: install
 test: develop
 	@echo "left out of the coverage, CUDA branches only: $$(grep -rn 'pragma: no cover - cuda' --include='*.py' ddim_lightning | wc -l) places"
 	$(TEST) -n $(WORKERS) --cov --cov-report=term
+
+# New manifests, configs and command lines, a thousand of each; the default tests try a few that stay the same.
+fuzz: develop
+	FUZZ_EXAMPLES=1000 $(TEST) tests/test_fuzz.py
 
 lint: develop
 	$(BIN)/ruff check .

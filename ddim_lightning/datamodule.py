@@ -10,10 +10,10 @@ from typing import get_args
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
 
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
 from ddim_lightning.data.frames import Fit, NumFrames, Stride, check_num_frames, check_stride
+from ddim_lightning.data.loader import ClipLoader
 from ddim_lightning.data.manifest import ClipRequest, Videos, check_file, check_fps, find_clips
 from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
 
@@ -136,10 +136,10 @@ class VideoDataModule(LightningDataModule):
             fit=self.fit,
         )
 
-    def predict_dataloader(self) -> DataLoader[Clip | UnreadableClip]:
+    def predict_dataloader(self) -> ClipLoader:
         """Make the loader of this rank's clips."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return DataLoader(
+        return ClipLoader(
             self.dataset,
             batch_size=1,
             sampler=ShardSampler(self.dataset, rank, world_size),

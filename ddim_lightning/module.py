@@ -24,7 +24,7 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine.at_hand import PartsAtHand
 from ddim_lightning.engine.build import LoadedModel, build_engine
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
-from ddim_lightning.engine.config import Lora, Outputs, Runtime, Schedule, Training, check_options, make_options
+from ddim_lightning.engine.config import Dtype, Lora, Outputs, Runtime, Schedule, Training, check_options, make_options
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.fingerprint import make_clip_fingerprint
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
@@ -32,6 +32,7 @@ from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
 from ddim_lightning.models.checkpoint import read_limits
 from ddim_lightning.models.loading import adopt_components
+from ddim_lightning.models.text import is_text
 from ddim_lightning.models.vae import encode_video
 from ddim_lightning.runtime.compile_cache import save_compiled
 from ddim_lightning.types import Clip, ClipResult, FindResult, Progress, UnreadableClip, VideoLimits
@@ -220,7 +221,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             self.editor,
             device,
             schedule=self.schedule,
-            runtime=self.runtime,
+            runtime=self._take_precision(),
             lora=self.lora,
             inversion_prompt=self.inversion_prompt,
         )
@@ -251,7 +252,8 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             prompts.load()
             rank_zero_info("The data module lists no prompts (all_prompts): the text encoder stays in memory.")
             return
-        self.encode_prompts([self.inversion_prompt or "", "", *list_prompts()])
+        # What is no text is found out by its clip, so that the others are done.
+        self.encode_prompts(["", *filter(is_text, [self.inversion_prompt, *list_prompts()])])
         if "text_encoder" not in self._trained_parts:
             prompts.release()
 
@@ -277,18 +279,28 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
 
         Args:
             batch: The clip; `VideoDataModule` makes them, and any other data module may.
-            batch_idx: Not used.
+            batch_idx: Names a batch that is no clip.
 
         Returns:
-            The result, on the CPU; with ``on_error="skip"`` a failed clip has status ``skipped`` and a reason. A clip
-            that a writer finds finished has status ``finished``.
+            The result, on the CPU; with ``on_error="skip"`` a failed clip has status ``skipped`` and a reason, and so
+            has a batch that is no clip, under the id ``rank-0-batch-7``. A clip that a writer finds finished has status
+            ``finished``.
+
+        Raises:
+            TypeError: With ``on_error="raise"``, a batch that is no clip; otherwise whatever a clip fails with.
         """
+        if not isinstance(batch, Clip | UnreadableClip):
+            wrong = f"batch: must be a Clip or an UnreadableClip, not in a list or collated, got {_say_kind(batch)}"
+            if self.outputs.on_error == "raise":
+                raise TypeError(wrong)
+            batch = UnreadableClip(f"rank-{self.global_rank}-batch-{batch_idx}", "", wrong)
         if isinstance(batch, UnreadableClip):
             if self.outputs.on_error == "raise":
                 raise ValueError(batch.reason)
             return self._skip(batch, batch.reason)
-        seed = make_clip_seed(self.seed, batch.id) if batch.seed is None else batch.seed
+        seed = 0
         try:
+            seed = make_clip_seed(self.seed, batch.id) if batch.seed is None else batch.seed
             job = ClipJob(
                 self.engine,
                 batch,
@@ -306,12 +318,12 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             else:
                 result = job.run()
             result.fingerprint = fingerprint
+            result.settings = self.describe()
         except Exception as error:
             if self.outputs.on_error == "raise":
                 raise
             _log.debug("clip %s was skipped", batch.id, exc_info=True)  # with the traceback
             return self._skip(batch, f"{type(error).__name__}: {' '.join(str(error).split())}", seed)
-        result.settings = self.describe()
         for sentence in result.warnings:
             warnings.warn(f"clip {batch.id}: {sentence}", stacklevel=2)
         return result
@@ -349,6 +361,21 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         taken = {"editor": describe_part(self.editor), "runtime": settings["runtime"] | {"dtype": dtype}}
         return settings | taken | {"device": self.engine.device.type}
 
+    def _take_precision(self) -> Runtime:
+        """Return the runtime with the dtype that the Trainer's precision asks for; mixed precisions act by autocast."""
+        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
+        if precision in ("32-true", "bf16-mixed", "16-mixed"):
+            return self.runtime
+        wanted = {"bf16-true": "bfloat16", "16-true": "float16"}.get(precision)
+        if wanted is None:
+            known = "32-true, bf16-true, 16-true, bf16-mixed or 16-mixed"
+            raise ValueError(f"precision: the Trainer's must be {known}, got {precision!r}")
+        if self.runtime.dtype not in ("auto", wanted):
+            raise ValueError(
+                f"dtype: must be auto or {wanted} under precision={precision!r}, got {self.runtime.dtype!r}"
+            )
+        return replace(self.runtime, dtype=cast(Dtype, wanted))
+
     @property
     def _trained_parts(self) -> tuple[str, ...]:
         return () if self.training_options is None else self.training_options.parts
@@ -376,3 +403,11 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
     def _report(self, progress: Progress) -> None:
         for listener in self.progress_listeners:
             listener(progress)
+
+
+def _say_kind(batch: object) -> str:
+    """Say of which types a batch is: ``list of Clip``, ``dict of frames, fps``."""
+    name = type(batch).__name__
+    if isinstance(batch, Mapping):
+        return f"{name} of {', '.join(map(str, batch))}"
+    return f"{name} of {type(batch[0]).__name__}" if isinstance(batch, list | tuple) and batch else name

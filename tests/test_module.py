@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import asdict
 
@@ -169,10 +170,88 @@ def test_a_clips_own_seed_wins(tiny_model):
     assert result.seed == 42
 
 
-def test_bf16_true_precision_leaves_bytes_and_angles_alone(tiny_model):
-    (plain,) = predict(make_module(tiny_model), Clips([make_clip("a")]))
-    (result,) = predict(make_module(tiny_model), Clips([make_clip("a")]), precision="bf16-true")
-    assert torch.equal(plain.edits[0].latents, result.edits[0].latents)
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", "bfloat16"), ("16-true", "float16")])
+def test_true_precision_is_the_dtype_of_the_weights_and_nothing_else(precision, dtype, tiny_model):
+    (wanted,) = predict(make_module(tiny_model, dtype=dtype), Clips([make_clip("a")]))
+    (result,) = predict(make_module(tiny_model), Clips([make_clip("a")]), precision=precision)
+    assert result.settings["runtime"]["dtype"] == dtype
+    assert torch.equal(wanted.edits[0].latents, result.edits[0].latents)
+    assert wanted.metrics == result.metrics
+
+
+def test_mixed_precision_rounds_and_does_nothing_worse(tiny_model):
+    (exact,) = predict(make_module(tiny_model), Clips([make_clip("a")]))
+    (result,) = predict(make_module(tiny_model), Clips([make_clip("a")]), precision="bf16-mixed")
+    assert (result.status, result.reason) == ("done", None)
+    moved = (result.edits[0].latents - exact.edits[0].latents).abs()
+    assert 0 < moved.max() < 0.1 * exact.edits[0].latents.std()
+    assert result.metrics["reconstruction"]["psnr"] == pytest.approx(exact.metrics["reconstruction"]["psnr"], abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "message"),
+    [
+        ("64-true", "auto", "^precision: .*, got '64-true'"),
+        ("bf16-true", "float32", "^dtype: must be auto or bfloat16 .*got 'float32'"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_refused_by_name(precision, dtype, message, tiny_model):
+    with pytest.raises(ValueError, match=message):
+        predict(make_module(tiny_model, dtype=dtype), Clips([make_clip("a")]), precision=precision)
+
+
+FOREIGN = [torch.zeros(3), {"frames": 1, "fps": 2}, [UnreadableClip("x", "x.mp4", "gone")], [1, 2], "clip.mp4"]
+
+
+def test_what_is_no_clip_is_skipped_with_what_it_is_and_its_neighbors_are_done(tiny_model):
+    first, *skipped, last = predict(make_module(tiny_model), Clips([make_clip("a"), *FOREIGN, make_clip("bb")]))
+    assert (first.status, last.status) == ("done", "done")
+    assert [result.status for result in skipped] == ["skipped"] * len(FOREIGN)
+    assert [result.clip.id for result in skipped] == [f"rank-0-batch-{i}" for i in range(1, 1 + len(FOREIGN))]
+    kinds = ("Tensor", "dict of frames, fps", "list of UnreadableClip", "list of int", "str")
+    for result, kind in zip(skipped, kinds, strict=True):
+        assert result.reason.startswith("batch: must be a Clip")
+        assert result.reason.endswith(f"got {kind}")
+
+
+def test_what_is_no_clip_is_raised_where_errors_are_raised(tiny_model):
+    module = make_module(tiny_model, on_error="raise")
+    with pytest.raises(TypeError, match=r"^batch: must be a Clip .*dict of frames"):
+        predict(module, Clips([{"frames": torch.zeros(1)}]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"prompts": ("a \ud83d",)}, r"prompts: .*'a \\ud83d'"),
+        ({"prompts": "a red circle"}, "prompts: must be a tuple"),
+        ({"prompts": (7,)}, "prompts: .*got 7"),
+        ({"source_prompt": "k\udce9"}, "source_prompt: "),
+        ({"negative_prompt": None}, "negative_prompt: .*None"),
+        ({"frames": torch.zeros(5, 3, 16, 24)}, "frames: must be uint8.*float32"),
+        ({"frames": torch.zeros(16, 24, dtype=torch.uint8)}, "frames: must have shape"),
+        ({"frames": None}, "NoneType"),
+        ({"mask": "white"}, "str"),
+    ],
+)
+def test_whatever_is_wrong_with_a_clip_it_alone_is_skipped(fields, reason, tiny_model):
+    clip = make_clip("bad")
+    for name, value in fields.items():
+        setattr(clip, name, value)
+    bad, good = predict(make_module(tiny_model), ListedClips([clip, make_clip("good")]))
+    assert (bad.status, good.status) == ("skipped", "done")
+    assert re.search(reason, bad.reason)
+
+
+@pytest.mark.parametrize("editor", ["KVInjection", "Denoise", "FlowEdit"])
+def test_an_edit_that_overflows_is_no_result(editor, tiny_model):
+    for scale in (1e15, 1e30, 3e38):
+        module = make_module(tiny_model, guidance_scale=scale, editor=editor)
+        module.load("cpu")
+        with pytest.warns(UserWarning, match="skipped: "):
+            result = module.predict_step(make_clip("a"), 0)
+        assert result.status == "skipped"
+        assert re.search(rf"edit: values must stay finite.*guidance_scale {re.escape(f'{scale:g}')}", result.reason)
 
 
 def test_network_in_bfloat16_on_request(tiny_model):

@@ -11,10 +11,11 @@ from typing import Any, cast
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
+from ddim_lightning.report.text import make_plain
 from ddim_lightning.types import Progress
 
 _LINE_EVERY_S = 10.0
@@ -46,7 +47,7 @@ class ProgressPrinter(Callback):
             warnings.warn(f"ProgressPrinter shows nothing: {name} has no `progress_listeners`", stacklevel=2)
             return
         console = self._console or Console(stderr=True, highlight=False)
-        self._view = _Bar(console) if console.is_terminal else _Lines(console)
+        self._view = make_view(console)
         self._num_clips = int(sum(trainer.num_predict_batches))
         _listeners(pl_module).append(self._listen)
 
@@ -143,28 +144,43 @@ class ClipClock:
         return Tick(progress.clip_id, self._index + 1, self._num_clips, label, done, total, left_s)
 
 
+def make_view(console: Console) -> _Bar | _Lines:
+    """Make what shows ticks: a live bar on a terminal, lines elsewhere."""
+    return _Bar(console) if console.is_terminal else _Lines(console)
+
+
 class _Bar:
     """A `_Bar` is a live bar at the bottom of a terminal."""
 
     def __init__(self, console: Console) -> None:
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            _ClipColumn(),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
         )
-        self._task: TaskID = self._bars.add_task("starting", left="")
+        self._task: TaskID = self._bars.add_task("starting", left="", tick=None)
         self._bars.start()
 
     def show(self, tick: Tick) -> None:
-        description = f"clip {tick.clip_number}/{tick.num_clips}  [bold]{escape(tick.clip)}[/bold]  {tick.label}"
         left = _say_left(tick.left_s)
-        self._bars.update(self._task, description=description, completed=tick.done, total=tick.total, left=left)
+        self._bars.update(self._task, completed=tick.done, total=tick.total, left=left, tick=tick)
 
     def close(self) -> None:
         self._bars.stop()
+
+
+class _ClipColumn(ProgressColumn):
+    """A `_ClipColumn` says which clip is worked on; its id is no markup."""
+
+    def render(self, task: Task) -> Text:
+        tick: Tick | None = task.fields["tick"]
+        if tick is None:
+            return Text(task.description)
+        clip = (make_plain(tick.clip), "bold")
+        return Text.assemble(f"clip {tick.clip_number}/{tick.num_clips}  ", clip, f"  {tick.label}")
 
 
 class _Lines:
@@ -179,8 +195,9 @@ class _Lines:
         if tick.done < tick.total and now - self._last < _LINE_EVERY_S:
             return
         self._last = now
-        line = f"clip {tick.clip_number}/{tick.num_clips} {tick.clip}: {tick.label} {tick.done}/{tick.total}"
-        self._console.print(f"{line} {_say_left(tick.left_s)}".rstrip(), markup=False, soft_wrap=True)
+        clip = make_plain(tick.clip)
+        line = f"clip {tick.clip_number}/{tick.num_clips} {clip}: {tick.label} {tick.done}/{tick.total}"
+        self._console.print(f"{line} {_say_left(tick.left_s)}".rstrip(), markup=False, emoji=False, soft_wrap=True)
 
     def close(self) -> None:
         pass

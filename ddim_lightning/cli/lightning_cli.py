@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from ddim_lightning.callbacks.progress import ProgressPrinter
 from ddim_lightning.cli.options import Run
 from ddim_lightning.cli.parser import HelpfulParser
-from ddim_lightning.cli.running import DONE, QUIET, plain_output, tell_results
+from ddim_lightning.cli.running import DONE, QUIET, tell_results
+from ddim_lightning.cli.texts import reveal
 from ddim_lightning.module import DDIMInversionModule
+from ddim_lightning.report.console import plain_output
 from ddim_lightning.writer import VideoWriter, read_results
 
 _TRAIN: dict[str, Any] = {"model_class": LightningModule, "save_config_kwargs": {"overwrite": True}}
@@ -71,6 +74,11 @@ class _TrainCLI(LightningCLI):
         """Name our verbs, and what of the Trainer's method is not a flag."""
         return {verb: LightningCLI.subcommands()[verb] | {"return_predictions"} for verb in cls.verbs}
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse words whose texts are hidden, and put the texts back."""
+        super().parse_arguments(parser, args)
+        self.config = reveal(self.config)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Take our module where none is named."""
         parser.set_defaults({"model": {"class_path": "ddim_lightning.DDIMInversionModule"}})
@@ -86,6 +94,11 @@ class _PredictCLI(_TrainCLI):
         super().add_arguments_to_parser(parser)
         parser.set_defaults({"data": {"class_path": "ddim_lightning.VideoDataModule"}})
         parser.add_lightning_class_args(VideoWriter, "writer")
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a seed that would have no effect."""
+        if (seed := self.config[self.subcommand].seed_everything) is not False:
+            raise ArgumentError(None, f"seed_everything: must be unset, got {seed}; --model.seed seeds every clip")
 
     def predict(self, **kwargs: Any) -> None:
         """Run the trainer without keeping what the writer writes."""

@@ -17,7 +17,8 @@ from typing import Any
 
 import ddim_lightning
 from ddim_lightning.cli import VERBS
-from ddim_lightning.cli.mistakes import DEBUG, explain, get_nearest
+from ddim_lightning.report.console import say
+from ddim_lightning.report.mistakes import DEBUG, explain, get_nearest
 from ddim_lightning.runtime.allocator import keep_freed_memory
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -40,11 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with the arguments, by default those of the process, and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        # For classes of one's own: the current folder is where `python -m` looks, and a console script does not.
+        # For classes of one's own the current folder is looked into, and last: it may hold a stray `lightning.py`.
         if not {"", os.getcwd()} & set(sys.path):
-            sys.path.insert(0, os.getcwd())
+            sys.path.append(os.getcwd())
         if argv is None:  # the process is ours
             keep_freed_memory()
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         home, name, options = _read([word for word in words if word != "--debug"])
         if home in ("commands", "lightning_cli"):  # find out whether torch and torchvision fit
             importlib.import_module("ddim_lightning.models.torch_pair")
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in words or os.environ.get(DEBUG, "0") not in {"", "0"}:
             traceback.print_exc()
         failure, status = explain(error), WRONG_USAGE if isinstance(error, argparse.ArgumentError) else FAILED
-    print(f"error: {failure}", file=sys.stderr)
+    say(f"error: {failure}")
     return status
 
 
@@ -79,9 +81,10 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
         return "commands", verb, options
     if verb in ("predict", "fit", "validate"):
         from ddim_lightning.cli.shipped import find_configs
+        from ddim_lightning.cli.texts import hide_words
 
         # Lightning knows --data.num-frames=9 as --data.num_frames=9.
-        words = [re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), word) for word in rest]
+        words = [re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), word) for word in hide_words(rest)]
         flags = find_configs([word for word in words if word != "--json"])
         if sys.stderr.isatty():
             print("loading Lightning ...", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ddim_lightning
-from ddim_lightning.cli.mistakes import get_nearest
+from ddim_lightning.report.mistakes import get_nearest
 
 Part = dict[str, Any] | str | None
 """A class name, a class path, ``{"class_path": ..., "init_args": {...}}``, or what is recommended for the model."""

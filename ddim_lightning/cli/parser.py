@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import typing
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,10 +12,11 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from ddim_lightning.cli import VERBS
-from ddim_lightning.cli.mistakes import suggest
 from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
+from ddim_lightning.cli.texts import LOADER, hide, hide_words, reveal, reveal_yaml
 from ddim_lightning.engine.config import CompileMode, Outputs, Runtime, Schedule
 from ddim_lightning.engine.recommended import read_recommended
+from ddim_lightning.report.mistakes import suggest
 
 
 def _all_but(kind: type[Any], *names: str) -> set[str]:
@@ -41,15 +41,18 @@ _ALIASES = {"--num-inference-steps": ["--steps"], "--accelerator": ["--device"]}
 
 
 class HelpfulParser(ArgumentParser):
-    """A `HelpfulParser` suggests the nearest known name, and prints what is recommended in place of null."""
+    """A `HelpfulParser` leaves prompts as they are, suggests the nearest known name, and prints recommendations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"parser_mode": LOADER, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake, with the name that was probably meant."""
-        super().error(suggest(message, _list_flags(self)), ex)
+        super().error(suggest(reveal(message), _list_flags(self)), ex)
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         """Return the YAML of a configuration, with the recommendations of its model filled in."""
-        return str(super().dump(_fill_recommended(namespace), *args, **kwargs))
+        return reveal_yaml(super().dump(_fill_recommended(hide(namespace.clone())), *args, **kwargs))
 
 
 class FlagParser(HelpfulParser):
@@ -91,27 +94,28 @@ def make_completion(shell: str) -> str:
 def read_options(verb: str, words: Sequence[str]) -> dict[str, Any]:
     """Read what follows a verb into the options' classes, by their names in lower case."""
     switches = {field.name for kind in _GROUPS[verb] for field in fields(kind) if str(field.type).startswith("bool")}
-    values = make_parser(verb).parse_args(_spell_out(words, switches)).as_dict()
-    names = {kind: values.keys() & _all_but(kind) for kind in _GROUPS[verb]}
     try:
+        values = reveal(make_parser(verb).parse_args(_spell_out(words, switches)).as_dict())
+        names = {kind: values.keys() & _all_but(kind) for kind in _GROUPS[verb]}
         return {kind.__name__.lower(): kind(**{name: values[name] for name in names[kind]}) for kind in names}
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error)) from error
+    except AttributeError as error:  # of jsonargparse, about a config inside a config
+        raise argparse.ArgumentError(None, f"config: must hold options alone, and no config ({error})") from error
 
 
 def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:
     """Spell ``--a_b`` with dashes, ``--fast`` and ``--no-fast`` as ``--fast=true`` and ``false``, prompts as a list."""
     spelled: list[str] = []
+    words = hide_words(words)
     for word, following in zip_longest(words, words[1:], fillvalue=""):
         flag, equals, value = word.partition("=")
         flag = flag.replace("_", "-")
         name = flag.removeprefix("--").replace("-", "_")
-        if spelled[-1:] == ["--prompt"] and not word.startswith("--"):
-            spelled[-1] = f"--prompt+={json.dumps([word])}"
-        elif not word.startswith("--"):
+        if not word.startswith("--"):
             spelled.append(word)
         elif flag == "--prompt" and equals:
-            spelled.append(f"--prompt+={json.dumps([value])}")
+            spelled.append(f"--prompt+={value}")
         elif name in switches and not equals and following.lower() not in _SWITCHED:
             spelled.append(f"{flag}=true")
         elif name.startswith("no_") and name.removeprefix("no_") in switches:
@@ -122,15 +126,14 @@ def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:
 
 
 def _fill_recommended(namespace: Namespace) -> Namespace:
-    """Fill null in the options of `edit`, or of ``predict`` with the module under ``model``."""
-    filled = namespace.clone()
-    module = filled.get("model")
-    options = module.get("init_args") if isinstance(module, Namespace) else filled
+    """Fill null, in place, in the options of `edit`, or of ``predict`` with the module under ``model``."""
+    module = namespace.get("model")
+    options = module.get("init_args") if isinstance(module, Namespace) else namespace
     if options and isinstance(options.get("model"), str) and "guidance_scale" in options:
         for name, value in read_recommended(options.model).items():
             if name in options and options[name] is None:
                 options[name] = value
-    return filled
+    return namespace
 
 
 def _list_flags(parser: argparse.ArgumentParser) -> list[str]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddim_lightning.cli.mistakes import get_nearest
+from ddim_lightning.report.mistakes import get_nearest
 
 BENCHMARKS = (
     *("ablation", "edit_quality", "end_to_end", "inversion_error", "kernels", "layer_scan", "memory", "scaling"),
@@ -30,7 +30,8 @@ def get_config_path(name: str) -> Path:
     """Return the path of a shipped config by its name without ``.yaml``; raise a ValueError where there is none."""
     paths = {path.stem: path for path in find_shipped("configs").glob("*.yaml")}
     if name not in paths:
-        raise ValueError(f"config: must be a file or one of the shipped {', '.join(sorted(paths))}, got {name!r}")
+        got = f"{', '.join(sorted(paths))}, got {name!r}{get_nearest(name, paths)}"
+        raise ValueError(f"config: must be a file or one of the shipped {got}")
     return paths[name]
 
 

@@ -87,9 +87,9 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
             if request.mask is not None:
                 info = read_info(request.video)
                 mask = read_mask(request.mask, info, choice, height=self.height, width=self.width, fit=self.fit)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())  # the name of a file may have several lines
-            return UnreadableClip(request.id, source, reason=reason, prompts=request.prompts)
+        except Exception as error:  # a damaged file can make a decoder raise anything
+            known = isinstance(error, OSError | ValueError)
+            return self.make_unreadable(index, str(error) if known else f"{type(error).__name__}: {error}")
         return Clip(
             id=request.id,
             frames=frames,
@@ -104,6 +104,16 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
             mask=mask,
             mask_source=None if request.mask is None else str(request.mask),
         )
+
+    def make_unreadable(self, index: int, reason: str) -> UnreadableClip:
+        """Make what stands for a clip that could not be read.
+
+        Args:
+            index: Position among the requests.
+            reason: Why; made one line, since the name of a file may have several.
+        """
+        request = self.requests[index]
+        return UnreadableClip(request.id, str(request.video), " ".join(reason.split()), request.prompts)
 
 
 class ShardSampler(DistributedSampler[Any]):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import glob
 import io
 import itertools
 import json
 import os
 import re
+import reprlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +23,10 @@ from ddim_lightning.data.listing import VIDEO_SUFFIXES, find_videos, has_frames,
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
 """What is read as a list of clips."""
+
+_SHORT = reprlib.Repr()
+"""Shows what was got instead, however long or deep it is."""
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
         if not paths:
             raise ValueError("videos must name at least one file, got an empty list")
         return _assign_ids([replace(default, video=check_file(path, "video")) for path in paths])
-    path = Path(videos).expanduser()
+    path = _expand(videos)
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
         return _assign_ids(read_manifest(path, default))
     left_out: list[Path] = []
@@ -145,7 +151,7 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
         OSError: If it does not exist or is a folder without numbered images; always the exact subclass.
         ValueError: If it is a named pipe, a socket or a device.
     """
-    path = Path(path).expanduser()
+    path = _expand(path)
     if not path.exists():
         raise FileNotFoundError(f"{what} {path} does not exist")
     if path.is_dir() and not has_frames(path):
@@ -163,6 +169,14 @@ def check_fps(fps: float) -> float:
     if not 0.01 <= fps <= 1000:
         raise ValueError(f"fps: must lie in 0.01 .. 1000, got {fps}")
     return fps
+
+
+def _expand(path: str | os.PathLike[str]) -> Path:
+    """Take ``~`` for the user's folder, and a name such as ``~x`` that is no user's as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -194,8 +208,11 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{origin}: must be one JSON object ({error.msg} at character {error.pos})") from error
+        except (RecursionError, ValueError) as error:  # ValueError: a number of more digits than Python reads
+            why = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+            raise ValueError(f"{origin}: must be one JSON object that can be read ({why})") from None
         if not isinstance(row, dict):
-            raise ValueError(f"{origin}: must be one JSON object, got {line.strip()}")
+            raise ValueError(f"{origin}: must be one JSON object, got {line.strip()[:80]}")
         _check_columns(origin, list(row))
         yield origin, {name: value for name, value in row.items() if value is not None}
 
@@ -204,7 +221,8 @@ def _check_columns(origin: str, columns: list[str]) -> None:
     known = list(_PARSERS)
     for name in columns:
         if name not in known:
-            raise ValueError(f"{origin}, column {name!r}: must be one of {', '.join(known)}")
+            nearest = "".join(f" (did you mean {one}?)" for one in difflib.get_close_matches(name, known, n=1))
+            raise ValueError(f"{origin}, column {_SHORT.repr(name)}: must be one of {', '.join(known)}{nearest}")
         if columns.count(name) > 1:
             raise ValueError(f"{origin}, column {name}: must appear once, got {columns.count(name)}")
     if "video" not in columns:
@@ -217,14 +235,14 @@ def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipReq
         try:
             values[name] = _PARSERS[name](value)
         except ValueError as error:
-            raise ValueError(f"{origin}, column {name}: {error}, got {value!r}") from None
+            raise ValueError(f"{origin}, column {name}: {error}, got {_SHORT.repr(value)}") from None
     if "video" not in values:
         raise ValueError(f"{origin}, column video: must name a file, got nothing")
     for name in ("video", "mask"):
         if name not in values:
             continue
         try:
-            values[name] = check_file(path.parent / Path(values[name]).expanduser(), name)
+            values[name] = check_file(path.parent / _expand(values[name]), name)
         except (OSError, ValueError) as error:
             raise type(error)(f"{origin}, column {name}: {error}") from None
     return replace(default, **values)
@@ -251,9 +269,9 @@ def _parse_prompts(value: object) -> tuple[str, ...]:
 
 def _parse_integer(value: object) -> int:
     # `True` is an int to Python, and `int` takes 1_000 and 2.5
-    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,18}", str(value)):
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"[0-9]{1,18}", f"{value}"):
         raise ValueError("must be an integer >= 0")
-    return int(str(value))
+    return int(value)
 
 
 def _parse_fps(value: object) -> float:
@@ -290,12 +308,17 @@ def _assign_ids(requests: list[ClipRequest]) -> list[ClipRequest]:
             raise ValueError(f"{request.origin}, column id: must be unique, got {request.id!r} as in {taken[key]}")
         if key:
             taken[key] = request.origin
-    return [request if request.id else replace(request, id=_free_id(request.video, taken)) for request in requests]
+    tried: dict[str, Iterator[str]] = {}
+    return [
+        request if request.id else replace(request, id=_free_id(request.video, taken, tried)) for request in requests
+    ]
 
 
-def _free_id(video: Path, taken: dict[str, str]) -> str:
+def _free_id(video: Path, taken: dict[str, str], tried: dict[str, Iterator[str]]) -> str:
     stem = re.sub(r"[^\w.-]+", "_", video.name if video.is_dir() else video.stem).lstrip(".-")[:58] or "clip"
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    name = next(name for name in names if name.casefold() not in taken)
-    taken[name.casefold()] = str(video)
-    return name
+    # Goes on where it ended for the last clip of this name, since a film may be cut into thousands of them.
+    key = stem.casefold()
+    names = tried.setdefault(key, itertools.chain([key], (f"{key}-{number}" for number in itertools.count(2))))
+    name = next(name for name in names if name not in taken)
+    taken[name] = str(video)
+    return stem + name[len(key) :]

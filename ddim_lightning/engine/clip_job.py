@@ -20,6 +20,8 @@ from ddim_lightning.engine.decoding import DecodedVideo, measure_decoded
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
 from ddim_lightning.metrics.diagnosis import diagnose
+from ddim_lightning.metrics.functional import use_full_precision
+from ddim_lightning.models.text import is_text
 from ddim_lightning.runtime.timing import StageTimer
 from ddim_lightning.types import (
     Clip,
@@ -55,14 +57,11 @@ def make_clip_seed(seed: int, clip_id: str) -> int:
 
 def check_frames(frames: Frames, limits: VideoLimits) -> None:
     """Raise a ValueError unless frames are uint8 (f, c, h, w) of a count and a size that the model can take."""
-    if frames.dtype != torch.uint8:
-        got = str(frames.dtype).removeprefix("torch.")
-        raise ValueError(
-            f"frames: must be uint8, 0 .. 255, got {got}; floats in 0 .. 1 become it by models.vae.quantize"
-        )
-    num_frames, channels, height, width = frames.shape
-    if channels != 3:
+    if frames.dim() != 4 or frames.shape[1] != 3:
         raise ValueError(f"frames: must have shape (f, 3, h, w), got {tuple(frames.shape)}")
+    if frames.dtype != torch.uint8:
+        raise ValueError(f"frames: must be uint8, 0 .. 255, got {str(frames.dtype).removeprefix('torch.')}")
+    num_frames, _, height, width = frames.shape
     if num_frames % limits.temporal != 1:
         raise ValueError(f"frames: their count must be {limits.temporal}k + 1, got {num_frames}")
     if height % limits.multiple or width % limits.multiple:
@@ -81,6 +80,16 @@ def find_untrained(frames: Frames, limits: VideoLimits) -> list[str]:
         rule = f"the model was trained on {limits.trained_multiple}k + 1 frames"
         found.append(f"num_frames: {rule}, got {num_frames}: results may be worse")
     return found
+
+
+def check_prompts(clip: Clip) -> None:
+    """Raise a ValueError unless all prompts of a clip are texts."""
+    if isinstance(clip.prompts, str):
+        raise ValueError(f"prompts: must be a tuple of texts, got the text {clip.prompts!r}")
+    named = [("source_prompt", clip.source_prompt or ""), ("negative_prompt", clip.negative_prompt)]
+    for name, prompt in [*(("prompts", prompt) for prompt in clip.prompts), *named]:
+        if not is_text(prompt):
+            raise ValueError(f"{name}: must be text of whole characters, got {prompt!r}")
 
 
 @dataclass
@@ -114,6 +123,7 @@ class ClipJob:
         limits = self.engine.components.limits
         check_frames(clip.frames, limits)
         self.num_windows = self.engine.count_windows(count_latent_frames(len(clip.frames), limits))
+        check_prompts(clip)
         self.timer = StageTimer(self.engine.device)
         self.requests = [
             EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
@@ -239,7 +249,7 @@ class ClipJob:
             for request, clean in zip(self.requests, edited, strict=True):
                 video = decode(clean, {"_vs_source": source})
                 result.edits.append(Edit(request.prompt, video.frames, clean.cpu(), video.metrics))
-        with self.timer.stage("measure"):
+        with self.timer.stage("measure"), use_full_precision(inversion.levels.device):
             after = None if reconstruction is None else reconstruction.color
             result.diagnosis = diagnose(inversion.levels, returned, ceiling.color, after)
         if self.outputs.save_trajectory:
@@ -253,9 +263,15 @@ class ClipJob:
         return result
 
     def _check_finite(self, stage: Stage, values: Tensor) -> None:
-        if not values.isfinite().all():
+        # Clean latents and pixels are of order one. Where they leave the range of float16 their squares overflow next,
+        # inside a norm layer, which makes zeros of them: finite, and nothing that was asked for. An inversion of one
+        # step may end further out, and comes back.
+        most = torch.finfo(torch.float32 if stage == "invert" else torch.float16).max
+        largest = float(values.abs().max())  # NaN where one value is
+        if not largest <= most:
             dtype = str(self.engine.components.transformer.dtype).removeprefix("torch.")
-            raise ValueError(f"{stage}: values must stay finite, got infinity or NaN with dtype {dtype}")
+            got = f"{largest:.3g} with dtype {dtype} and guidance_scale {self.guidance_scale:g}"
+            raise ValueError(f"{stage}: values must stay finite, got {got}, which is an overflow")
 
     def _find_trajectory(self) -> Path | None:
         """Return the file of a former run's trajectory of this clip, if there is to be one and it is there."""

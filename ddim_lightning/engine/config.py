@@ -57,7 +57,8 @@ class Runtime:
     """The `Runtime` says how the model runs: in which precision, with which kernels, with what in device memory.
 
     Args:
-        dtype: Dtype of all weights: ``auto`` is bfloat16 on an accelerator and float32 on a CPU.
+        dtype: Dtype of all weights: ``auto`` is that of the Trainer's precision where it is bf16-true or 16-true, else
+            bfloat16 on an accelerator and float32 on a CPU.
         forward: Forward pass of the transformer: ``fused`` is ours over its weights, the fast one; ``diffusers`` runs
             its own blocks, in which hooks, caches, attention processors, group offload, and quantized or sharded
             weights act.
@@ -70,7 +71,7 @@ class Runtime:
         compile: Compile the transformer's blocks: true, or a mode of `torch.compile`.
         compile_vae: Compile the VAE, too; worth it for many clips of one size.
         compile_cache: Folder that keeps compiled graphs, so that another machine of the same kind starts warm. Its
-            files hold code that will run: take only your own.
+            files hold code that will run, so a folder or a file that others can write to is refused.
         channels_last: Store the VAE's convolution weights with their channels last; null does so on a GPU.
         exported: Folder that ``ddim-lightning export`` wrote: its artifacts stand in for the network. They must be of
             the same model, dtype and size, and hold the row layouts of this editor and guidance.

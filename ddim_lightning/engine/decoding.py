@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.metrics.diagnosis import describe_color
+from ddim_lightning.metrics.functional import use_full_precision
 from ddim_lightning.metrics.running import FrameMean, compare, read_comparison
 from ddim_lightning.models.vae import quantize
 from ddim_lightning.runtime.timing import StageTimer
@@ -63,7 +64,7 @@ def measure_decoded(
             break
         video = piece[0]
         check(video)
-        with timer.stage("measure"):
+        with timer.stage("measure"), use_full_precision(video.device):
             where = slice(done, done + len(video))
             for suffix, reference in references.items():
                 wanted = reference[where].to(video.device)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -55,6 +58,22 @@ def ssim(video: Float[Tensor, "f c h w"], reference: Float[Tensor, "f c h w"]) -
         for frame, other in zip(video, reference, strict=True)
     ]
     return sum(scores) / len(scores)
+
+
+@contextmanager
+def use_full_precision(device: torch.device) -> Iterator[None]:
+    """Measure in float32 where a Trainer's precision, meant for the networks, holds for all that is computed.
+
+    Args:
+        device: Where the measures are computed.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def check_pair(video: Tensor, reference: Tensor) -> None:

@@ -13,6 +13,14 @@ from ddim_lightning.models.prompt_cache import PromptCache
 _MOST_ON_DEVICE = 64  # what the edits of a clip need; 2 MB each for CogVideoX
 
 
+def is_text(prompt: object) -> bool:
+    """Whether a prompt is text that can be written in UTF-8; JSON can hold half an emoji."""
+    try:
+        return isinstance(prompt, str) and prompt.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 class PromptEncoder:
     """A `PromptEncoder` turns prompts into embeddings, and alone owns the text encoder.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from ddim_lightning.report.environment import read_versions
+from ddim_lightning.report.text import dump_json
 from ddim_lightning.types import Clip, ClipResult
 
 SCHEMA = 3
@@ -88,9 +88,7 @@ def dump_record(record: Mapping[str, Any], indent: int | None = None) -> bytes:
     Raises:
         ValueError: When a number is not finite.
     """
-    text = json.dumps(record, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
-    # What UTF-8 cannot say (bytes of a file's name that are no text) becomes an escape, which JSON knows by this form.
-    return text.encode("utf-8", "backslashreplace")
+    return (dump_json(record, indent) + "\n").encode()
 
 
 def _clip_settings(clip: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ddim_lightning.report.text import make_plain
 from ddim_lightning.types import Frames
 
 _COLUMNS = 9
@@ -137,7 +139,7 @@ def _wrap(text: str, size: int, width: int, *, most: int) -> list[str]:
     """Break a text between words; what does not fit into ``most`` lines ends in an ellipsis."""
     font = ImageFont.load_default(size)
     lines: list[str] = []
-    for word in text.split():
+    for word in map(make_plain, _bound(text, most * width).split()):
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
@@ -149,10 +151,14 @@ def _wrap(text: str, size: int, width: int, *, most: int) -> list[str]:
 
 def _shorten(text: str, size: int, width: int) -> str:
     """Cut a line that is too wide, and say so by an ellipsis."""
-    font = ImageFont.load_default(size)
+    font, text = ImageFont.load_default(size), make_plain(_bound(text, width))
     if font.getlength(text) <= width:
         return text
-    kept = text.removesuffix(" …")
-    while kept and font.getlength(f"{kept}…") > width:
-        kept = kept[:-1]
-    return f"{kept.rstrip()}…"
+    text = text.removesuffix(" …")
+    count = bisect_right(range(len(text) + 1), float(width), key=lambda k: font.getlength(f"{text[:k]}…"))
+    return f"{text[: max(count - 1, 0)].rstrip()}…"  # the longest beginning that fits
+
+
+def _bound(text: str, most: int) -> str:
+    """Cut a text that has more letters than there are pixels for them: to measure a letter takes its time."""
+    return text if len(text) <= most else f"{text[:most]} …"

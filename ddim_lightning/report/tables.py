@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from ddim_lightning.report.text import make_plain
 
 _DECIBELS = {
     "vae": "VAE round trip",
@@ -28,7 +29,7 @@ def print_results(records: Sequence[Mapping[str, Any]]) -> None:
     for record in records:
         metrics = record["metrics"]
         table.add_row(
-            record["id"],
+            make_plain(record["id"]),
             str(record["frames"]["count"]),
             _say_psnr(metrics["vae"]),
             _say_psnr(metrics["reconstruction"]),
@@ -51,28 +52,7 @@ def print_paths(output_dir: str, records: Sequence[Mapping[str, Any]]) -> None:
             files = {"sheet": files["sheet"]} if "sheet" in files else {}
         edits = files.pop("edits", [])
         for name in [*files.values(), *edits]:
-            print(Path(output_dir, record["id"], name))
-
-
-def print_warnings(records: Sequence[Mapping[str, Any]]) -> None:
-    """Print the warnings of all clips on stderr, a line each; ``records`` as in ``result.json``."""
-    for record in records:
-        for sentence in record["warnings"]:
-            print(f"warning: {record['id']}: {sentence}", file=sys.stderr)
-
-
-def print_skipped(records: Sequence[Mapping[str, Any]], listed: Path) -> None:
-    """Print on stderr which clips were skipped and why, if any.
-
-    Args:
-        records: As in ``result.json``.
-        listed: The file where all of them stand.
-    """
-    skipped = [record for record in records if record["status"] == "skipped"]
-    for record in skipped:
-        print(f"skipped: {record['id']}: {record['reason']}", file=sys.stderr)
-    if skipped:
-        print(f"{len(skipped)} of {len(records)} clips were skipped, see {listed}", file=sys.stderr)
+            print(make_plain(str(Path(output_dir, record["id"], name))))
 
 
 def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -83,7 +63,7 @@ def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:
     """
     table = _make_table("clip", "edit", right=tuple(_DECIBELS.values()))
     for row in rows:
-        table.add_row(row["clip"], row["change"], *(f"{row[name]:.1f}" for name in _DECIBELS))
+        table.add_row(make_plain(row["clip"]), make_plain(row["change"]), *(f"{row[name]:.1f}" for name in _DECIBELS))
     table.add_row("mean", "", *(f"{number:.1f}" for number in make_means(rows).values()))
     _print(table)
     print("PSNR in dB. The edit and the untouched source (do nothing) are compared with the rendered truth.")
@@ -104,7 +84,7 @@ def _make_table(*left: str, right: Sequence[str]) -> Table:
 
 
 def _print(table: Table) -> None:
-    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(table)
 
 
 def _say_psnr(metrics: Mapping[str, float | None]) -> str:

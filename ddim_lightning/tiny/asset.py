@@ -35,7 +35,7 @@ def write_start(folder: Path, vae: Path, *, seed: int = 0) -> Path:
     Raises:
         FileNotFoundError: No such checkpoint.
     """
-    module = AutoencoderModule.load_from_checkpoint(vae, map_location="cpu").eval()
+    module = AutoencoderModule.load_from_checkpoint(vae, map_location="cpu", weights_only=True).eval()
     frames = torch.stack([render(sample_scene(make_generator(seed, "val", i))) for i in range(_MEASURED)])
     with TemporaryDirectory() as draft:
         module.save_pretrained(Path(draft), frames, torch.float32)

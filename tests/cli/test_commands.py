@@ -262,6 +262,40 @@ def test_skipped_clips_make_status_3_and_are_told_last(tiny_model, tmp_path, cap
     assert (report["done"], report["skipped"]) == (1, 1)
 
 
+def test_names_and_prompts_that_are_no_text_hurt_nobody(tiny_model, tmp_path, capsys):
+    write_clip(tmp_path / "good.mp4", 1)
+    latin = tmp_path / os.fsdecode(b"m\xe9.mp4")
+    try:
+        shutil.copy(tmp_path / "good.mp4", latin)
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 alone")
+    rows = [{"video": str(latin)}, {"video": "good.mp4", "prompts": ["\ud83d\x1b[31m"]}, {"video": "good.mp4"}]
+    (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = [
+        "--model.model",
+        str(tiny_model),
+        "--model.schedule.num_inference_steps=1",
+        "--data.prompts",
+        "a red circle",
+    ]
+    words += ["--data.height=16", "--data.width=24", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    words += ["--data.videos", str(tmp_path / "clips.jsonl"), "--writer.output_dir", str(tmp_path / "out")]
+    assert main(["predict", *words]) == 3
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    records = {record["id"]: record for record in read_results(tmp_path / "out")}
+    assert {name: record["status"] for name, record in records.items()} == {
+        "good": "skipped",
+        "good-2": "done",
+        "m_": "done",
+    }
+    assert r"'\ud83d\x1b[31m'" in records["good"]["reason"]
+    written = [tmp_path / "out" / "results.jsonl", *(tmp_path / "out").rglob("result.json")]
+    assert len(written) == 3
+    for path in written:
+        assert "\\ud" not in path.read_bytes().decode("utf-8").replace("\\\\", "")  # no half of a character
+
+
 MINE = """
     from dataclasses import dataclass
     from ddim_lightning import DDIM, KVInjection
@@ -332,7 +366,8 @@ def test_ones_own_methods_beside_the_clip_with_the_console_script(clip, tiny_mod
     ended = subprocess.run(
         [str(script), *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.returncode == 0
+    assert all(line.endswith("results may be worse") for line in ended.stderr.splitlines())  # 5 frames of 16 x 24
     (record,) = read_results(tmp_path / "out")
     assert record["settings"]["inverter"]["class_path"] == "my_methods.Inverter"
 

@@ -51,6 +51,7 @@ MISTAKES = [
     (["env", "--jsn"], 2, "--jsn"),
     (["benchmark", "memry"], 2, "did you mean memory?"),
     (["predict", "--config", "nope"], 1, "config: must be a file or one of the shipped "),
+    (["predict", "--config", "edti"], 1, "got 'edti' (did you mean edit?)"),
     (["predict", "--config=./nope.yaml"], 1, "config: ./nope.yaml does not exist"),
     *(
         (["edit", "clip.mp4", "--prompt", "x", "--output", "out", "--quiet", *words], 1, said)

@@ -13,7 +13,7 @@ from PIL import Image
 import ddim_lightning.cli.main
 import ddim_lightning.engine.build
 from ddim_lightning.cli.main import main
-from ddim_lightning.cli.mistakes import explain
+from ddim_lightning.report.mistakes import explain
 
 
 @pytest.fixture

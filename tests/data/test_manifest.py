@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 
@@ -200,14 +201,24 @@ def test_mistakes_in_a_csv_name_row_and_column(folder, text, message):
         ('{"video": null}', "row 2, column video: … file, got nothing"),
         ('{"seed": 3}', "row 2: … column video, got seed"),
         ('["b.mp4"]', 'row 2: … JSON object, got ["b.mp4"]'),
+        ('{"video":' * 20_000, "row 2: … JSON object … deep"),
+        ('{"video": ' + "9" * 5000 + "}", "row 2: … JSON object … digits"),
+        ('{"video": "b.mp4", "start": ' + "[" * 400 + "]" * 400 + "}", "row 2, column start: … integer >= 0, got [["),
+        ('{"video": "b.mp4", "start": 1e400}', "row 2, column start: … integer >= 0, got inf"),
+        ('{"video": "b.mp4", "promptz": "x"}', "row 2, column 'promptz': must be one of … did you mean prompts?"),
+        ('{"video": "b.mp4", "id": "\\ud83d"}', "row 2, column id: must be a folder name"),
+        ('{"video": "b\\u0000.mp4"}', "row 2, column video: … not exist"),
+        ('{"video": "\\ud83d.mp4"}', "row 2, column video: … not exist"),
+        ('{"video": "~no such user/b.mp4"}', "row 2, column video: … ~no such user/b.mp4 does not exist"),
         ('{"video": "b.mp4"', "row 2: … JSON object … character 17"),
     ],
 )
 def test_mistakes_in_a_jsonl_name_row_and_column(folder, line, message):
     path = folder / "clips.jsonl"
     path.write_text('{"video": "b.mp4"}\n' + line + "\n")
-    with pytest.raises(ValueError, match=make_pattern(f"{path} {message}")):
+    with pytest.raises((ValueError, OSError), match=make_pattern(f"{path} {message}")) as caught:
         find_clips(path, DEFAULT)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("column", ["video", "mask"])
@@ -224,6 +235,40 @@ def test_files_missing_from_a_manifest_name_the_row(folder, column, name, error,
     assert type(caught.value) is error
     wanted = make_pattern(f"{path} row 3, column {column}: … {folder / name} … {rest}")
     assert re.match(wanted, str(caught.value))
+
+
+def test_half_an_emoji_is_kept_for_its_clip_to_be_skipped(folder):
+    (folder / "clips.jsonl").write_text('{"video": "b.mp4", "prompts": ["\\ud83d"]}\n{"video": "a.mov"}\n')
+    one, two = find_clips(folder / "clips.jsonl", DEFAULT)
+    assert (one.prompts, two.prompts) == (("\ud83d",), ("a dog",))
+
+
+def test_ids_of_many_clips_of_one_film_take_linear_time(folder):
+    def count(rows):
+        cells = "".join(f"{('b.mp4', 'a.mov', 'A.mp4')[i % 3]},{i}\n" for i in range(rows))
+        (folder / "clips.csv").write_text(f"video,start\n{cells}")
+        steps = 0
+
+        def look(*_):
+            nonlocal steps
+            steps += 1
+
+        before = sys.getprofile()
+        sys.setprofile(look)
+        try:
+            requests = find_clips(folder / "clips.csv", DEFAULT)
+        finally:
+            sys.setprofile(before)
+        assert len({request.id.casefold() for request in requests}) == rows
+        return steps
+
+    count(30)
+    assert count(1200) < 5 * count(300)  # calls of functions, which do not depend on how busy the machine is
+
+
+def test_made_ids_count_on_around_given_ones(folder):
+    (folder / "clips.csv").write_text("video,id\nb.mp4,\nb.mp4,B-2\nb.mp4,\nb.mp4,b-4\nb.mp4,\n")
+    assert [request.id for request in find_clips(folder / "clips.csv", DEFAULT)] == ["b", "B-2", "b-3", "b-4", "b-5"]
 
 
 def test_a_manifest_must_be_utf8(folder):

@@ -70,7 +70,8 @@ def test_only_the_edits_change_and_by_little(tiny_model, editor, batch_prompts):
     module = make_module(tiny_model, editor=editor, batch_prompts=batch_prompts, precision="fp8")
     ours = predict(module)
     assert equal_inversions(ours, exact)
-    assert ours.metrics == exact.metrics and ours.fingerprint == exact.fingerprint
+    assert ours.metrics == exact.metrics
+    assert {name for name in ours.fingerprint if ours.fingerprint[name] != exact.fingerprint[name]} == {"settings"}
     for edited, theirs in zip(ours.edits, exact.edits, strict=True):
         assert 0.0 < relative_error(edited.latents, theirs.latents) <= FP8_EDIT
     assert ours.nfe == exact.nfe and ours.nfe["edit"] > 0

@@ -80,8 +80,8 @@ def test_an_editor_may_have_taken_the_last_end_of_line(tmp_path):
     assert read_ids(tmp_path) == ["a"]
 
 
-def test_what_utf8_cannot_say_survives(tmp_path):
+def test_what_utf8_cannot_say_is_escaped(tmp_path):
     one = ResultList(tmp_path)
     one.begin()
     one.add(make("a", tmp_path, status="skipped", reason="no video: clip\udce9\u2028.mp4"))
-    assert read_list(tmp_path / "results.jsonl")[0]["reason"] == "no video: clip\udce9\u2028.mp4"
+    assert read_list(tmp_path / "results.jsonl")[0]["reason"] == "no video: clip\\xe9\u2028.mp4"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_no_text_runs_into_the_frames_or_the_next_row(text):
     assert gaps.max() >= 20
     assert (pixels[:, -40:] == 255).all()
     assert (pixels[-40:] == 255).all()
+
+
+@pytest.mark.parametrize("text", ["x" * 200_000, "x " * 200_000, "\x1b[31m\udce9\ud83d\u202e\x00\n" * 9, ""])
+def test_texts_of_any_length_and_of_any_characters_are_drawn_at_once(text):
+    rows = [Row(text, _frames(REDS[:5]), text, text)]
+    began = time.process_time()
+    sheet = make_sheet(rows, title=text, subtitle=text, fps=Fraction(8))
+    assert time.process_time() - began < 30  # letter by letter these would take hours
+    lines = [Row("x", _frames(REDS[:5]), "a word\n" * 20, "")]
+    assert sheet.height <= make_sheet(lines, title="x", subtitle="x", fps=Fraction(8)).height + 80
 
 
 def test_equal_rows_give_equal_bytes(tmp_path):

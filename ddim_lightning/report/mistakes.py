@@ -10,6 +10,7 @@ from collections.abc import Iterable
 DEBUG = "DDIM_LIGHTNING_DEBUG"  # the environment variable that shows the traceback of an error
 _NOISE = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "- Expected a <class 'NoneType'>")
 _UNKNOWN = re.compile(r"(?i)unrecognized arguments: (-\S+)|option '([^']+)' is not|not accept option '([^']+)'")
+_MOST = 800  # letters of a message; what was got may be a whole file
 _KEY = re.compile(r'Parser key "([\w.]+)":')
 _WANTED = re.compile(r"Expected a (?:<class '([\w.]+)'>|typing\.Literal\[(.+?)\])")
 _GOT = re.compile(r"(?:Got value|Given value): (.*)")
@@ -33,8 +34,17 @@ def suggest(message: str, flags: Iterable[str]) -> str:
 
 def explain(error: Exception) -> str:
     """Say in one line what went wrong."""
-    if isinstance(error, argparse.ArgumentError) and (said := _say_type(str(error))):
-        return said
+    if isinstance(error, RecursionError):
+        return "an argument or a file is nested too deeply to be read"
+    said = _say_type(str(error)) if isinstance(error, argparse.ArgumentError) else None
+    return _bound(said or _say_rest(error))
+
+
+def _bound(message: str) -> str:
+    return message if len(message) <= _MOST else f"{message[: _MOST // 2]} ... {message[-_MOST // 2 :]}"
+
+
+def _say_rest(error: Exception) -> str:
     # What jsonargparse raises is a tree with the reason somewhere among its leaves.
     lines = [line.strip() for line in str(error).splitlines()]
     lines = [line.removeprefix("- ") for line in lines if line and not line.startswith(_NOISE)]

@@ -1,0 +1,68 @@
+"""What is printed of a run cannot steer the terminal it is printed to."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ddim_lightning.callbacks.progress import Tick, make_view
+from ddim_lightning.report.console import plain_output, tell_records
+from ddim_lightning.report.tables import print_edits
+
+NASTY = "[red]\x1b[31m:cat:\x9b\u202e\udce9[bold]"
+SHOWN = r"[red]\x1b[31m:cat:\x9b\u202e\xe9[bold]"
+STEERS = {"\x1b", "\x9b", "\u202e"}
+
+
+def make_record(status, **fields):
+    metrics = {"vae": {"psnr": 30.0}, "reconstruction": {}, "edits": []}
+    shared = {"id": NASTY, "status": status, "warnings": [], "frames": {"count": 5}, "metrics": metrics}
+    return {**shared, "seconds": {}, "files": {"sheet": f"{NASTY}.png"}, **fields}
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+
+
+def test_ids_reasons_and_warnings_are_shown_as_they_are_written(capsys):
+    records = [make_record("done", warnings=[f"prompt {NASTY}"]), make_record("skipped", reason=NASTY)]
+    assert tell_records(records, Path("out", NASTY, "results.jsonl")) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[:2] == [f"warning: {SHOWN}: prompt {SHOWN}", f"skipped: {SHOWN}: {SHOWN}"]
+    assert told.out.count(SHOWN) == 4  # a row of the table, and a path of three parts
+    assert not set(told.out + told.err) & STEERS
+
+
+def test_json_is_safe_too(capsys):
+    assert tell_records([make_record("done")], Path("results.jsonl"), as_json=True) == 0
+    out = capsys.readouterr().out
+    assert json.loads(out)["clips"][0]["id"] == NASTY.replace("\udce9", r"\xe9")
+    assert not set(out) & STEERS
+
+
+def test_a_warning_is_one_safe_line(capsys):
+    with plain_output(as_json=False):
+        warnings.warn(f"two\nlines {NASTY}", stacklevel=1)
+    assert capsys.readouterr().err == f"warning: two lines {SHOWN}\n"
+
+
+def test_a_change_is_no_markup(capsys):
+    row = dict.fromkeys(("vae", "reconstruction", "edit", "do_nothing"), 1.0)
+    print_edits([row | {"clip": NASTY, "change": NASTY}])
+    assert capsys.readouterr().out.count(SHOWN) == 2
+
+
+def test_the_progress_shows_an_id_as_it_is_written():
+    for terminal in (False, True):
+        text = io.StringIO()
+        view = make_view(Console(file=text, force_terminal=terminal, width=200, color_system=None))
+        view.show(Tick(NASTY, 1, 1, "decode", 1, 1))
+        view.close()
+        assert SHOWN in text.getvalue()
+        assert not set(text.getvalue()) & {"\x9b", "\u202e"}
