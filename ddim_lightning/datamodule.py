@@ -115,6 +115,16 @@ class VideoDataModule(LightningDataModule):
             texts[request.negative_prompt] = None
         return list(texts)
 
+    def check_clips(self, limits: VideoLimits) -> None:
+        """Raise an OSError or a ValueError for the first clip that cannot be read as a model takes it.
+
+        Args:
+            limits: What the model takes.
+        """
+        dataset = self._make_dataset(limits)
+        for index in range(len(dataset)):
+            dataset.check(index)
+
     def setup(self, stage: str) -> None:
         """Take the model's limits and check the settings against them; Lightning calls it.
 
@@ -127,14 +137,7 @@ class VideoDataModule(LightningDataModule):
         limits = self._limits()
         if self.num_frames is not None:
             check_num_frames(self.num_frames, limits)
-        self.dataset = VideoDataset(
-            self.requests,
-            limits=limits,
-            stride=self.stride,
-            height=self.height,
-            width=self.width,
-            fit=self.fit,
-        )
+        self.dataset = self._make_dataset(limits)
 
     def predict_dataloader(self) -> ClipLoader:
         """Make the loader of this rank's clips."""
@@ -153,6 +156,11 @@ class VideoDataModule(LightningDataModule):
     ) -> Clip | UnreadableClip:
         """Leave clips on the host, from where their frames come to the device a few at a time; Lightning calls it."""
         return batch
+
+    def _make_dataset(self, limits: VideoLimits) -> VideoDataset:
+        return VideoDataset(
+            self.requests, limits=limits, stride=self.stride, height=self.height, width=self.width, fit=self.fit
+        )
 
     def _limits(self) -> VideoLimits:
         limits: VideoLimits | None = None

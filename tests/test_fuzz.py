@@ -16,10 +16,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddim_lightning.cli.checks import check_edit, check_model, check_output
+from ddim_lightning.cli.checks import check_edit, check_model
 from ddim_lightning.cli.main import WRONG_USAGE, main
 from ddim_lightning.cli.parser import make_parser, read_options
 from ddim_lightning.data.manifest import ClipRequest, find_clips
+from ddim_lightning.output.place import check_output_dir
 from ddim_lightning.report.mistakes import DEBUG, explain
 from ddim_lightning.report.text import make_plain
 
@@ -131,7 +132,7 @@ def try_edit(words):
     try:
         options = read_options("edit", words)
         check_edit(**options)
-        check_output(**options)
+        check_output_dir(options["run"].output, "output")
         check_model(**options)
     except SystemExit:  # after it has printed what was asked for
         pass

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 from ddim_lightning.cli.options import Frames, Method, Run, Video
-from ddim_lightning.data.frames import check_num_frames, make_size
+from ddim_lightning.data.frames import check_num_frames, choose_frames, make_size
 from ddim_lightning.data.manifest import ClipRequest, check_file, find_clips
+from ddim_lightning.data.timeline import read_timeline
 from ddim_lightning.engine.config import Outputs, Runtime
 from ddim_lightning.models.checkpoint import read_limits
+from ddim_lightning.output.place import check_output_dir, get_place
 
 
 def check_edit(
@@ -24,8 +26,7 @@ def check_edit(
     if kept is not None and not outputs.save_trajectory and os.path.realpath(kept) == os.path.realpath(run.output):
         raise argparse.ArgumentError(None, f"trajectory_dir: must not be output without save_trajectory, got {kept!r}")
     (request,) = find_clips([video.video], ClipRequest())
-    if request.video.is_file() and request.video.stat().st_size == 0:
-        raise ValueError(f"{request.video} is empty (0 bytes)")
+    get_place(Path(run.output), request.id)
     if frames.mask is not None:
         check_file(frames.mask, "mask")
     if kept is not None and not (former := Path(kept, request.id, "trajectory.safetensors")).is_file():
@@ -34,24 +35,19 @@ def check_edit(
         raise NotADirectoryError(f"exported: must be a folder that export wrote, got {runtime.exported!r}")
 
 
-def check_model(*, frames: Frames, method: Method, runtime: Runtime, **_: object) -> None:
+def check_model(*, frames: Frames, method: Method, runtime: Runtime, video: Video | None = None, **_: object) -> None:
     """Raise an OSError or a ValueError for a model that will not do, or frames that it does not take."""
     limits = read_limits(method.model, require_rotary=runtime.require_rotary)
     make_size(limits, frames.height, frames.width)
     if frames.num_frames is not None:
         check_num_frames(frames.num_frames, limits)
+    if video is not None and not (path := Path(video.video).expanduser()).is_dir():
+        choice = {name: getattr(frames, name) for name in ("start", "num_frames", "stride")}
+        choose_frames(read_timeline(path).num_frames, limits, **choice)
 
 
-def check_output(*, run: Run, **_: object) -> None:
-    """Raise an OSError for an output folder that cannot be written to."""
-    folder = Path(run.output).absolute()
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise NotADirectoryError(f"output: must be a folder that can be written to, got {run.output!r}")
-
-
-def announce(*, run: Run, method: Method = Method(), **_: object) -> None:  # noqa: B008, frozen
-    """Say what is loaded, before the import of torch takes its seconds."""
+def begin(*, run: Run, method: Method = Method(), **_: object) -> None:  # noqa: B008, frozen
+    """Raise an OSError for an output folder that will not do; else say what is loaded, before torch takes its time."""
+    check_output_dir(run.output, "output")
     if not run.quiet:
         print(f"loading {method.model} ...", file=sys.stderr, flush=True)

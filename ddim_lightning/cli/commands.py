@@ -11,9 +11,7 @@ import torch
 
 from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
 from ddim_lightning.cli.running import predict_clips, tell_results
-from ddim_lightning.data.frames import choose_frames, make_size
-from ddim_lightning.data.mask import read_mask
-from ddim_lightning.data.video import read_info
+from ddim_lightning.data.frames import make_size
 from ddim_lightning.datamodule import VideoDataModule
 from ddim_lightning.engine.config import Outputs, Runtime, Schedule
 from ddim_lightning.engine.export import MANIFEST, export_network, layout_name
@@ -21,7 +19,6 @@ from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.network.forward import RowLayout
 from ddim_lightning.report.tables import make_means, print_edits
 from ddim_lightning.tiny.demo import make_demo
-from ddim_lightning.types import VideoLimits
 
 
 def edit(
@@ -31,7 +28,7 @@ def edit(
     outputs = replace(outputs, on_error="raise")
     module = DDIMInversionModule(**vars(method), schedule=schedule, runtime=runtime, outputs=outputs)
     data = VideoDataModule([video.video], video.prompt, **vars(frames))
-    _check_frames(video, frames, module.video_limits)
+    data.check_clips(module.video_limits)  # before gigabytes of weights are loaded
     return tell_results(run, predict_clips(run, module, data))
 
 
@@ -69,12 +66,3 @@ def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, schedule
     elif not run.quiet:
         print(f"{folder / MANIFEST}: {len(manifest.layouts)} graphs, latents of {size} a row")
     return 0
-
-
-def _check_frames(video: Video, frames: Frames, limits: VideoLimits) -> None:
-    """Find out what is wrong with a video and its mask before gigabytes of weights are loaded."""
-    info, count = read_info(video.video), frames.num_frames
-    choice = choose_frames(info.num_frames, limits, start=frames.start, num_frames=count, stride=frames.stride)
-    height, width = make_size(limits, frames.height, frames.width)
-    if frames.mask is not None:
-        read_mask(frames.mask, info, choice, height=height, width=width, fit=frames.fit)

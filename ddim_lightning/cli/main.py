@@ -68,14 +68,13 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
     """Read and check the arguments: the module and the name of the function that does the work, and its arguments."""
     verb, rest = (words[0], words[1:]) if words else ("", [])
     if verb in ("edit", "demo", "export"):
-        from ddim_lightning.cli.checks import announce, check_edit, check_model, check_output
+        from ddim_lightning.cli.checks import begin, check_edit, check_model
         from ddim_lightning.cli.parser import read_options
 
         options = read_options(verb, rest)
         if verb == "edit":
             check_edit(**options)
-        check_output(**options)
-        announce(**options)
+        begin(**options)
         if verb != "demo":
             check_model(**options)  # which may ask the hub
         return "commands", verb, options

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.data import Dataset, DistributedSampler
 
 from ddim_lightning.data.frame_folder import FOLDER_FPS
-from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride, make_size
+from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride, choose_frames, make_size
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.mask import read_mask
 from ddim_lightning.data.video import read_clip, read_info
@@ -104,6 +104,24 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
             mask=mask,
             mask_source=None if request.mask is None else str(request.mask),
         )
+
+    def check(self, index: int) -> None:
+        """Check a clip and its mask, decoding one frame of the clip.
+
+        Args:
+            index: Position among the requests.
+
+        Raises:
+            OSError: A file that is missing or may not be read; always the exact subclass.
+            ValueError: A file that is no video, has too few frames, or a mask that does not fit.
+        """
+        request = self.requests[index]
+        info = read_info(request.video, fps=request.fps or FOLDER_FPS)
+        choice = choose_frames(
+            info.num_frames, self.limits, start=request.start, num_frames=request.num_frames, stride=self.stride
+        )
+        if request.mask is not None:
+            read_mask(request.mask, info, choice, height=self.height, width=self.width, fit=self.fit)
 
     def make_unreadable(self, index: int, reason: str) -> UnreadableClip:
         """Make what stands for a clip that could not be read.

@@ -14,7 +14,7 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from ddim_lightning.data.alpha import make_decoder
+from ddim_lightning.data.decoders import make_decoder
 
 _LOST_DATA = "Failed to parse header of NALU"  # part of a frame is skipped; to FFmpeg a warning
 _CORRUPT = "marked as corrupt"

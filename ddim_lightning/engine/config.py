@@ -113,7 +113,7 @@ class Runtime:
         _check_choice("forward", self.forward, get_args(Forward))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
-        if "." not in self.attention and self.attention not in get_args(Kernel):
+        if self.attention not in get_args(Kernel) and "." not in str(self.attention):
             known = ", ".join(get_args(Kernel))
             raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")
         modes = get_args(CompileMode)

@@ -52,6 +52,20 @@ def make_output_dir(output_dir: str | Path) -> Path:
     return folder
 
 
+def check_output_dir(output_dir: str | Path, name: str = "output_dir") -> None:
+    """Raise an OSError for an output folder that could not be made or written to; nothing is made.
+
+    Args:
+        output_dir: The folder.
+        name: Of the argument.
+    """
+    folder = Path(output_dir).absolute()
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise NotADirectoryError(f"{name}: must be a folder that can be written to, got {str(output_dir)!r}")
+
+
 def make_workplace(output_dir: Path) -> Path:
     """Make the folder for what is not finished.
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from fractions import Fraction
 
 import pytest
+import torch
+
+from ddim_lightning.data.video import write_video
 
 CODE = """
 import json, sys
@@ -61,6 +65,8 @@ MISTAKES = [
             (["--model", "empty"], "model: empty is no pipeline folder"),
             (["--model", "someone/no-model"], "model: no folder 'someone/no-model' here"),
             (["--num-frames", "8"], "num_frames must be 4k + 1 and at least 5, got 8"),
+            (["--start", "5"], "too few frames: 4 of 9 can be used (start=5, stride=1)"),
+            (["--num-frames", "13"], "num_frames must be at most 9, what the clip of 9 frames holds"),
             (["--height", "63"], "height must be a positive multiple of 8 pixels, got 63"),
         )
     ),
@@ -96,13 +102,17 @@ MISTAKES = [
     ),
     (["edit", "nope.mp4", "--prompt", "x", "--output", "out"], 1, "video nope.mp4 does not exist"),
     (["edit", "empty", "--prompt", "x", "--output", "out"], 1, "video empty is a folder, not a file"),
-    (["edit", "zero.mp4", "--prompt", "x", "--output", "out"], 1, "zero.mp4 is empty"),
+    (["edit", "zero.mp4", "--prompt", "x", "--output", "out", "--quiet"], 1, "zero.mp4 is empty"),
+    (["edit", "text.mp4", "--prompt", "x", "--output", "out", "--quiet"], 1, "text.mp4 is not a video"),
+    (["edit", "clip.mp4", "--prompt", "x", "--output", "mine"], 1, "mine/clip"),
 ]
 
 
 def test_a_mistake_is_one_line_with_its_status_before_anything_heavy(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (tmp_path / "clip.mp4").write_text("not looked into")
+    write_video(tmp_path / "clip.mp4", torch.zeros(9, 3, 16, 16, dtype=torch.uint8), Fraction(8))
+    (tmp_path / "mine" / "clip").mkdir(parents=True)
+    (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "zero.mp4").touch()
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
@@ -120,7 +130,7 @@ def test_a_mistake_is_one_line_with_its_status_before_anything_heavy(tmp_path, m
 
 
 def test_the_first_line_comes_before_torch(tmp_path):
-    (tmp_path / "clip.mp4").write_text("no video")
+    write_video(tmp_path / "clip.mp4", torch.zeros(9, 3, 16, 16, dtype=torch.uint8), Fraction(8))
     code = """
 import sys
 from ddim_lightning.cli.main import main
