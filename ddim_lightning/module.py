@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -24,7 +23,18 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine.at_hand import PartsAtHand
 from ddim_lightning.engine.build import LoadedModel, build_engine
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
-from ddim_lightning.engine.config import Dtype, Lora, Outputs, Runtime, Schedule, Training, check_options, make_options
+from ddim_lightning.engine.config import (
+    Dtype,
+    Lora,
+    Outputs,
+    Runtime,
+    Schedule,
+    Training,
+    check_guidance_scale,
+    check_options,
+    make_loras,
+    make_options,
+)
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.fingerprint import make_clip_fingerprint
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
@@ -71,7 +81,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         self,
         model: str = "tiny",
         *,
-        lora: Sequence[Lora | Mapping[str, Any] | str] = (),
+        lora: Sequence[Lora | Mapping[str, Any] | str] | str = (),
         guidance_scale: float | None = None,
         inversion_prompt: str | None = "",
         inverter: Inverter | PartSpec | None = None,
@@ -84,7 +94,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self.lora = tuple(map(Lora.make, [lora] if isinstance(lora, str) else lora))
+        self.lora = make_loras(lora)
         self.inversion_prompt = inversion_prompt
         self.seed = seed
         # Checkpoints hold them as plain mappings.
@@ -95,8 +105,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         check_options(self.runtime, self.training_options, self.lora)
         recommended = read_recommended(model)
         self.guidance_scale = float(recommended["guidance_scale"] if guidance_scale is None else guidance_scale)
-        if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale: must be finite and not negative, got {self.guidance_scale}")
+        check_guidance_scale(self.guidance_scale)
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
         inverter = recommended["inverter"] if inverter is None else inverter
         editor = recommended["editor"] if editor is None else editor

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import ddim_lightning
-from ddim_lightning.report.mistakes import get_nearest
+from ddim_lightning.engine.config import check_guidance_scale
+from ddim_lightning.engine.parts import check_name
 
 Part = dict[str, Any] | str | None
 """A class name, a class path, ``{"class_path": ..., "init_args": {...}}``, or what is recommended for the model."""
@@ -88,6 +88,7 @@ class Method:  # noqa: D101
     __doc__ = read_docstring("module.py", "DDIMInversionModule")
 
     model: str = "tiny"
+    lora: str | tuple[str, ...] = ()
     guidance_scale: float | None = None
     inversion_prompt: str | None = ""
     inverter: Part = None
@@ -95,13 +96,10 @@ class Method:  # noqa: D101
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale: must be finite and not negative, got {self.guidance_scale}")
+        if self.guidance_scale is not None:
+            check_guidance_scale(self.guidance_scale)
         for name in ("inverter", "editor"):
-            got, known = getattr(self, name), ddim_lightning.NAMES[f"diffusion.{name}s"]
-            if isinstance(got, str) and "." not in got and got not in known:
-                names = ", ".join(known)
-                raise ValueError(f"{name}: must be a class path or of {names}, got {got!r}{get_nearest(got, known)}")
+            check_name(getattr(self, name), name)
 
 
 @dataclass(frozen=True)

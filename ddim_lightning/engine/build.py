@@ -19,8 +19,9 @@ from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork
 from ddim_lightning.engine.trajectory import digest_model
+from ddim_lightning.models.checkpoint import find_lora
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder
-from ddim_lightning.models.lora import find_lora, merge_loras
+from ddim_lightning.models.lora import merge_loras
 from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder
 from ddim_lightning.models.schedulers import adopt_scheduler, make_noise_schedule
 from ddim_lightning.models.text import PromptEncoder

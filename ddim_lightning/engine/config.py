@@ -251,6 +251,17 @@ class Lora:
         raise ValueError(f"lora: must be FILE, FILE:SCALE or {{file, scale}}, got {spec!r}")
 
 
+def make_loras(specs: Sequence[Lora | Mapping[str, Any] | str] | str) -> tuple[Lora, ...]:
+    """Make LoRAs of what `Lora.make` takes, one or several."""
+    return tuple(map(Lora.make, [specs] if isinstance(specs, str) else specs))
+
+
+def check_guidance_scale(scale: float) -> None:
+    """Raise a ValueError for a guidance scale that is negative or not finite."""
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"guidance_scale: must be finite and not negative, got {scale}")
+
+
 Options = TypeVar("Options", Schedule, Runtime, Outputs, Training)
 
 

@@ -8,10 +8,26 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import ddim_lightning
+from ddim_lightning.report.mistakes import get_nearest
+
 Part = TypeVar("Part")
 
 PartSpec = str | Mapping[str, Any]
 """``"UniInv"``, ``"my_package.MyInverter"``, or ``{"class_path": ..., "init_args": {...}}``."""
+
+
+def check_name(spec: object, argument: str) -> None:
+    """Raise a ValueError for a bare class name that is none of the package's; nothing is imported for it.
+
+    Args:
+        spec: What `make_part` takes.
+        argument: ``inverter`` or ``editor``.
+    """
+    known = ddim_lightning.NAMES[f"diffusion.{argument}s"]
+    if isinstance(spec, str) and "." not in spec and spec not in known:
+        rule = f"must be a class path or of {', '.join(known)}, got {spec!r}{get_nearest(spec, known)}"
+        raise ValueError(f"{argument}: {rule}")
 
 
 def make_part(spec: PartSpec | Part, base: type[Part], package: str, argument: str) -> Part:

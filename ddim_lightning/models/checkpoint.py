@@ -26,6 +26,8 @@ CONFIGS = {
     "scheduler": "scheduler_config.json",
 }
 WEIGHTS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
+"""What diffusers and peft call the file of a LoRA in its folder."""
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 _CLASSES = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
@@ -81,6 +83,26 @@ def resolve_model(model: str) -> Path | str:
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) is None:
         raise FileNotFoundError(f"model: no folder {model!r}: give 'tiny', a pipeline folder or a hub id 'owner/name'")
     return model
+
+
+def find_lora(file: str) -> Path:
+    """Find the safetensors file of a LoRA.
+
+    Args:
+        file: The file itself, or the folder that `save_lora_weights` or peft's ``save_pretrained`` wrote it into.
+
+    Raises:
+        OSError: Nothing of that name, or a folder without such a file.
+    """
+    path = Path(file).expanduser()
+    if path.is_dir():
+        for name in LORA_FILES:
+            if (path / name).is_file():
+                return path / name
+        raise FileNotFoundError(f"lora: a folder must hold {' or '.join(LORA_FILES)}, got {file!r}")
+    if not path.is_file():
+        raise FileNotFoundError(f"lora: must be a safetensors file or a folder with one, got {file!r}")
+    return path
 
 
 def read_limits(model: str, *, require_rotary: bool = True) -> VideoLimits:

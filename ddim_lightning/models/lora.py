@@ -10,34 +10,12 @@ from typing import Any
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors import SafetensorError, safe_open
 
-DIFFUSERS_FILE, PEFT_FILE, PEFT_CONFIG = (
-    "pytorch_lora_weights.safetensors",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-)
+from ddim_lightning.models.checkpoint import find_lora
+
+PEFT_CONFIG = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 _PEFT_KEYS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias")
 _PARTS = (".lora_A.", ".lora_B.", ".lora.down.", ".lora.up.", ".alpha")
-
-
-def find_lora(file: str) -> Path:
-    """Find the safetensors file of a LoRA.
-
-    Args:
-        file: The file itself, or the folder that `save_lora_weights` or peft's ``save_pretrained`` wrote it into.
-
-    Raises:
-        OSError: Nothing of that name, or a folder without such a file.
-    """
-    path = Path(file).expanduser()
-    if path.is_dir():
-        for name in (DIFFUSERS_FILE, PEFT_FILE):
-            if (path / name).is_file():
-                return path / name
-        raise FileNotFoundError(f"lora: a folder must hold {DIFFUSERS_FILE} or {PEFT_FILE}, got {file!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"lora: must be a safetensors file or a folder with one, got {file!r}")
-    return path
 
 
 def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[str, float]]) -> None:
