@@ -21,6 +21,7 @@ from typing_extensions import override
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine.at_hand import PartsAtHand
+from ddim_lightning.engine.batch import check_batch
 from ddim_lightning.engine.build import LoadedModel, build_engine
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
 from ddim_lightning.engine.config import (
@@ -296,13 +297,17 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             ``finished``.
 
         Raises:
-            TypeError: With ``on_error="raise"``, a batch that is no clip; otherwise whatever a clip fails with.
+            TypeError: With ``on_error="raise"``, a batch that is no clip, or has a field of a wrong type; otherwise
+                whatever a clip fails with.
         """
-        if not isinstance(batch, Clip | UnreadableClip):
-            wrong = f"batch: must be a Clip or an UnreadableClip, not in a list or collated, got {_say_kind(batch)}"
+        try:
+            check_batch(batch)
+        except TypeError as error:
             if self.outputs.on_error == "raise":
-                raise TypeError(wrong)
-            batch = UnreadableClip(f"rank-{self.global_rank}-batch-{batch_idx}", "", wrong)
+                raise
+            clip_id = getattr(batch, "id", None)
+            clip_id = clip_id if isinstance(clip_id, str) else f"rank-{self.global_rank}-batch-{batch_idx}"
+            batch = UnreadableClip(clip_id, "", str(error))
         if isinstance(batch, UnreadableClip):
             if self.outputs.on_error == "raise":
                 raise ValueError(batch.reason)
@@ -412,11 +417,3 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
     def _report(self, progress: Progress) -> None:
         for listener in self.progress_listeners:
             listener(progress)
-
-
-def _say_kind(batch: object) -> str:
-    """Say of which types a batch is: ``list of Clip``, ``dict of frames, fps``."""
-    name = type(batch).__name__
-    if isinstance(batch, Mapping):
-        return f"{name} of {', '.join(map(str, batch))}"
-    return f"{name} of {type(batch[0]).__name__}" if isinstance(batch, list | tuple) and batch else name

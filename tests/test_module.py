@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from ddim_lightning import Clip, DDIMInversionModule, KVInjection, UniInv, UnreadableClip
+from ddim_lightning import Clip, DDIMInversionModule, KVInjection, UniInv, UnreadableClip, VideoWriter
 from ddim_lightning.models.loading import load_text_encoder
+from ddim_lightning.writer import read_results
 from tests import modules
 
 QUIET = {
@@ -212,6 +214,31 @@ def test_what_is_no_clip_is_skipped_with_what_it_is_and_its_neighbors_are_done(t
     for result, kind in zip(skipped, kinds, strict=True):
         assert result.reason.startswith("batch: must be a Clip")
         assert result.reason.endswith(f"got {kind}")
+
+
+WRONG = [
+    make_clip("a", fps=8.0),
+    make_clip("a", source=Path("clip.mp4")),
+    make_clip("a", prompts=None),
+    make_clip("a", prompts=("a red circle", 1)),
+    make_clip("a", selection={"start": 0}),
+    replace(make_clip("a"), frames=None),
+    UnreadableClip("a", Path("clip.mp4"), "gone"),
+    replace(make_clip("a"), id=7),
+    replace(make_clip("a"), id=None),
+]
+
+
+def test_a_clip_with_a_field_of_a_wrong_type_is_skipped_and_its_neighbors_are_done(tiny_model, tmp_path):
+    for _ in range(2):  # what the first run lists is taken by the second one
+        writer = VideoWriter(str(tmp_path), sheets=False)
+        clips = Clips([make_clip("first"), *WRONG, make_clip("last")])
+        first, *skipped, last = predict(make_module(tiny_model), clips, callbacks=[writer])
+        assert {first.status, last.status} <= {"done", "finished"}
+        assert [result.status for result in skipped] == ["skipped"] * len(WRONG)
+        fields = ("fps", "source", "prompts", "prompts", "selection", "frames", "source", "id", "id")
+        assert [result.reason.partition(":")[0] for result in skipped] == list(fields)
+    assert {"first", "last", "a", "rank-0-batch-8"} <= {record["id"] for record in read_results(tmp_path)}
 
 
 def test_what_is_no_clip_is_raised_where_errors_are_raised(tiny_model):

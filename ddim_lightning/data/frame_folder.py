@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
-from av.error import FFmpegError
-
+from ddim_lightning.data.decoding import decode_frames
 from ddim_lightning.data.listing import may_be_media, name_some, split_number
+from ddim_lightning.data.opening import reading, video_stream
 from ddim_lightning.data.picture import Picture, to_picture
 
 FOLDER_FPS = 8.0
@@ -94,9 +93,11 @@ def _find_gaps(numbers: Sequence[int]) -> list[str]:
 
 def _read_image(path: Path) -> Picture:
     try:
-        with av.open(f"file:{path}") as container:  # `file:` because a name may look like an address to FFmpeg
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            return to_picture(next(container.decode(stream)), stream)
-    except (FFmpegError, StopIteration, IndexError) as error:
+        with reading(path) as container:
+            stream = video_stream(path, container)
+            frame, damage = next(decode_frames(container, stream, is_timed=False))
+            if damage:
+                raise ValueError(f"{path} is damaged: {damage}")
+            return to_picture(frame, stream)
+    except StopIteration as error:
         raise ValueError(f"{path} is not an image that can be read") from error

@@ -12,10 +12,14 @@ from av.error import FFmpegError
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from ddim_lightning.data.decoding import logged_errors
 from ddim_lightning.data.files import check_regular
 
 MAX_PIXELS = 1 << 26
 """Largest frame that is decoded, 8192 x 8192: a damaged header may ask for more memory than there is."""
+_LISTS = frozenset({"concat", "dash", "hds", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "smoothstreaming", "vobsub"})
+_FORMATS = ",".join(sorted(set(av.formats_available) - _LISTS))
+_REFUSED = "Format not on whitelist"
 
 
 def open_video(path: Path) -> InputContainer:
@@ -29,17 +33,22 @@ def open_video(path: Path) -> InputContainer:
 
     Raises:
         OSError: If there is no such file, it is a folder, or it may not be read; always the exact subclass.
-        ValueError: If it is empty, no regular file, or nothing that FFmpeg knows.
+        ValueError: If it is empty, no regular file, a list of other files, or nothing that FFmpeg knows.
     """
     check_regular(path)
     with path.open("rb") as file:  # the plain errors of a missing file, a folder or missing rights
         if not file.read(1):
             raise ValueError(f"{path} is empty (0 bytes)")
-    try:
-        # `file:` because a name may look like an address to FFmpeg
-        return av.open(f"file:{path}", metadata_errors="replace", options={"max_pixels": str(MAX_PIXELS)})
-    except FFmpegError as error:
-        raise ValueError(f"{path} is not a video that can be read: {error.strerror}") from error
+    # A list of other files would be followed: into a pipe, or to what its writer may not see.
+    options = {"max_pixels": str(MAX_PIXELS), "format_whitelist": _FORMATS}
+    with logged_errors() as take_errors:
+        try:
+            # `file:` because a name may look like an address to FFmpeg
+            return av.open(f"file:{path}", metadata_errors="replace", options=options)
+        except FFmpegError as error:
+            if any(text.startswith(_REFUSED) for text in take_errors()):
+                raise ValueError(f"{path} must hold a video itself, got a list of other files") from error
+            raise ValueError(f"{path} is not a video that can be read: {error.strerror}") from error
 
 
 @contextmanager

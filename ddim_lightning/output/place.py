@@ -20,7 +20,6 @@ from ddim_lightning.output.record import is_record
 WORKPLACE = ".ddim_lightning"
 """The folder inside the output folder for what is not finished; whatever is in it is ours."""
 _RECORD = "result.json"
-_EDIT = re.compile(r"edit-[0-9]{2,}\.mp4")
 _DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 _IN_TEXT = re.compile(r"\(os error ([0-9]+)\)")  # safetensors raises no OSError, and tells its number in the message
 
@@ -130,7 +129,7 @@ def check_replaceable(folder: Path) -> None:
     if record is None:  # nothing is there
         return
     ours = {_RECORD, *_list_files(record)}
-    if others := sorted(name for name in os.listdir(folder) if name not in ours and not _EDIT.fullmatch(name)):
+    if others := sorted(name for name in os.listdir(folder) if name not in ours):
         raise FileExistsError(f"output_dir: {folder} must be done again, but holds {others[0]!r}, which no run wrote")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -133,3 +134,17 @@ def test_a_folder_has_no_sound(tmp_path):
     folder = write_frames(tmp_path / "clip", range(5))
     write_video(tmp_path / "out.mp4", read_clip(folder, limits=LIMITS)[0], Fraction(8), audio_from=folder)
     assert not read_info(tmp_path / "out.mp4").has_audio
+
+
+def test_a_frame_that_is_damaged_or_no_regular_file_is_told(tmp_path):
+    folder = tmp_path / "clip"
+    for name in ("{}.jpg", "{}.png", "{}.bmp", "{}.tif"):
+        frame = write_frames(folder, [3], name=name, size=(640, 320)) / name.format(3)
+        content = frame.read_bytes()
+        frame.write_bytes(content[: len(content) * 2 // 3])
+        with pytest.raises(ValueError, match=frame.name):
+            list(read_frames(folder, [0]))
+        frame.unlink()
+    os.mkfifo(folder / "3.png")
+    with pytest.raises(ValueError, match=r"3\.png must be a regular file"):
+        list(read_frames(folder, [0]))

@@ -81,6 +81,16 @@ def test_what_would_never_end_is_refused_at_once(no_file, good):
     assert "regular file" in clip.reason
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_list_of_other_files_is_not_followed(tmp_path, good):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for name in ("pipe.mp4", "good.mp4"):
+        path = tmp_path / "x.mp4"
+        path.write_text(f"ffconcat version 1.0\nfile {name}\n")
+        with pytest.raises(ValueError, match=make_pattern(f"{path} … list of other files")):
+            read_info(path)
+
+
 def test_a_device_is_refused():
     with pytest.raises(ValueError, match="/dev/zero must be a regular file"):
         read_info("/dev/zero")

@@ -48,12 +48,12 @@ def test_results_of_another_version_are_ours(written, tmp_path):
 
 
 def test_a_result_with_something_of_the_users_in_it_is_not_replaced(written, tmp_path):
-    (written / "edit-07.mp4").write_text("of an older run with more prompts")
+    for name in ("notes", "edit-07.mp4"):
+        (written / name).mkdir()
+        with pytest.raises(FileExistsError, match=name):
+            write_clip(make_small_result("a"), tmp_path, sheets=False)
+        (written / name).rmdir()
     check_replaceable(written)
-    (written / "notes").mkdir()
-    with pytest.raises(FileExistsError, match="notes"):
-        write_clip(make_small_result("a"), tmp_path, sheets=False)
-    assert (written / "notes").is_dir()
     assert os.listdir(tmp_path) == ["a"]
 
 
