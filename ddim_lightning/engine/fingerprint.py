@@ -13,6 +13,7 @@ from ddim_lightning.engine.trajectory import digest_tensor, digest_weights, make
 from ddim_lightning.models.prompt_cache import digest_text_encoder
 from ddim_lightning.types import Clip
 
+_PIECES, _PIECE = 64, 1 << 14  # a megabyte of a file; its pictures are looked at as a whole
 _NOT_IN_RESULTS = frozenset({"compile_cache", "offload", "prompt_cache", "require_rotary"})
 """Options of the runtime that change no byte of a result."""
 
@@ -42,7 +43,7 @@ def make_clip_fingerprint(
         "negative_prompt": clip.negative_prompt,
         "mask": None if clip.mask is None else digest_tensor(clip.mask),
         "seed": seed,
-        "source_bytes": _measure(clip.source),  # its sound is copied
+        "source": _digest_source(clip.source),  # its sound is copied
     }
     outputs, runtime = settings["outputs"], settings["runtime"]
     relevant = {
@@ -60,9 +61,17 @@ def make_clip_fingerprint(
     }
 
 
-def _measure(source: str | None) -> int | None:
+def _digest_source(source: str | None) -> str | None:
+    """Digest the size and evenly spread pieces of a file; ``None`` for a folder of frames, which has no sound."""
     try:
-        return None if source is None else Path(source).stat().st_size
+        if source is None or Path(source).is_dir():
+            return None
+        size, digest = Path(source).stat().st_size, hashlib.sha256()
+        with Path(source).open("rb") as file:
+            for k in range(_PIECES):
+                file.seek(max(0, size - _PIECE) * k // (_PIECES - 1))
+                digest.update(file.read(_PIECE))
+        return f"{size} {digest.hexdigest()[:16]}"
     except OSError:  # it is gone since it was read
         return None
 

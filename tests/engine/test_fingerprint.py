@@ -44,6 +44,22 @@ def test_the_same_clip_under_another_name_is_the_same(module, tmp_path):
     assert prints[0] == prints[1]
 
 
+def test_a_source_with_other_sound_is_another_one_and_a_folder_has_none(module, tmp_path):
+    def make(source):
+        return make_clip_fingerprint(
+            module.engine, replace(CLIP, source=str(source)), seed=0, settings=module.describe()
+        )
+
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(bytes(300_000))
+    first = make(path)
+    path.write_bytes(bytes(299_000) + b"x" + bytes(999))
+    assert {name for name, value in make(path).items() if value != first[name]} == {"request"}
+    folder = make(tmp_path)
+    (tmp_path / "Thumbs.db").touch()
+    assert make(tmp_path) == folder
+
+
 @pytest.mark.parametrize(
     "change",
     [
