@@ -18,6 +18,7 @@ from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import describe_part
 from ddim_lightning.models.loading import Components
+from ddim_lightning.network.adapters import describe_adapters
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.types import Frames, count_latent_frames
 
@@ -109,6 +110,7 @@ def digest_model(parts: Components, device: torch.device, *, quantized: bool = F
     digest = hashlib.sha256()
     for module in (parts.transformer, parts.vae):
         digest.update(f"{module.dtype}".encode() + _sample(module, device))
+    digest.update(describe_adapters(parts.transformer).encode())  # no weight says how strongly they act
     if parts.vae.use_tiling:
         digest.update(b"tiling")
     if quantized:

@@ -7,8 +7,11 @@ from fractions import Fraction
 
 import pytest
 import torch
+from diffusers import CogVideoXPipeline
+from peft import LoraConfig
 
 from ddim_lightning.engine.fingerprint import make_clip_fingerprint
+from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.types import Clip, FrameSelection
 from tests.modules import make_module
 
@@ -77,5 +80,40 @@ def test_settings_that_change_results_count_and_others_do_not(module):
     assert find_changed(module, runtime={**runtime, "batch_prompts": True}) == {"settings"}
     assert find_changed(module, outputs={**outputs, "save_trajectory": True}) == {"settings"}
     assert find_changed(module, runtime={**runtime, "offload": "model", "prompt_cache": "there"}) == set()
+    assert find_changed(module, runtime={**runtime, "window_overlap": 0.5}) == set()  # of one window
     assert find_changed(module, outputs={**outputs, "on_error": "raise", "trajectory_dir": "there"}) == set()
     assert find_changed(module, model="elsewhere", seed=0) == set()
+
+
+def make_print(module):
+    return make_clip_fingerprint(module.engine, CLIP, seed=0, settings=module.describe())
+
+
+def test_the_text_encoder_of_a_pipeline_counts_also_when_it_is_released(tiny_model):
+    prints = []
+    for factor in (1.0, 1.5):
+        pipeline = CogVideoXPipeline.from_pretrained(tiny_model)
+        for weight in pipeline.text_encoder.parameters():
+            weight.data.mul_(factor)
+        module = DDIMInversionModule.from_pipeline(pipeline)
+        module.load("cpu")
+        module.encode_prompts([""])
+        before = make_print(module)
+        module.engine.prompts.release()
+        assert make_print(module) == before
+        prints.append(before)
+    assert {name for name in prints[0] if prints[0][name] != prints[1][name]} == {"text_encoder"}
+
+
+def test_how_strongly_adapters_act_counts(tiny_model):
+    pipeline = CogVideoXPipeline.from_pretrained(tiny_model)
+    plain = DDIMInversionModule.from_pipeline(pipeline)
+    plain.load("cpu")
+    prints = [make_print(plain)]
+    pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "one")
+    for scale in (1.0, 0.5):
+        pipeline.transformer.set_adapters(["one"], [scale])
+        prints.append(make_print(plain))
+    pipeline.transformer.disable_lora()
+    prints.append(make_print(plain))
+    assert len({one["model"] for one in prints}) == 4
