@@ -26,6 +26,7 @@ from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder
 from ddim_lightning.models.schedulers import adopt_scheduler, make_noise_schedule
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
+from ddim_lightning.network.adapters import has_adapter
 from ddim_lightning.network.denoiser import CogVideoXDenoiser, RunsRows
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.kernels import resolve_attention
@@ -227,6 +228,9 @@ def apply_offload(parts: Components, network: Network, offload: Offload, device:
 def _stream_blocks(network: Network, device: torch.device) -> tuple[Parkable, Parkable]:
     """Let a network stream its blocks from the host; what is not in a block moves to the device and stays there."""
     blocks, norms = [], []
+    if any(has_adapter(layer) and not layer.merged for layer in network.transformer.transformer_blocks.modules()):
+        rule = "blocks are copied with the adapters in them; must be none or model, or the adapters fused and unloaded"
+        raise ValueError(f"offload: {rule}, got 'blocks'")
     for block in network.transformer.transformer_blocks:
         blocks.append(HostCopy(gather_block(block), device))
         place_block(block, blocks[-1].weights)
@@ -288,4 +292,5 @@ def _make_prompt_encoder(
             return nn.Module.to(model.text_encoder, where)
         return load_text_encoder(model, device=where, dtype=dtype)
 
-    return PromptEncoder(parts.tokenizer, load, parts.transformer.config.max_text_seq_length, device, cache)
+    given = model.text_encoder if isinstance(model, LoadedModel) else None
+    return PromptEncoder(parts.tokenizer, load, parts.transformer.config.max_text_seq_length, device, cache, given)

@@ -19,6 +19,7 @@ from ddim_lightning.models.vae import decode_latents, encode_video, stream_decod
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.network import Network
+from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.runtime.offload import Placement
 from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
 
@@ -94,7 +95,8 @@ class InversionEngine:
 
     def start_stage(self) -> None:
         """Make a forward pass ready for the weights as they are now; see `Network.start_stage`."""
-        self.network.start_stage()
+        quantized = self.edit_denoiser.network
+        (quantized if isinstance(quantized, QuantizedNetwork) else self.network).start_stage()
 
     def encode(self, video: Video | Frames) -> Latents:
         """Encode a video to latents by the posterior's mode.

@@ -14,8 +14,8 @@ from ddim_lightning.models.prompt_cache import digest_text_encoder
 from ddim_lightning.types import Clip
 
 _PIECES, _PIECE = 64, 1 << 14  # a megabyte of a file; its pictures are looked at as a whole
-_NOT_IN_RESULTS = frozenset({"compile_cache", "offload", "prompt_cache", "require_rotary"})
-"""Options of the runtime that change no byte of a result."""
+_NOT_IN_RESULTS = frozenset({"compile_cache", "offload", "prompt_cache", "require_rotary", "window_overlap"})
+"""Options of the runtime that change no byte of a result, and one that is said by ``windows`` where it does."""
 
 
 def make_clip_fingerprint(
@@ -77,7 +77,7 @@ def _digest_source(source: str | None) -> str | None:
 
 
 def _digest_text_encoder(engine: InversionEngine) -> str:
-    encoder, folder = engine.prompts.text_encoder, engine.components.folder
+    encoder, folder = engine.prompts.text_encoder or engine.prompts.given, engine.components.folder
     trains = encoder is not None and any(weight.requires_grad for weight in encoder.parameters())
     if encoder is not None and (trains or folder is None):
         return digest_weights(encoder, engine.device)

@@ -18,6 +18,9 @@ from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import describe_part
 from ddim_lightning.models.loading import Components
+from ddim_lightning.network.adapters import describe_adapters
+from ddim_lightning.network.diffusers_network import DiffusersNetwork
+from ddim_lightning.network.ignored import describe_switches
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.types import Frames, count_latent_frames
 
@@ -73,7 +76,7 @@ def make_fingerprint(engine: InversionEngine, frames: Frames, prompt: str) -> di
 
     Returns:
         ``clip``, ``model``, ``schedule`` as digests; ``inverter`` and ``prompt`` in plain text, and so ``windows``
-        where the clip takes several.
+        where the clip takes several; ``switches`` as a digest where caches, hooks and the like act.
     """
     quantized = isinstance(engine.denoiser.network, QuantizedNetwork)
     fingerprint = {
@@ -85,6 +88,8 @@ def make_fingerprint(engine: InversionEngine, frames: Frames, prompt: str) -> di
     }
     if engine.count_windows(count_latent_frames(len(frames), engine.components.limits)) > 1:
         fingerprint["windows"] = repr(engine.denoiser.windows)
+    if isinstance(engine.network, DiffusersNetwork) and (switches := describe_switches(engine.network.transformer)):
+        fingerprint["switches"] = hashlib.sha256(switches.encode()).hexdigest()[:16]
     return fingerprint
 
 
@@ -109,6 +114,7 @@ def digest_model(parts: Components, device: torch.device, *, quantized: bool = F
     digest = hashlib.sha256()
     for module in (parts.transformer, parts.vae):
         digest.update(f"{module.dtype}".encode() + _sample(module, device))
+    digest.update(describe_adapters(parts.transformer).encode())  # no weight says how strongly they act
     if parts.vae.use_tiling:
         digest.update(b"tiling")
     if quantized:

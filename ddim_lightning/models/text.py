@@ -35,6 +35,7 @@ class PromptEncoder:
         max_length: Tokens per prompt, the transformer's ``max_text_seq_length``.
         device: Where the text encoder works and embeddings are handed out.
         cache: Where embeddings outlive the run; ``None`` keeps them in memory alone.
+        given: The text encoder where somebody has loaded it already, who keeps it when it is released here.
     """
 
     def __init__(
@@ -44,11 +45,13 @@ class PromptEncoder:
         max_length: int,
         device: torch.device,
         cache: PromptCache | None = None,
+        given: T5EncoderModel | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.device = device
         self.cache = cache
+        self.given = given
         self.text_encoder: T5EncoderModel | None = None
         """The text encoder, or ``None`` where it was released or was not needed yet."""
         self.before_load: Callable[[], None] = lambda: None

@@ -34,6 +34,20 @@ def has_adapter(module: Any) -> bool:
     return hasattr(module, "base_layer")
 
 
+def describe_adapters(model: nn.Module) -> str:
+    """Say which adapters act in the layers of a model, and how strongly; empty where no layer has any.
+
+    Args:
+        model: Whatever peft's layers may be in.
+    """
+    layers = [(name, layer) for name, layer in sorted(model.named_modules()) if has_adapter(layer)]
+    return "".join(
+        f"{name} {layer.disable_adapters} {layer.merged} "
+        f"{[(one, getattr(layer, 'scaling', {}).get(one)) for one in layer.active_adapters]}\n"
+        for name, layer in layers
+    )
+
+
 def take_linear(module: Any, name: str) -> Linear:
     """Take a linear layer: its very tensors, or with LoRA new ones, ``W + scaling B A`` over the active adapters.
 
@@ -54,6 +68,8 @@ def take_linear(module: Any, name: str) -> Linear:
             f"transformer: its projection {name} must be a linear layer, with plain LoRA or none, got {got} "
             f"({type(module).__module__})"
         )
+    if module.disable_adapters and module.merged:
+        module.unmerge()  # as peft's own forward pass does
     weight, bias = module.base_layer.weight, module.base_layer.bias
     if module.disable_adapters or module.merged:  # the weight holds them already
         return Linear(weight, bias)
@@ -96,7 +112,7 @@ def read_change(tensor: Tensor) -> tuple[int | None, int, float]:
     """Return the address of a tensor, the count of its changes, and on a CPU its first value."""
     # Tensors made under inference mode keep no count.
     version = 0 if tensor.is_inference() else tensor._version
-    value = tensor.detach().view(-1)[0].item() if tensor.device.type == "cpu" and tensor.numel() else 0.0
+    value = tensor.detach()[(0,) * tensor.dim()].item() if tensor.device.type == "cpu" and tensor.numel() else 0.0
     return _address(tensor), version, value
 
 

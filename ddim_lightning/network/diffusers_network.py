@@ -70,6 +70,8 @@ class DiffusersNetwork:
         self.transformer = transformer
         self.attention = attention
         self._rotary = RotaryTables(transformer)
+        self._seen: dict[str, tuple[int, int]] = {}
+        """For each form of a pass the last timestep, and how many passes there were at it."""
         for block in transformer.transformer_blocks:
             if type(block.attn1.processor) is CogVideoXAttnProcessor2_0:
                 block.attn1.set_processor(ReadingProcessor(attention))
@@ -87,6 +89,7 @@ class DiffusersNetwork:
 
     def start_stage(self) -> None:
         """Let caches forget what they hold of the stage before."""
+        self._seen.clear()
         self.transformer._reset_stateful_cache()
 
     def __call__(
@@ -102,9 +105,9 @@ class DiffusersNetwork:
         """Evaluate the rows; see `Network`."""
         table = self.get_rotary(latents)
         text = prompt_embeds.shape[1]
-        self._place_reads(reads, kv_scale, latents.device)
         try:
-            with self.transformer.cache_context("rows"):
+            self._place_reads(reads, kv_scale, latents.device)
+            with self.transformer.cache_context(self._name_pass(latents, reads, timestep)):
                 output: Tensor = self.transformer(
                     latents,
                     prompt_embeds,
@@ -120,6 +123,14 @@ class DiffusersNetwork:
         """Return the rotary table for latents; see `RotaryTables`."""
         return self._rotary.get(latents)
 
+    def _name_pass(self, latents: Tensor, reads: tuple[int, ...], timestep: int) -> str:
+        """Name what a cache carries over from one timestep to the next: the rows of one form, of one window."""
+        form = f"{tuple(latents.shape)} {reads}"
+        before, count = self._seen.get(form, (timestep, 0))
+        count = count if before == timestep else 0
+        self._seen[form] = (timestep, count + 1)
+        return f"{form} {count}"
+
     def _place_reads(self, reads: tuple[int, ...], kv_scale: KVScale | None, device: torch.device) -> None:
         """Tell the processors of all layers who reads whom."""
         for k, block in enumerate(self.transformer.transformer_blocks):
@@ -127,7 +138,7 @@ class DiffusersNetwork:
             scale = 1.0 if kv_scale is None else float(kv_scale[k])
             if isinstance(processor, ReadingProcessor):
                 processor.reads = reads if scale > 0 else ()
-                processor.kv_scale = None if scale == 1.0 else torch.tensor(scale, device=device)
+                processor.kv_scale = None if scale == 1.0 else torch.full((), scale, device=device)
             elif reads and scale > 0:
                 raise ValueError(
                     "editor: reads keys and values of another row, which the attention processor "

@@ -99,9 +99,9 @@ class Network:
         Raises:
             ValueError: A hook, a cache, a processor or a kind of weights that only diffusers' forward pass honors.
         """
-        if self._streams is None:
-            check_nothing_ignored(self.transformer)
-        self._gathered_from, self._modulations = [], {}
+        check_nothing_ignored(self.transformer)
+        if self._streams is None:  # those that are streamed do not change, and travel anew for each timestep
+            self._gathered_from, self._modulations = [], {}
 
     def stream(self, blocks: Iterable[BlockWeights], norms: Iterable[NormPair]) -> None:
         """Take the weights of the blocks from somewhere else than the model, one block at a time, in every pass.

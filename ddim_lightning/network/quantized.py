@@ -139,6 +139,7 @@ class QuantizedNetwork(Network):
         layers = [layer for block in modules for layer in list_projections(block).values()]
         changes = [read_change(weight) for layer in layers for weight in layer.parameters()]
         if (state := [*read_state(layers), *changes]) != self._quantized_from:
+            self._quantized = []  # or both would be in memory
             with torch.inference_mode(False):
                 self._quantized = [quantize_block(weights) for weights in exact]
             self._quantized_from = state

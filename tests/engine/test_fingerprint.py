@@ -7,8 +7,11 @@ from fractions import Fraction
 
 import pytest
 import torch
+from diffusers import CogVideoXPipeline, FirstBlockCacheConfig
+from peft import LoraConfig
 
 from ddim_lightning.engine.fingerprint import make_clip_fingerprint
+from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.types import Clip, FrameSelection
 from tests.modules import make_module
 
@@ -42,6 +45,22 @@ def test_the_same_clip_under_another_name_is_the_same(module, tmp_path):
         clip = replace(CLIP, source=str(path), mask_source=str(path))
         prints.append(make_clip_fingerprint(module.engine, clip, seed=0, settings=module.describe()))
     assert prints[0] == prints[1]
+
+
+def test_switches_of_diffusers_are_told_where_they_act(tiny_model):
+    module = make_module(str(tiny_model), num_inference_steps=2, forward="diffusers")
+    module.load("cpu")
+    plain = make_clip_fingerprint(module.engine, CLIP, seed=0, settings=module.describe())
+    assert "switches" not in plain
+    seen = []
+    for threshold in (0.1, 0.2):
+        module.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+        for _ in range(2):
+            seen.append(make_clip_fingerprint(module.engine, CLIP, seed=0, settings=module.describe())["switches"])
+            module.engine.invert(torch.zeros(1, 3, 8, 4, 6))
+        module.transformer.disable_cache()
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+    assert "switches" not in make_clip_fingerprint(module.engine, CLIP, seed=0, settings=module.describe())
 
 
 def test_a_source_with_other_sound_is_another_one_and_a_folder_has_none(module, tmp_path):
@@ -93,5 +112,40 @@ def test_settings_that_change_results_count_and_others_do_not(module):
     assert find_changed(module, runtime={**runtime, "batch_prompts": True}) == {"settings"}
     assert find_changed(module, outputs={**outputs, "save_trajectory": True}) == {"settings"}
     assert find_changed(module, runtime={**runtime, "offload": "model", "prompt_cache": "there"}) == set()
+    assert find_changed(module, runtime={**runtime, "window_overlap": 0.5}) == set()  # of one window
     assert find_changed(module, outputs={**outputs, "on_error": "raise", "trajectory_dir": "there"}) == set()
     assert find_changed(module, model="elsewhere", seed=0) == set()
+
+
+def make_print(module):
+    return make_clip_fingerprint(module.engine, CLIP, seed=0, settings=module.describe())
+
+
+def test_the_text_encoder_of_a_pipeline_counts_also_when_it_is_released(tiny_model):
+    prints = []
+    for factor in (1.0, 1.5):
+        pipeline = CogVideoXPipeline.from_pretrained(tiny_model)
+        for weight in pipeline.text_encoder.parameters():
+            weight.data.mul_(factor)
+        module = DDIMInversionModule.from_pipeline(pipeline)
+        module.load("cpu")
+        module.encode_prompts([""])
+        before = make_print(module)
+        module.engine.prompts.release()
+        assert make_print(module) == before
+        prints.append(before)
+    assert {name for name in prints[0] if prints[0][name] != prints[1][name]} == {"text_encoder"}
+
+
+def test_how_strongly_adapters_act_counts(tiny_model):
+    pipeline = CogVideoXPipeline.from_pretrained(tiny_model)
+    plain = DDIMInversionModule.from_pipeline(pipeline)
+    plain.load("cpu")
+    prints = [make_print(plain)]
+    pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "one")
+    for scale in (1.0, 0.5):
+        pipeline.transformer.set_adapters(["one"], [scale])
+        prints.append(make_print(plain))
+    pipeline.transformer.disable_lora()
+    prints.append(make_print(plain))
+    assert len({one["model"] for one in prints}) == 4

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import CogVideoXPipeline
 from lightning import LightningDataModule, Trainer
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ddim_lightning import Clip, KVInjection
+from ddim_lightning import Clip, DDIMInversionModule, KVInjection
 from ddim_lightning.cli.main import main
+from ddim_lightning.engine.config import Runtime
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.runtime.offload import ParkedModule
 from ddim_lightning.runtime.streaming import WeightStream
@@ -278,3 +281,27 @@ def test_peak_memory_and_bytes_on_the_device(tmp_path):
     assert peaks["model"]["decode"] < peaks["none"]["decode"] - weights / 2
     assert peaks["blocks"]["decode"] < peaks["none"]["decode"] - weights / 2
     assert peaks["blocks"]["invert"] < peaks["none"]["invert"] - weights / 2
+
+
+def test_adapters_that_are_not_fused_are_refused_where_blocks_are_copied(tiny_model):
+    def load():
+        DDIMInversionModule.from_pipeline(pipeline, runtime=Runtime(offload="blocks")).load("cpu")
+
+    pipeline = CogVideoXPipeline.from_pretrained(tiny_model)
+    pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "one")
+    weight = pipeline.transformer.transformer_blocks[0].attn1.to_q.base_layer.weight
+    before = weight.clone()
+    with pytest.raises(ValueError, match=r"^offload: .*adapters.*, got 'blocks'"):
+        load()
+    assert torch.equal(weight, before)
+    pipeline.transformer.fuse_lora()
+    load()
+    assert not torch.equal(weight, before)
+
+
+def test_norms_of_streamed_blocks_travel_once_a_timestep_and_not_once_a_stage(tiny_model):
+    engine = load(tiny_model, "blocks")
+    engine.start_stage()
+    made = engine.network.get_modulation(500)
+    engine.start_stage()
+    assert engine.network.get_modulation(500) is made

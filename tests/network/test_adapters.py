@@ -91,6 +91,25 @@ def test_adapters_are_followed_as_they_are_switched(parts):
     assert relative_error(network(*rows, 500), plain) <= 1e-6
 
 
+def test_an_adapter_that_is_switched_off_after_it_was_fused_is_off(parts):
+    transformer, network, rows, folder = parts
+    plain = network(*rows, 500)
+    transformer.load_lora_adapter(write_lora(transformer, TARGETS["attention"], folder), prefix="transformer")
+    transformer.fuse_lora()
+    assert relative_error(network(*rows, 500), plain) > 1e-3
+    transformer.disable_lora()
+    assert relative_error(network(*rows, 500), plain) <= 1e-5
+    check_equal(transformer, network, rows)
+
+
+def test_weights_may_lie_in_any_order(parts):
+    transformer, network, rows, _ = parts
+    wanted = network(*rows, 500)
+    layer = transformer.transformer_blocks[1].norm1.linear
+    layer.weight.data = layer.weight.data.t().contiguous().t()
+    assert relative_error(network(*rows, 500), wanted) <= 1e-5
+
+
 def test_weights_of_an_adapter_that_change_are_seen(parts):
     transformer, network, rows, folder = parts
     transformer.load_lora_adapter(write_lora(transformer, TARGETS["attention"], folder), prefix="transformer")

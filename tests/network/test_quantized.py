@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.network.adapters import Linear
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.kernels import CPU_KERNELS
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import (
@@ -157,6 +161,19 @@ def test_weights_that_change_or_move_are_brought_to_8_bits_again(transformer):
                 layer = getattr(mine, part)
                 assert torch.equal(layer.weight.float(), quantize_fp8(getattr(theirs, part)).weight.float())
                 assert layer.bias.data_ptr() == getattr(theirs, part).bias.data_ptr()
+
+
+def test_a_stage_begins_with_the_weights_as_they_are(tiny_model):
+    engine = DDIMInversionModule.from_pretrained(str(tiny_model), device="cpu").engine
+    ours = QuantizedNetwork(Network(engine.components.transformer, SDPA))
+    engine = replace(engine, edit_denoiser=CogVideoXDenoiser(ours, engine.prompts))
+    before = ours.blocks
+    weight = engine.components.transformer.transformer_blocks[0].ff.net[2].weight
+    weight.data[1] *= 2.0  # which nothing counts
+    assert ours.blocks is before
+    engine.start_stage()
+    assert torch.equal(ours.blocks[0].down.weight.float(), quantize_fp8(Linear(weight, None)).weight.float())
+    assert ours.blocks is not before
 
 
 def test_compiled_blocks_agree_with_eager_ones(transformer):

@@ -151,6 +151,30 @@ def test_a_processor_that_cannot_read_is_named_where_an_editor_reads():
         theirs(*make_rows(2), 500, wanted=1, reads=(1,))
 
 
+def test_no_processor_keeps_what_a_pass_that_failed_would_have_read():
+    theirs = DiffusersNetwork(make_variant(**VARIANTS["5B"]), SDPA)
+    theirs.transformer.transformer_blocks[2].attn1.set_processor(OtherProcessor())
+    wanted = run_diffusers(theirs.transformer, *make_rows(2), 500)
+    with pytest.raises(ValueError, match=r"^editor: reads"):
+        theirs(*make_rows(2), 500, wanted=1, reads=(1,))
+    assert torch.equal(run_diffusers(theirs.transformer, *make_rows(2), 500), wanted)
+
+
+def test_a_cache_carries_over_to_rows_of_the_same_form_and_window():
+    theirs = DiffusersNetwork(make_variant(**VARIANTS["5B"]), SDPA)
+    first, second = make_rows(2), [2.0 * one for one in make_rows(2)]
+    plain = {timestep: [theirs(*rows, timestep) for rows in (first, second)] for timestep in (500, 400)}
+    add_cache(theirs.transformer)
+    theirs.start_stage()
+    for timestep in (500, 400):
+        found = [theirs(*rows, timestep) for rows in (first, second)]
+        # At the first timestep there is nothing to carry over, not even from one window to the next.
+        near = [relative_error(ours, wanted) <= 1e-5 for ours, wanted in zip(found, plain[timestep], strict=True)]
+        assert near == [timestep == 500] * 2
+        theirs(*make_rows(3), timestep)  # of another form
+        theirs(*make_rows(2), timestep, wanted=1, reads=(1,))
+
+
 def test_sharded_weights_are_named_or_act(tmp_path):
     fsdp = pytest.importorskip("torch.distributed.fsdp")
     store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
