@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
@@ -47,6 +49,7 @@ class VideoWriter(BasePredictionWriter):
         self.output_dir = output_dir
         self.sheets = sheets
         self.num_clips = self.num_finished = 0
+        self._num_runs = 0
         self._folder = RunFolder(output_dir, sheets=sheets, overwrite=overwrite)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,6 +63,7 @@ class VideoWriter(BasePredictionWriter):
         if stage != "predict":
             return
         self.num_clips = self.num_finished = 0
+        self._num_runs += 1
         failure: Exception | None = None
         if trainer.is_global_zero:
             list_ids = getattr(getattr(trainer, "datamodule", None), "all_ids", tuple)
@@ -115,6 +119,7 @@ class VideoWriter(BasePredictionWriter):
         self._forget(pl_module)
         if not trainer.is_global_zero:
             self._folder.end(alone=False)
+        _wait_for_all(trainer, f"ddim_lightning/run-{self._num_runs}")
         counts = [
             trainer.strategy.broadcast((self.num_clips, self.num_finished), src=rank)
             for rank in range(trainer.world_size)
@@ -143,3 +148,27 @@ def _find_results(pl_module: LightningModule) -> list[Any]:
     """The module's list of who knows of results; a list that nobody reads where it has none."""
     found: list[Any] = getattr(pl_module, "find_results", [])
     return found
+
+
+def _wait_for_all(trainer: Trainer, key: str) -> None:
+    """Wait until every process has done its share, however much later than the others.
+
+    What Lightning and torch have for this gives up after half an hour.
+
+    Args:
+        trainer: Of the run.
+        key: Of this run, the same in all processes.
+
+    Raises:
+        KeyboardInterrupt: When the process was told to end, as it is when another one has died.
+    """
+    distributed = torch.distributed
+    if trainer.world_size == 1 or not (distributed.is_available() and distributed.is_initialized()):
+        return
+    store = distributed.distributed_c10d._get_default_store()
+    store.set(f"{key}/{trainer.global_rank}", "done")
+    keys = [f"{key}/{rank}" for rank in range(trainer.world_size)]
+    while not store.check(keys):
+        if trainer.received_sigterm:
+            raise KeyboardInterrupt
+        time.sleep(0.1)

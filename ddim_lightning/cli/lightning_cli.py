@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning import LightningDataModule, LightningModule
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -34,7 +36,7 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
     """Run ``fit``, ``validate`` or ``predict`` as Lightning's command line does, and return the exit status."""
     cli_class, options = (_PredictCLI, _PREDICT) if verb == "predict" else (_TrainCLI, _TRAIN)
     raises = {"exit_on_error": False}  # instead of ending the process with a page of usage
-    with plain_output(as_json):
+    with plain_output(as_json), _leave_group():
         # Lightning fears that arguments given twice differ; here they are those of the process, tidied up.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
@@ -58,6 +60,21 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
         numbers = {name: float(number) for name, number in cli.trainer.callback_metrics.items()}
         print(json.dumps({"verb": verb, "metrics": numbers}))
     return DONE
+
+
+@contextmanager
+def _leave_group() -> Iterator[None]:
+    """Leave the group of processes that a run has joined; Lightning leaves groups of NCCL only.
+
+    The threads of a gloo group that is still there when Python ends may abort the process, and torchrun all others.
+    """
+    distributed = torch.distributed
+    joined = distributed.is_available() and distributed.is_initialized()
+    try:
+        yield
+    finally:
+        if distributed.is_available() and distributed.is_initialized() and not joined:
+            distributed.destroy_process_group()
 
 
 class _Parser(HelpfulParser, LightningArgumentParser):
