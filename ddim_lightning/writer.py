@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
@@ -47,6 +51,8 @@ class VideoWriter(BasePredictionWriter):
         self.output_dir = output_dir
         self.sheets = sheets
         self.num_clips = self.num_finished = 0
+        self._num_runs = 0
+        self._told_to_end = False
         self._folder = RunFolder(output_dir, sheets=sheets, overwrite=overwrite)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,6 +66,8 @@ class VideoWriter(BasePredictionWriter):
         if stage != "predict":
             return
         self.num_clips = self.num_finished = 0
+        self._num_runs += 1
+        self._told_to_end = False
         failure: Exception | None = None
         if trainer.is_global_zero:
             list_ids = getattr(getattr(trainer, "datamodule", None), "all_ids", tuple)
@@ -73,6 +81,10 @@ class VideoWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             self._folder.join()
         _find_results(pl_module).append(self._find)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Have SIGTERM end this process after the clip in work."""
+        self._heed_sigterm(trainer)
 
     def write_on_batch_end(
         self,
@@ -104,7 +116,7 @@ class VideoWriter(BasePredictionWriter):
             prediction.status, prediction.reason = "skipped", reason
             skipped = ClipResult(prediction.clip, "skipped", reason, seed=prediction.seed, settings=prediction.settings)
             self._folder.write(skipped)
-        if trainer.received_sigterm:  # which Lightning leaves to the loops of a training
+        if self._told_to_end or trainer.received_sigterm:  # which Lightning leaves to the loops of a training
             raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -115,6 +127,7 @@ class VideoWriter(BasePredictionWriter):
         self._forget(pl_module)
         if not trainer.is_global_zero:
             self._folder.end(alone=False)
+        self._wait_for_all(trainer)
         counts = [
             trainer.strategy.broadcast((self.num_clips, self.num_finished), src=rank)
             for rank in range(trainer.world_size)
@@ -133,6 +146,39 @@ class VideoWriter(BasePredictionWriter):
 
     def _find(self, clip: Clip, fingerprint: Mapping[str, str]) -> bool:
         return self._folder.find(clip.id, fingerprint)
+
+    def _heed_sigterm(self, trainer: Trainer) -> None:
+        """Take the place of Lightning's handler, which waits for all other processes in the midst of a clip."""
+        if trainer.world_size == 1 or threading.current_thread() is not threading.main_thread():
+            return
+        launcher = getattr(trainer.strategy, "launcher", None)
+
+        def note(signum: int, _: Any) -> None:
+            self._told_to_end = True
+            if launcher is not None:
+                launcher.kill(signal.Signals(signum))  # tells the processes that this one has started
+
+        signal.signal(signal.SIGTERM, note)  # the Trainer puts the program's own back
+
+    def _wait_for_all(self, trainer: Trainer) -> None:
+        """Wait until every process has done its share, however much later than the others.
+
+        What Lightning and torch have for this gives up after half an hour.
+
+        Raises:
+            KeyboardInterrupt: When the process was told to end, as it is when another one has died.
+        """
+        distributed = torch.distributed
+        if trainer.world_size == 1 or not (distributed.is_available() and distributed.is_initialized()):
+            return
+        self._heed_sigterm(trainer)  # a process without a clip has not come to it before
+        store = distributed.distributed_c10d._get_default_store()
+        keys = [f"ddim_lightning/run-{self._num_runs}/{rank}" for rank in range(trainer.world_size)]
+        store.set(keys[trainer.global_rank], "done")
+        while not store.check(keys):
+            if self._told_to_end or trainer.received_sigterm:
+                raise KeyboardInterrupt
+            time.sleep(0.1)
 
     def _forget(self, pl_module: LightningModule) -> None:
         with contextlib.suppress(ValueError):

@@ -30,10 +30,20 @@ DIES = """
                 os.kill(os.getpid(), signal.SIGKILL)
 """
 
+LAGS = """
+    import time
+    from lightning.pytorch.callbacks import Callback
+
+    class Lags(Callback):
+        def on_predict_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            if trainer.global_rank == 1 and batch_idx == 2:
+                time.sleep(20)
+"""
+
 
 @pytest.fixture
 def workplace(tmp_path):
-    """A folder with six clips, of which the first is none, and a callback that kills the second process once."""
+    """A folder with six clips, of which the first is none, and callbacks: one kills the second process once."""
     (tmp_path / "clips").mkdir()
     generator = torch.Generator().manual_seed(0)
     for i in range(6):
@@ -41,11 +51,13 @@ def workplace(tmp_path):
         write_video(tmp_path / "clips" / f"clip-{i}.mp4", frames, Fraction(8))
     (tmp_path / "clips" / "clip-0.mp4").write_text("hello")
     (tmp_path / "dies.py").write_text(textwrap.dedent(DIES))
+    (tmp_path / "lags.py").write_text(textwrap.dedent(LAGS))
     return tmp_path
 
 
-def torchrun(workplace, *words):
+def torchrun(workplace, *words, restarts=0):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += [f"--max-restarts={restarts}"]
     command += ["-m", "ddim_lightning", "predict", "--config", "tiny_cpu", "--model.schedule.num_inference_steps=2"]
     command += ["--data.height=32", "--data.width=32", "--data.num_frames=5", "--data.videos=clips"]
     command += ["--writer.output_dir=out", "--trainer.devices=2", "--trainer.strategy=ddp", *words]
@@ -84,3 +96,17 @@ def test_a_process_that_dies_costs_its_clip_in_work_and_the_rest_is_done_by_the_
     assert read_statuses(workplace) == WANTED
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert not (workplace / "out" / ".ddim_lightning").exists()
+
+
+def test_a_run_that_torchrun_starts_again_does_the_rest(workplace):
+    status, told = torchrun(workplace, "--trainer.callbacks=dies.Dies", restarts=1)
+    assert status == 0, told
+    assert (workplace / "died").exists()
+    assert read_statuses(workplace) == WANTED
+
+
+def test_a_share_may_take_longer_than_the_timeout_of_the_processes(workplace):
+    strategy = "{class_path: lightning.pytorch.strategies.DDPStrategy, init_args: {timeout: '0:00:08'}}"
+    status, told = torchrun(workplace, "--trainer.callbacks=lags.Lags", f"--trainer.strategy={strategy}")
+    assert status == 0, told
+    assert read_statuses(workplace) == WANTED

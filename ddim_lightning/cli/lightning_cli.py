@@ -19,6 +19,7 @@ from ddim_lightning.cli.running import DONE, QUIET, tell_results
 from ddim_lightning.cli.texts import reveal
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.report.console import plain_output
+from ddim_lightning.runtime.processes import leave_group
 from ddim_lightning.writer import VideoWriter, read_results
 
 _TRAIN: dict[str, Any] = {"model_class": LightningModule, "save_config_kwargs": {"overwrite": True}}
@@ -34,7 +35,7 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
     """Run ``fit``, ``validate`` or ``predict`` as Lightning's command line does, and return the exit status."""
     cli_class, options = (_PredictCLI, _PREDICT) if verb == "predict" else (_TrainCLI, _TRAIN)
     raises = {"exit_on_error": False}  # instead of ending the process with a page of usage
-    with plain_output(as_json):
+    with plain_output(as_json), leave_group():
         # Lightning fears that arguments given twice differ; here they are those of the process, tidied up.
         warnings.filterwarnings("ignore", "LightningCLI's args parameter")
         warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
@@ -55,8 +56,9 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
         status = tell_results(Run(output_dir, json=as_json), read_results(output_dir))
         return DONE if TorchElasticEnvironment.detect() else status  # torchrun ends all where one has another status
     if as_json:
-        numbers = {name: float(number) for name, number in cli.trainer.callback_metrics.items()}
-        print(json.dumps({"verb": verb, "metrics": numbers}))
+        print(
+            json.dumps({"verb": verb, "metrics": {name: float(x) for name, x in cli.trainer.callback_metrics.items()}})
+        )
     return DONE
 
 

@@ -548,3 +548,26 @@ def test_edit_of_a_folder_of_frames_with_a_folder_as_its_mask(tiny_model, tmp_pa
     assert record["files"]["input"] == str(tmp_path / "clip")
     assert edit(tmp_path / "clip", tmp_path / "out", tiny_model, *PROMPT, "--fps", "0") == 2
     assert "fps: must be at least" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_predict_leaves_the_group_of_processes_that_it_joined_and_no_other(tmp_path, monkeypatch, ours):
+    def join():
+        store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    def begin(*_, **__):
+        if ours:
+            join()
+        raise ValueError("stop")
+
+    begin.verbs = ()
+    monkeypatch.setattr("ddim_lightning.cli.lightning_cli._PredictCLI", begin)
+    try:
+        if not ours:
+            join()
+        assert main(["predict"]) == 1
+        assert torch.distributed.is_initialized() != ours
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
