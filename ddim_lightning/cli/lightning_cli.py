@@ -56,9 +56,8 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
         status = tell_results(Run(output_dir, json=as_json), read_results(output_dir))
         return DONE if TorchElasticEnvironment.detect() else status  # torchrun ends all where one has another status
     if as_json:
-        print(
-            json.dumps({"verb": verb, "metrics": {name: float(x) for name, x in cli.trainer.callback_metrics.items()}})
-        )
+        numbers = {name: float(number) for name, number in cli.trainer.callback_metrics.items()}
+        print(json.dumps({"verb": verb, "metrics": numbers}))
     return DONE
 
 

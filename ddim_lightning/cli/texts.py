@@ -1,7 +1,6 @@
 """Prompts are texts: they pass by the parser, which would find YAML in ``style: a circle``, ``#1 car`` and ``null``.
 
-On a command line and in the YAML files it names, a prompt becomes hexadecimal digits between two marks, which no parser
-takes for anything, and is put back into what was parsed.
+On a command line and in its YAML files a prompt becomes hexadecimal digits between two marks, until all is parsed.
 """
 
 from __future__ import annotations
