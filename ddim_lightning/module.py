@@ -7,15 +7,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel, DiffusionPipeline
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from typing_extensions import override
 
 from ddim_lightning.diffusion.editors import Editor
@@ -42,7 +40,6 @@ from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
 from ddim_lightning.models.checkpoint import read_limits
-from ddim_lightning.models.loading import adopt_components
 from ddim_lightning.models.text import is_text
 from ddim_lightning.models.vae import encode_video
 from ddim_lightning.runtime.compile_cache import save_compiled
@@ -134,64 +131,6 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         """Where results go that are kept; a clip that all of them find is not done again."""
         self._engine: InversionEngine | None = None
         self._given: LoadedModel | None = None
-
-    @classmethod
-    def from_pretrained(cls, model: str, *, device: torch.device | str | None = None, **options: Any) -> Self:
-        """Make a module and load its model at once, for work without a Trainer.
-
-        Args:
-            model: As in the constructor.
-            device: Where the model works; ``None`` is a GPU where there is one.
-            options: The constructor's other arguments.
-        """
-        module = cls(model, **options)
-        module.load(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return module
-
-    @classmethod
-    def from_pipeline(cls, pipeline: DiffusionPipeline, **options: Any) -> Self:
-        """Make a module of a pipeline that is loaded already; see `from_components`."""
-        names = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-        if missing := [name for name in names if getattr(pipeline, name, None) is None]:
-            got = f"a {type(pipeline).__name__} without {', '.join(missing)}"
-            raise ValueError(f"pipeline: must have {', '.join(names)}, got {got}")
-        parts = {name: getattr(pipeline, name) for name in names}
-        return cls.from_components(**parts, model=pipeline.name_or_path or "loaded", **options)
-
-    @classmethod
-    def from_components(
-        cls,
-        *,
-        transformer: CogVideoXTransformer3DModel,
-        vae: AutoencoderKLCogVideoX,
-        text_encoder: T5EncoderModel,
-        tokenizer: PreTrainedTokenizerBase,
-        scheduler: Any,
-        model: str = "loaded",
-        **options: Any,
-    ) -> Self:
-        """Make a module of a model that is loaded already.
-
-        Nothing is loaded or copied: the objects are shared, frozen, and moved to the device that `load` or a Trainer
-        names.
-
-        Args:
-            transformer: A CogVideoX transformer.
-            vae: Its VAE.
-            text_encoder: Its T5 encoder.
-            tokenizer: The tokenizer of the text encoder.
-            scheduler: A ``CogVideoXDDIMScheduler`` or ``CogVideoXDPMScheduler``; its noise levels are the schedule.
-            model: A name for records.
-            options: The constructor's other arguments.
-
-        Raises:
-            ValueError: A model that is not supported, or parts that do not fit together.
-        """
-        module = cls(model, **options)
-        rotary = module.runtime.require_rotary
-        parts = adopt_components(transformer, vae, text_encoder, tokenizer, scheduler, require_rotary=rotary)
-        module._given = LoadedModel(parts, text_encoder)
-        return module
 
     @property
     def video_limits(self) -> VideoLimits:

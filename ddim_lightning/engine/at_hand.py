@@ -1,24 +1,26 @@
-"""The parts of a loaded model are at hand as attributes, under their names in diffusers."""
+"""A module is made of loaded parts, and has them at hand as attributes, under their names in diffusers."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Self, cast
 
+import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     DDIMInverseScheduler,
+    DiffusionPipeline,
 )
 from torch import nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from ddim_lightning.engine.build import replace_scheduler
+from ddim_lightning.engine.build import LoadedModel, replace_scheduler
 from ddim_lightning.engine.config import Runtime, Schedule
 from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.models.loading import Components
+from ddim_lightning.models.loading import Components, adopt_components
 
 _WEIGHTS = ("transformer", "vae", "text_encoder")
 
@@ -29,11 +31,70 @@ class PartsAtHand:
     runtime: Runtime
     schedule: Schedule
     _engine: InversionEngine | None
+    _given: LoadedModel | None
 
     @property
     @abstractmethod
     def engine(self) -> InversionEngine:
         """The loaded model and what it does."""
+
+    @classmethod
+    def from_pretrained(cls, model: str, *, device: torch.device | str | None = None, **options: Any) -> Self:
+        """Make a module and load its model at once, for work without a Trainer.
+
+        Args:
+            model: As in the constructor.
+            device: Where the model works; ``None`` is a GPU where there is one.
+            options: The constructor's other arguments.
+        """
+        module = cast(Any, cls)(model, **options)
+        module.load(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cast(Self, module)
+
+    @classmethod
+    def from_pipeline(cls, pipeline: DiffusionPipeline, **options: Any) -> Self:
+        """Make a module of a pipeline that is loaded already; see `from_components`."""
+        names = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+        if missing := [name for name in names if getattr(pipeline, name, None) is None]:
+            got = f"a {type(pipeline).__name__} without {', '.join(missing)}"
+            raise ValueError(f"pipeline: must have {', '.join(names)}, got {got}")
+        parts = {name: getattr(pipeline, name) for name in names}
+        return cls.from_components(**parts, model=pipeline.name_or_path or "loaded", **options)
+
+    @classmethod
+    def from_components(
+        cls,
+        *,
+        transformer: CogVideoXTransformer3DModel,
+        vae: AutoencoderKLCogVideoX,
+        text_encoder: T5EncoderModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scheduler: Any,
+        model: str = "loaded",
+        **options: Any,
+    ) -> Self:
+        """Make a module of a model that is loaded already.
+
+        Nothing is loaded or copied: the objects are shared, frozen, and moved to the device that `load` or a Trainer
+        names.
+
+        Args:
+            transformer: A CogVideoX transformer.
+            vae: Its VAE.
+            text_encoder: Its T5 encoder.
+            tokenizer: The tokenizer of the text encoder.
+            scheduler: A ``CogVideoXDDIMScheduler`` or ``CogVideoXDPMScheduler``; its noise levels are the schedule.
+            model: A name for records.
+            options: The constructor's other arguments.
+
+        Raises:
+            ValueError: A model that is not supported, or parts that do not fit together.
+        """
+        module = cast(Any, cls)(model, **options)
+        rotary = module.runtime.require_rotary
+        parts = adopt_components(transformer, vae, text_encoder, tokenizer, scheduler, require_rotary=rotary)
+        module._given = LoadedModel(parts, text_encoder)
+        return cast(Self, module)
 
     @property
     def components(self) -> Components:
