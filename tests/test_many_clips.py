@@ -53,7 +53,7 @@ def good_clips(folder):
     kinds = [
         ("plain{}.mp4", {}),
         ("two words {}.mp4", {}),
-        ("caf\u00e9 \u732b \U0001f431 {}.mp4", {}),
+        ("\u00e9t\u00e9 \u732b \U0001f431 {}.mp4", {}),
         ('it\'s "{}".mp4', {}),
         ("two\nlines {}.mp4", {}),
         ("-dash {}.mp4", {}),
