@@ -361,8 +361,8 @@ MUTATIONS = (
     Mutation(
         "the network is told the position instead of the timestep",
         "network/denoiser.py",
-        "embeds.to(dtype), step.timestep,",
-        "embeds.to(dtype), step.i,",
+        "rows, embeds, step.timestep,",
+        "rows, embeds, step.i,",
         "test_parity.py::test_parity",
     ),
     Mutation(
