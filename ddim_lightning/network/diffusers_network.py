@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddim_lightning.network.attention import Attention, attend_reading
 from ddim_lightning.network.kernels import MeasuredAttention
-from ddim_lightning.network.rotary import RotaryTables
+from ddim_lightning.network.over_model import OverModel
 from ddim_lightning.types import KVScale
 
 
@@ -54,7 +54,7 @@ class ReadingProcessor:
         return output[:, num_text:], output[:, :num_text]
 
 
-class DiffusersNetwork:
+class DiffusersNetwork(OverModel):
     """A `DiffusersNetwork` evaluates the rows of a pass by `CogVideoXTransformer3DModel.forward` itself.
 
     Hooks, caches, adapters, compiled blocks, quantized and sharded weights act in it. It computes every row in every
@@ -67,25 +67,12 @@ class DiffusersNetwork:
     """
 
     def __init__(self, transformer: CogVideoXTransformer3DModel, attention: Attention | MeasuredAttention) -> None:
-        self.transformer = transformer
-        self.attention = attention
-        self._rotary = RotaryTables(transformer)
+        super().__init__(transformer, attention)
         self._seen: dict[str, tuple[int, int]] = {}
         """For each form of a pass the last timestep, and how many passes there were at it."""
         for block in transformer.transformer_blocks:
             if type(block.attn1.processor) is CogVideoXAttnProcessor2_0:
                 block.attn1.set_processor(ReadingProcessor(attention))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which latents and embeddings enter."""
-        dtype: torch.dtype = self.transformer.dtype
-        return dtype
-
-    @property
-    def num_layers(self) -> int:
-        """How many layers have keys and values to read."""
-        return len(self.transformer.transformer_blocks)
 
     def start_stage(self) -> None:
         """Let caches forget what they hold of the stage before."""
@@ -118,10 +105,6 @@ class DiffusersNetwork:
         finally:
             self._place_reads((), None, latents.device)  # whoever calls the model next reads nothing
         return output[:wanted]
-
-    def get_rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the rotary table for latents; see `RotaryTables`."""
-        return self._rotary.get(latents)
 
     def _name_pass(self, latents: Tensor, reads: tuple[int, ...], timestep: int) -> str:
         """Name what a cache carries over from one timestep to the next: the rows of one form, of one window."""

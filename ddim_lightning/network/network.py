@@ -14,7 +14,7 @@ from ddim_lightning.network.block import Rotary, run_block
 from ddim_lightning.network.forward import RowLayout, RunBlock, plan_layers, run_rows
 from ddim_lightning.network.ignored import check_nothing_ignored
 from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
-from ddim_lightning.network.rotary import RotaryTables
+from ddim_lightning.network.over_model import OverModel
 from ddim_lightning.network.weights import (
     BlockWeights,
     Modulation,
@@ -27,7 +27,7 @@ from ddim_lightning.network.weights import (
 from ddim_lightning.types import KVScale
 
 
-class Network:
+class Network(OverModel):
     """A `Network` evaluates the rows of a pass, as `CogVideoXTransformer3DModel.forward` does.
 
     Beside the same products it does less: query, key and value are one product; scale and shift are part of the norms;
@@ -42,8 +42,7 @@ class Network:
     def __init__(
         self, transformer: CogVideoXTransformer3DModel, attention: Attention | MeasuredAttention | None = None
     ) -> None:
-        self.transformer = transformer
-        self.attention = attention or resolve_attention("sdpa", transformer.device)
+        super().__init__(transformer, attention or resolve_attention("sdpa", transformer.device))
         self.run_block: RunBlock = run_block
         """The function that runs a block; a compiled one may take its place."""
         self.before_pass: Callable[[], None] = lambda: None
@@ -53,20 +52,8 @@ class Network:
         self._modulations: dict[int, Modulation] = {}
         self._gathered_from: State = []
         self._modulated_by: State = []
-        self._rotary = RotaryTables(transformer)
         # Copying them to the device in every step would make the host wait for it.
         self._kv_scales: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which latents and embeddings enter."""
-        dtype: torch.dtype = self.transformer.dtype
-        return dtype
-
-    @property
-    def num_layers(self) -> int:
-        """How many layers have keys and values to read."""
-        return len(self.transformer.transformer_blocks)
 
     @property
     def blocks(self) -> Iterable[BlockWeights]:
@@ -167,10 +154,6 @@ class Network:
             self.attention.choose(shape, latents.dtype, latents.device),
             self.run_block,
         )
-
-    def get_rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the rotary table for latents; see `RotaryTables`."""
-        return self._rotary.get(latents)
 
     def _take_rotary(self, latents: Tensor) -> Rotary | None:
         """Return the table in the form that suits the way blocks are run."""
