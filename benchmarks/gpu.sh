@@ -8,7 +8,7 @@
 # Usage: benchmarks/gpu.sh [WHEELS] [OUTPUT] [PART ...]
 #   WHEELS  folder of wheels, .whl by default; an empty or missing folder installs nothing
 #   OUTPUT  folder for the log and the JSON files, benchmarks/results/gpu by default: commit it as it is
-#   PART    tests, kernels, latency, memory, end-to-end, versus, switches, scaling; all of them when none is named
+#   PART    tests, kernels, latency, memory, end-to-end, versus, switches, forward, scaling; all of them when none is named
 # Environment:
 #   PYTHON  python3 by default
 #   COMMIT  git's by default; a copy that is no checkout needs it, with -dirty behind it where files were changed:
@@ -22,7 +22,7 @@ cd "$(dirname "$0")/.."
 wheels=${1:-.whl}
 output=${2:-benchmarks/results/gpu}
 parts=("${@:3}")
-((${#parts[@]})) || parts=(tests kernels latency memory end-to-end versus switches scaling)
+((${#parts[@]})) || parts=(tests kernels latency memory end-to-end versus switches forward scaling)
 python=${PYTHON:-python3}
 commit=${COMMIT:-$(git rev-parse HEAD 2>/dev/null || true)}
 
@@ -75,6 +75,7 @@ run() {
             end-to-end) measure end_to_end --full-size --compile --steps 4 --rounds 1 ;;
             versus) run_versus ;;
             switches) measure ablation --full-size --steps 4 --rounds 1 ;;
+            forward) measure forward_passes --full-size --compile --rounds 3 ;;
             scaling) measure scaling --full-size ;;
             *) echo "no such part: $part" >&2; false ;;
         esac || failed=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import T5EncoderModel
 from ddim_lightning.diffusion.editors import Editor, KVInjection
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine.build import make_engine as assemble_engine
-from ddim_lightning.engine.config import Offload, Precision, Runtime, Schedule
+from ddim_lightning.engine.config import Forward, Offload, Precision, Runtime, Schedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import make_part
 from ddim_lightning.engine.recommended import read_recommended
@@ -76,6 +77,11 @@ def load_parts(args: argparse.Namespace, on_host: Sequence[str] = ()) -> Compone
     return load_components("tiny", device=device, dtype=dtype, on_host=on_host)
 
 
+def copy_parts(parts: Components) -> Components:
+    """Return a model with a transformer of its own, for what changes it in place."""
+    return Components(**{**vars(parts), "transformer": copy.deepcopy(parts.transformer)})
+
+
 def make_prompts(parts: Components, device: torch.device, seed: int = 0) -> PromptEncoder:
     """Make the prompt encoder of a loaded model; that of random weights is random, too.
 
@@ -106,6 +112,7 @@ def make_engine(
     precision: Precision = "none",
     compiled: bool = False,
     offload: Offload = "none",
+    forward: Forward = "fused",
 ) -> InversionEngine:
     """Make an engine of a loaded model; several may share one, and its prompt encoder.
 
@@ -120,6 +127,7 @@ def make_engine(
         precision: Precision of the large products while edits are made.
         compiled: Whether blocks are compiled.
         offload: What waits in host memory.
+        forward: Which forward pass runs; that of diffusers changes the processors, and compiled ones the blocks.
     """
     device = device or parts.transformer.device
     return assemble_engine(
@@ -131,7 +139,12 @@ def make_engine(
         schedule=Schedule(num_inference_steps=num_inference_steps),
         # As the weights are laid out already; nothing of the VAE is changed here.
         runtime=Runtime(
-            attention=attention, precision=precision, compile=compiled, offload=offload, channels_last=False
+            attention=attention,
+            forward=forward,
+            precision=precision,
+            compile=compiled,
+            offload=offload,
+            channels_last=False,
         ),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,18 +57,28 @@ def make_edit_table(result: Result) -> list[str]:
 
 
 def make_versus_table(result: Result) -> list[str]:
-    """Make the table of the comparison with the reference script: what is compiled, and the rows alone."""
+    """Make the table of the comparison with the reference script: what is compiled."""
     shown = [row for row in result["ratios"] if (row["variant"], row["against"]) == ("compiled", SCRIPT)]
-    rows = [(row["what"], row["median"], row["lowest"], row["highest"]) for row in shown]
-    alone = {1: "forward pass alone, one row, eager", 4: "forward pass alone, four equal rows, eager"}
-    rows += [
-        (alone[row["rows"]], row["median"], row["lowest"], row["highest"])
-        for row in result.get("equal_rows", ())
-        if row["rows"] in alone
-    ]
     return make_table(
         ("what", "times as fast"),
-        [(what, f"{median:.2f} ({low:.2f} - {high:.2f})") for what, median, low, high in rows],
+        [(row["what"], f"{row['median']:.2f} ({row['lowest']:.2f} - {row['highest']:.2f})") for row in shown],
+    )
+
+
+def make_forward_table(result: Result) -> list[str]:
+    """Make the table of the two forward passes: a row each, and what every form of a pass takes by it."""
+    forms = list(dict.fromkeys(row["form"] for row in result["rows"]))
+    found = {(row["forward"], row["form"]): row for row in result["rows"]}
+    return make_table(
+        ("`runtime.forward`", *forms, "ready for a stage"),
+        [
+            (
+                forward,
+                *(f"{found[forward, form]['median']:.2f}" for form in forms),
+                f"{statistics.median(found[forward, forms[0]]['stage_ms'][1:]):.1f} ms",
+            )
+            for forward in dict.fromkeys(row["forward"] for row in result["rows"])
+        ],
     )
 
 
@@ -75,6 +86,7 @@ MAKERS: Mapping[str, Callable[[Result], list[str]]] = {
     "inversion-error": make_inversion_table,
     "edit-quality": make_edit_table,
     "versus-reference": make_versus_table,
+    "forward-passes": make_forward_table,
 }
 """Name of a region, and of a folder of results, to what makes its table."""
 

@@ -8,7 +8,6 @@ Sampling and prompt encoding count, the VAE does not.
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from ddim_lightning.types import Branch, EditRequest
 from .arguments import add_attention, make_parser, read_count
 from .edit_report import make_table
 from .environment import read_block
-from .loading import PROMPTS, TINY, load_parts, make_engine, make_prompts, name_model
+from .loading import PROMPTS, TINY, copy_parts, load_parts, make_engine, make_prompts, name_model
 from .measuring import name_clock, read_clock, relative_l2
 from .output import tell_origin, write_files
 from .reference_script import Reference, apply_block_compile, load_script
@@ -268,7 +267,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         # A model of its own: its compiled blocks must not serve the script as it is. One for each direction, since a
         # swap of processors compiles anew.
         for direction in ("inversion", "edit"):
-            compiled = Reference(script, _copy(parts), prompts.load(), args.steps, GUIDANCE_SCALE, tokens)
+            compiled = Reference(script, copy_parts(parts), prompts.load(), args.steps, GUIDANCE_SCALE, tokens)
             cases.append(_make_compiled_case(compiled, direction, inputs))
     equal_rows = time_equal_rows(parts, engines["eager, four rows"], inputs, args.rounds)
     samples = time_cases(cases, args.rounds, device)
@@ -294,10 +293,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "ratios": ratios,
         "equal_rows": equal_rows,
     }
-
-
-def _copy(parts: Components) -> Components:
-    return Components(**{**vars(parts), "transformer": copy.deepcopy(parts.transformer)})
 
 
 def _make_compiled_case(reference: Reference, direction: str, inputs: dict[str, Tensor]) -> Case:
