@@ -9,6 +9,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows = latents.to(parts.transformer.dtype).expand(4, -1, -1, -1, -1).contiguous()
     embeds = torch.cat([prompts(prompt) for prompt in PROMPTS]).to(rows)
 
-    def run(network: Network | DiffusersNetwork, form: Form) -> Tensor:
+    def run(form: Form, network: Network | DiffusersNetwork) -> Tensor:
         wanted, count = form.wanted, form.rows
         return network(rows[:count], embeds[:count], TIMESTEP, wanted=wanted, reads=form.reads)
 
@@ -89,9 +90,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "passes": PASSES,
             **{name: getattr(args, name) for name in ("rounds", "dtype", "device", "attention", "seed")},
         },
-        "rows": [
-            row for form in FORMS for row in time_form(networks, form.name, lambda n, f=form: run(n, f), args.rounds)
-        ],
+        "rows": [row for form in FORMS for row in time_form(networks, form.name, partial(run, form), args.rounds)],
     }
 
 
