@@ -16,9 +16,11 @@ __version__ = "0.2.0"
 logging.getLogger("xformers").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
+    from ddim_lightning.blocks import DecodeBlock, EditBlock, EncodeBlock, InvertBlock, ReconstructBlock
     from ddim_lightning.callbacks.measure import MemoryTimeline, StepTimer
     from ddim_lightning.callbacks.progress import ProgressPrinter
     from ddim_lightning.callbacks.sample_sheets import SampleSheets
+    from ddim_lightning.community import CogVideoXDDIMInversionOutput, CogVideoXPipelineForDDIMInversion
     from ddim_lightning.datamodule import VideoDataModule
     from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
     from ddim_lightning.diffusion.inversion import Inversion
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
     from ddim_lightning.writer import VideoWriter
 
 NAMES = {
+    "blocks": ("DecodeBlock", "EditBlock", "EncodeBlock", "InvertBlock", "ReconstructBlock"),
     "callbacks.measure": ("MemoryTimeline", "StepTimer"),
     "callbacks.progress": ("ProgressPrinter",),
     "callbacks.sample_sheets": ("SampleSheets",),
+    "community": ("CogVideoXDDIMInversionOutput", "CogVideoXPipelineForDDIMInversion"),
     "datamodule": ("VideoDataModule",),
     "diffusion.editors": ("Denoise", "DirectInversion", "Editor", "FlowEdit", "KVInjection"),
     "diffusion.inversion": ("Inversion",),
@@ -45,10 +49,11 @@ _HOMES = {name: home for home, names in NAMES.items() for name in names}
 
 # fmt: off
 __all__ = [
-    "BDIA", "DDIM", "Branch", "Clip", "ClipResult", "DDIMInversionModule", "Denoise", "Denoiser", "DirectInversion",
-    "EditFriendly", "EditRequest", "Editor", "FixedPoint", "FlowEdit", "Inversion", "Inverter", "KVInjection",
-    "MemoryTimeline", "Outputs", "ProgressPrinter", "Runtime", "SampleSheets", "Schedule", "Step", "StepTimer",
-    "Training", "UniInv", "UnreadableClip", "VideoDataModule", "VideoWriter",
+    "BDIA", "DDIM", "Branch", "Clip", "ClipResult", "CogVideoXDDIMInversionOutput", "CogVideoXPipelineForDDIMInversion",
+    "DDIMInversionModule", "DecodeBlock", "Denoise", "Denoiser", "DirectInversion", "EditBlock", "EditFriendly",
+    "EditRequest", "Editor", "EncodeBlock", "FixedPoint", "FlowEdit", "Inversion", "InvertBlock", "Inverter",
+    "KVInjection", "MemoryTimeline", "Outputs", "ProgressPrinter", "ReconstructBlock", "Runtime", "SampleSheets",
+    "Schedule", "Step", "StepTimer", "Training", "UniInv", "UnreadableClip", "VideoDataModule", "VideoWriter",
 ]
 # fmt: on
 

@@ -71,7 +71,7 @@ class DiffusersNetwork(OverModel):
         self._seen: dict[str, tuple[int, int]] = {}
         """For each form of a pass the last timestep, and how many passes there were at it."""
         for block in transformer.transformer_blocks:
-            if type(block.attn1.processor) is CogVideoXAttnProcessor2_0:
+            if type(block.attn1.processor) in (CogVideoXAttnProcessor2_0, ReadingProcessor):
                 block.attn1.set_processor(ReadingProcessor(attention))
 
     def start_stage(self) -> None:

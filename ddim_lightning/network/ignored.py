@@ -9,8 +9,12 @@ from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from ddim_lightning.network.diffusers_network import ReadingProcessor
+
 _CALLED = ("patch_embed", "norm_final", "proj_out")
 """Children of the transformer that our forward pass calls as modules, so that everything acts there."""
+_PROCESSORS = (CogVideoXAttnProcessor2_0, ReadingProcessor)
+"""The attention that our forward pass computes; ours stays where ``forward="diffusers"`` ran before."""
 
 
 def check_nothing_ignored(transformer: CogVideoXTransformer3DModel) -> None:
@@ -42,7 +46,7 @@ def describe_switches(transformer: CogVideoXTransformer3DModel) -> str:
         for kind, hook in {} if registry is None else registry.hooks.items():
             numbers = {key: one for key, one in sorted(vars(hook).items()) if isinstance(one, int | float | str)}
             found.append(f"{name} {kind} {numbers}")
-        found += [f"{name} {what}" for what in _list_ignored(module) if "ReadingProcessor" not in what]
+        found += [f"{name} {what}" for what in _list_ignored(module)]
     return "\n".join(found)
 
 
@@ -60,7 +64,7 @@ def _list_ignored(module: nn.Module) -> Iterator[str]:
     if is_parametrized(module):
         yield "a parametrization"
     processor = getattr(module, "processor", None)
-    if processor is not None and type(processor) is not CogVideoXAttnProcessor2_0:
+    if processor is not None and type(processor) not in _PROCESSORS:
         yield f"the attention processor {type(processor).__name__}"
     for weight in module.parameters(recurse=False):
         if type(weight) is not nn.Parameter or type(weight.data) is not Tensor:
