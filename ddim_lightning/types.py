@@ -59,6 +59,8 @@ class Branch:
             values.
         cache_key: Identifies latents that are made anew for each edit: branches with equal keys, in one call, have
             equal latents.
+        image_latents: (b, f, c, h, w), what an image-to-video model is shown beside the latents; ``None`` for a
+            text-to-video model.
     """
 
     latents: Latents
@@ -68,6 +70,7 @@ class Branch:
     kv_source: int | None = None
     needs_velocity: bool = True
     cache_key: tuple[int, ...] | None = None
+    image_latents: Latents | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -115,6 +118,8 @@ class EditRequest:
         guidance_scale: Classifier-free guidance scale, >= 0; 1 turns guidance off.
         mask: (1, f, 1, h, w) float at the latents' size, 1 where the video may change and 0 where the trajectory is
             kept; ``None`` changes everything.
+        image_latents: (b, f, c, h, w), what an image-to-video model is shown beside the edited video; ``None`` shows it
+            what the inversion was made under.
     """
 
     prompt: str
@@ -122,6 +127,7 @@ class EditRequest:
     source_prompt: str | None = None
     guidance_scale: float = 1.0
     mask: Tensor | None = None
+    image_latents: Latents | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +205,9 @@ class Clip:
         warnings: Sentences for the result.
         mask: (f, h, w) bool, True where the edits may change the video; ``None`` changes everything.
         mask_source: The file or folder of the mask; ``None`` when there is none.
+        first_frame: (c, h, w) uint8 at the size of ``frames``: the first frame of the edits, made elsewhere, that an
+            image-to-video model propagates; ``None`` shows it the clip's own.
+        first_frame_source: The file of the first frame; ``None`` when there is none.
     """
 
     id: str
@@ -213,6 +222,8 @@ class Clip:
     warnings: tuple[str, ...] = ()
     mask: Bool[Tensor, "f h w"] | None = None
     mask_source: str | None = None
+    first_frame: UInt8[Tensor, "c h w"] | None = None
+    first_frame_source: str | None = None
 
 
 @dataclass

@@ -17,7 +17,7 @@ from ddim_lightning.types import VideoLimits
 BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
 """Folder of the bundled model."""
 
-RECOMMENDED = "zai-org/CogVideoX-5b"
+RECOMMENDED, RECOMMENDED_IMAGE = "zai-org/CogVideoX-5b", "zai-org/CogVideoX-5b-I2V"
 
 CONFIGS = {
     "transformer": "config.json",

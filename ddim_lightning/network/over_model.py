@@ -35,6 +35,12 @@ class OverModel:
         """How many layers have keys and values to read."""
         return len(self.transformer.transformer_blocks)
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of a row: those of the latents, in an image-to-video model and of its image latents."""
+        channels: int = self.transformer.config.in_channels
+        return channels
+
     def get_rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the rotary table for latents; see `RotaryTables`."""
         return self._rotary.get(latents)
