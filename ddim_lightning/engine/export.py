@@ -83,13 +83,20 @@ def make_layout(latents: Tensor, wanted: int | None, reads: tuple[int, ...]) -> 
     return RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, tuple(reads))
 
 
+def make_row_size(parts: Components, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the (f, in_channels, h, w) of a row for clips of so many frames of this size in pixels."""
+    config, limits = parts.transformer.config, parts.limits
+    spatial = limits.multiple // config.patch_size
+    return count_latent_frames(num_frames, limits), config.in_channels, height // spatial, width // spatial
+
+
 @torch.no_grad()
 def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guidance_scale: float) -> list[RowLayout]:
     """List the row layouts of an inversion and an edit as the engine does them, after those of every export.
 
     Args:
         engine: Its inverter, editor and schedule decide.
-        size: (f, c, h, w) of a row.
+        size: (f, in_channels, h, w) of the rows.
         guidance_scale: Of the edit.
     """
     transformer, channels = engine.components.transformer, engine.components.vae.config.latent_channels
@@ -124,7 +131,7 @@ def export_network(
             the usual three.
         folder: Made where it is missing.
         kind: One of `FORMATS`.
-        size: (f, c, h, w) of a row; see `get_row_size`.
+        size: (f, in_channels, h, w) of the rows, whole tokens of frames.
         guidance_scale: Of the edits.
         on_layout: Called before each layout with its position and their number.
 
@@ -163,19 +170,6 @@ def export_network(
     )  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
     return manifest
-
-
-def get_row_size(parts: Components, num_frames: int, pixels: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return (f, c, h, w) of a row of the network, its image latents included.
-
-    Args:
-        parts: The loaded model.
-        num_frames: Frames of the videos, 4k + 1.
-        pixels: Their height and width.
-    """
-    config, limits = parts.transformer.config, parts.limits
-    height, width = (side * config.patch_size // limits.multiple for side in pixels)
-    return count_latent_frames(num_frames, limits), config.in_channels, height, width
 
 
 def layout_name(layout: RowLayout) -> str:
