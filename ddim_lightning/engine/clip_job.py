@@ -66,6 +66,8 @@ def check_frames(frames: Frames, limits: VideoLimits) -> None:
         raise ValueError(f"frames: their count must be {limits.temporal}k + 1, got {num_frames}")
     if height % limits.multiple or width % limits.multiple:
         raise ValueError(f"frames: height and width must be multiples of {limits.multiple}, got {height} x {width}")
+    limits.check_count(num_frames)
+    limits.check_size(height, width)
 
 
 def find_untrained(frames: Frames, limits: VideoLimits) -> list[str]:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ddim_lightning.diffusion.sampling import edit, invert
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
+from ddim_lightning.models.loading import Components
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
-from ddim_lightning.network.forward import RowLayout
+from ddim_lightning.network.forward import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
-from ddim_lightning.types import EditRequest, KVScale
+from ddim_lightning.types import EditRequest, KVScale, count_latent_frames
 
 SCHEMA = "ddim-lightning/artifacts/1"
 MANIFEST = "manifest.json"
@@ -82,13 +83,20 @@ def make_layout(latents: Tensor, wanted: int | None, reads: tuple[int, ...]) -> 
     return RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, tuple(reads))
 
 
+def make_row_size(parts: Components, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the (f, in_channels, h, w) of a row for clips of so many frames of this size in pixels."""
+    config, limits = parts.transformer.config, parts.limits
+    spatial = limits.multiple // config.patch_size
+    return count_latent_frames(num_frames, limits), config.in_channels, height // spatial, width // spatial
+
+
 @torch.no_grad()
 def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guidance_scale: float) -> list[RowLayout]:
     """List the row layouts of an inversion and an edit as the engine does them, after those of every export.
 
     Args:
         engine: Its inverter, editor and schedule decide.
-        size: (f, c, h, w) of the latents.
+        size: (f, in_channels, h, w) of the rows.
         guidance_scale: Of the edit.
     """
     transformer = engine.components.transformer
@@ -96,7 +104,9 @@ def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guida
     recorder = _Recorder(torch.float32, len(transformer.transformer_blocks))
     denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
     generator = torch.Generator().manual_seed(0)
-    inversion = invert(denoiser, torch.zeros(1, *size), engine.schedule, engine.inverter, generator=generator)
+    # Of the channels only those of the video are inverted; those of an image come beside them.
+    latents = torch.zeros(1, size[0], transformer.config.out_channels, *size[2:])
+    inversion = invert(denoiser, latents, engine.schedule, engine.inverter, generator=generator)
     request = EditRequest("edit", source_prompt="source", guidance_scale=guidance_scale)
     edit(denoiser, inversion, engine.editor, request, generator=generator)
     return list(dict.fromkeys([ONE_ROW, GUIDED_PAIR, EDIT, *recorder.seen]))
@@ -122,7 +132,7 @@ def export_network(
             the usual three.
         folder: Made where it is missing.
         kind: One of `FORMATS`.
-        size: (f, c, h, w) of the latents.
+        size: (f, in_channels, h, w) of the rows, whole tokens of frames.
         guidance_scale: Of the edits.
         on_layout: Called before each layout with its position and their number.
 
@@ -140,7 +150,7 @@ def export_network(
     entries, kernel = [], ""
     for k, layout in enumerate(layouts):
         on_layout(layout, k, len(layouts))
-        tokens = text[0] + size[0] * (size[2] // config.patch_size) * (size[3] // config.patch_size)
+        tokens = text[0] + count_video_tokens(config, size[0], *size[2:])
         shape = (layout.rows, config.num_attention_heads, tokens, config.attention_head_dim)
         attention = engine.network.attention.choose(shape, transformer.dtype, device)
         kernel = attention.name
