@@ -175,7 +175,8 @@ class VideoDataModule(LightningDataModule):
         if self.height is None or self.width is None:
             got = f"{self.height} x {self.width}"
             raise ValueError(f"height and width must be given where the module has no `video_limits`, got {got}")
-        return VideoLimits(sys.maxsize, self.height, self.width, multiple=1, temporal=1)
+        # What such a module makes of a first frame is not known here.
+        return VideoLimits(sys.maxsize, self.height, self.width, multiple=1, temporal=1, needs_image=True)
 
 
 def _take_only(batch: list[Clip | UnreadableClip]) -> Clip | UnreadableClip:

@@ -33,7 +33,7 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
         fit: What happens to frames of another shape: ``crop``, ``pad`` or ``stretch``.
 
     Raises:
-        ValueError: If the size, the stride or the number of frames of a request breaks a rule of the model.
+        ValueError: If the size, the stride, the number of frames or a first frame breaks a rule of the model.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
     ) -> None:
         check_stride(stride)
         for request in requests:
-            if request.num_frames is not None:
-                try:
+            try:
+                if request.num_frames is not None:
                     check_num_frames(request.num_frames, limits)
-                except ValueError as error:
-                    raise ValueError(f"{request.origin}: {error}" if request.origin else str(error)) from None
+                if request.first_frame is not None:
+                    limits.check_first_frame(request.first_frame)
+            except ValueError as error:
+                raise ValueError(f"{request.origin}: {error}" if request.origin else str(error)) from None
         self.requests = list(requests)
         self.limits = limits
         self.stride = stride

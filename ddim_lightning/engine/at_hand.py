@@ -152,7 +152,7 @@ class PartsAtHand:
             raise ValueError(f"offload: must be none for a pipeline, which moves none, got {self.runtime.offload!r}")
         if self.runtime.exported is not None:
             raise ValueError(f"exported: must be unset for a pipeline, which runs none, got {self.runtime.exported!r}")
-        kind = CogVideoXImageToVideoPipeline if self.engine.takes_image else CogVideoXPipeline
+        kind = CogVideoXImageToVideoPipeline if self.components.limits.needs_image else CogVideoXPipeline
         return kind(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ddim_lightning.models.checkpoint import RECOMMENDED_IMAGE
 from ddim_lightning.models.text import is_text
 from ddim_lightning.types import Clip, Frames, VideoLimits
 
@@ -20,6 +19,8 @@ def check_frames(frames: Frames, limits: VideoLimits) -> None:
         raise ValueError(f"frames: their count must be {limits.temporal}k + 1, got {num_frames}")
     if height % limits.multiple or width % limits.multiple:
         raise ValueError(f"frames: height and width must be multiples of {limits.multiple}, got {height} x {width}")
+    limits.check_count(num_frames)
+    limits.check_size(height, width)
 
 
 def find_untrained(frames: Frames, limits: VideoLimits) -> list[str]:
@@ -46,24 +47,12 @@ def check_prompts(clip: Clip) -> None:
             raise ValueError(f"{name}: must be text of whole characters, got {prompt!r}")
 
 
-def check_first_frame(clip: Clip, limits: VideoLimits, *, takes_image: bool) -> None:
-    """Raise a ValueError unless the first frame of a clip, its own or another for the edits, is one the model can take.
-
-    Args:
-        clip: The clip; its frames are checked already.
-        limits: What the model takes.
-        takes_image: Whether it is an image-to-video model.
-    """
-    num_frames, frame = len(clip.frames), clip.first_frame
-    if takes_image and num_frames > limits.num_frames:
-        rule = f"an image-to-video model takes at most {limits.num_frames} at once, for no later window has its first"
-        raise ValueError(f"num_frames: {rule} frame, got {num_frames}")
+def check_first_frame(clip: Clip, limits: VideoLimits) -> None:
+    """Raise a ValueError unless the first frame of a clip's edits, if it has one, is one that the model can take."""
+    frame = clip.first_frame
     if frame is None:
         return
-    if not takes_image:
-        got = clip.first_frame_source or "one"
-        rule = f"only an image-to-video model such as {RECOMMENDED_IMAGE} can propagate one; use such a model, or none"
-        raise ValueError(f"first_frame: {rule}, got {got}")
+    limits.check_first_frame(clip.first_frame_source or tuple(frame.shape))
     if frame.shape != clip.frames.shape[1:] or frame.dtype != torch.uint8:
         got = f"{str(frame.dtype).removeprefix('torch.')} {tuple(frame.shape)}"
         raise ValueError(f"first_frame: must be uint8 {tuple(clip.frames.shape[1:])} as the frames are, got {got}")

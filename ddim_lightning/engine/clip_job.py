@@ -84,7 +84,7 @@ class ClipJob:
         clip = self.clip
         limits = self.engine.components.limits
         check_frames(clip.frames, limits)
-        check_first_frame(clip, limits, takes_image=self.engine.takes_image)
+        check_first_frame(clip, limits)
         self.num_windows = self.engine.count_windows(count_latent_frames(len(clip.frames), limits))
         check_prompts(clip)
         self.timer = StageTimer(self.engine.device)
@@ -114,10 +114,12 @@ class ClipJob:
         prompt = self.clip.source_prompt if engine.inversion_prompt is None else engine.inversion_prompt
         if prompt is None:
             raise ValueError("source_prompt: must be given where inversion_prompt is null, got None")
+        image = None
         with self._stage("encode", "encode", 1) as tick:
             latents = engine.encode(source)
-            image = engine.encode_image(source[0], latents.shape[1]) if engine.takes_image else None
-            self._place_first_frame(latents)
+            if engine.components.limits.needs_image:
+                image = engine.encode_image(source[0], latents.shape[1])
+                self._place_first_frame(latents)
             # Those of a long clip, and with them its trajectory, stay on the host; windows come to the device.
             latents = latents.cpu() if self.num_windows > 1 else latents
             tick()

@@ -63,12 +63,6 @@ class InversionEngine:
         return device
 
     @property
-    def takes_image(self) -> bool:
-        """Whether the model is an image-to-video model, which is shown the latents of a first frame beside its own."""
-        channels: int = self.components.vae.config.latent_channels
-        return self.network.in_channels > channels
-
-    @property
     def nfe(self) -> int:
         """Number of function evaluations so far: one latent under one embedding through the transformer counts 1."""
         if self.edit_denoiser is self.denoiser:

@@ -17,7 +17,7 @@ from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.models.loading import Components
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
-from ddim_lightning.network.forward import RowLayout
+from ddim_lightning.network.forward import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
 from ddim_lightning.types import EditRequest, KVScale, count_latent_frames
@@ -104,7 +104,7 @@ def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guida
     recorder = _Recorder(torch.float32, len(transformer.transformer_blocks), engine.network.in_channels, channels)
     denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
     generator, latents = torch.Generator().manual_seed(0), torch.zeros(1, size[0], channels, *size[2:])
-    image = latents if engine.takes_image else None
+    image = latents if engine.components.limits.needs_image else None
     inversion = invert(denoiser, latents, engine.schedule, engine.inverter, image_latents=image, generator=generator)
     request = EditRequest("edit", source_prompt="source", guidance_scale=guidance_scale)
     edit(denoiser, inversion, engine.editor, request, generator=generator)
@@ -149,7 +149,7 @@ def export_network(
     entries, kernel = [], ""
     for k, layout in enumerate(layouts):
         on_layout(layout, k, len(layouts))
-        tokens = text[0] + size[0] * (size[2] // config.patch_size) * (size[3] // config.patch_size)
+        tokens = text[0] + count_video_tokens(config, size[0], *size[2:])
         shape = (layout.rows, config.num_attention_heads, tokens, config.attention_head_dim)
         attention = engine.network.attention.choose(shape, transformer.dtype, device)
         kernel = attention.name
