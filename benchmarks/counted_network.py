@@ -38,6 +38,11 @@ class CountedNetwork:
         """How many layers have keys and values to read."""
         return self.network.num_layers
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of a row."""
+        return self.network.in_channels
+
     def __call__(
         self,
         latents: Tensor,

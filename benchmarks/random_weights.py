@@ -46,3 +46,5 @@ def _apply_random_weights(module: nn.Module, generator: torch.Generator) -> None
             parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
         else:
             parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.1, generator=generator)
+    for buffer in module.buffers():  # positions, learned or not
+        buffer.normal_(0.0, 0.1, generator=generator)

@@ -29,8 +29,8 @@ class VideoDataModule(LightningDataModule):
     Args:
         videos: A video, a folder of numbered frames, a folder of either, a glob, a list, or a manifest: CSV or JSONL
             with the columns ``video``, ``prompts`` (in CSV separated by ``|``), ``source_prompt``, ``negative_prompt``,
-            ``start``, ``num_frames``, ``seed``, ``id``, ``mask``, ``fps``. What a row leaves out comes from the
-            arguments below.
+            ``start``, ``num_frames``, ``seed``, ``id``, ``mask``, ``fps``, ``first_frame``. What a row leaves out comes
+            from the arguments below.
         prompts: The edits wanted of every clip.
         source_prompt: A description of the clips; an empty one is none.
         negative_prompt: What guidance moves away from.
@@ -44,6 +44,8 @@ class VideoDataModule(LightningDataModule):
             distorts.
         mask: A video, an image or a folder of frames, white where the edits may change the clips; ``None`` changes
             everything.
+        first_frame: A picture, the clip's first frame as it was edited elsewhere: an image-to-video model makes edits
+            that begin with it. ``None`` shows it the clip's own.
         fps: Frames per second of folders of frames, 0.01 .. 1000; ``None`` is 8. Video files have a rate of their own.
         num_workers: Processes that decode, >= 0.
 
@@ -66,6 +68,7 @@ class VideoDataModule(LightningDataModule):
         width: int | None = None,
         fit: Fit = "crop",
         mask: str | os.PathLike[str] | None = None,
+        first_frame: str | os.PathLike[str] | None = None,
         fps: float | None = None,
         num_workers: int = 2,
     ) -> None:
@@ -88,6 +91,7 @@ class VideoDataModule(LightningDataModule):
             num_frames=num_frames,
             mask=None if mask is None else check_file(mask, "mask"),
             fps=None if fps is None else check_fps(fps),
+            first_frame=None if first_frame is None else check_file(first_frame, "first_frame"),
         )
         self.requests = find_clips(videos, default)
         if fps is not None and not any(request.video.is_dir() for request in self.requests):
@@ -171,7 +175,8 @@ class VideoDataModule(LightningDataModule):
         if self.height is None or self.width is None:
             got = f"{self.height} x {self.width}"
             raise ValueError(f"height and width must be given where the module has no `video_limits`, got {got}")
-        return VideoLimits(sys.maxsize, self.height, self.width, multiple=1, temporal=1)
+        # What such a module makes of a first frame is not known here.
+        return VideoLimits(sys.maxsize, self.height, self.width, multiple=1, temporal=1, needs_image=True)
 
 
 def _take_only(batch: list[Clip | UnreadableClip]) -> Clip | UnreadableClip:

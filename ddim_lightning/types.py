@@ -59,6 +59,8 @@ class Branch:
             values.
         cache_key: Identifies latents that are made anew for each edit: branches with equal keys, in one call, have
             equal latents.
+        image_latents: (b, f, c, h, w), what an image-to-video model is shown beside the latents; ``None`` for a
+            text-to-video model.
     """
 
     latents: Latents
@@ -68,6 +70,7 @@ class Branch:
     kv_source: int | None = None
     needs_velocity: bool = True
     cache_key: tuple[int, ...] | None = None
+    image_latents: Latents | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -115,6 +118,8 @@ class EditRequest:
         guidance_scale: Classifier-free guidance scale, >= 0; 1 turns guidance off.
         mask: (1, f, 1, h, w) float at the latents' size, 1 where the video may change and 0 where the trajectory is
             kept; ``None`` changes everything.
+        image_latents: (b, f, c, h, w), what an image-to-video model is shown beside the edited video; ``None`` shows it
+            what the inversion was made under.
     """
 
     prompt: str
@@ -122,6 +127,7 @@ class EditRequest:
     source_prompt: str | None = None
     guidance_scale: float = 1.0
     mask: Tensor | None = None
+    image_latents: Latents | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,10 @@ class VideoLimits:
         width: Native width in pixels.
         multiple: Height and width must be multiples of this many pixels.
         temporal: Frames per latent frame after the first.
+        patch_frames: Latent frames of a token; latents are padded in front to a multiple of it.
+        largest: Greatest height and width in pixels that it has positions for; ``None`` where there is no end.
+        fixed: Whether its positions were learned at the native size, and hold for no other.
+        needs_image: Whether it wants the latents of an image beside those of the video.
     """
 
     num_frames: int
@@ -141,19 +151,50 @@ class VideoLimits:
     width: int
     multiple: int
     temporal: int
+    patch_frames: int = 1
+    largest: tuple[int, int] | None = None
+    fixed: bool = False
+    needs_image: bool = False
 
     @property
     def trained_multiple(self) -> int:
         """Frames after the first come in multiples of this where a model was trained, for it pairs its latent frames.
 
-        Source: the model card of zai-org/CogVideoX-5b, "should be 8N + 1".
+        Source: the model cards of zai-org/CogVideoX-5b, "should be 8N + 1", and CogVideoX1.5-5B, "should be 16N + 1".
         """
-        return 2 * self.temporal
+        return 2 * self.temporal * self.patch_frames
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise a ValueError unless the model has positions for frames of this size in pixels."""
+        if self.fixed and (height, width) != (self.height, self.width):
+            rule = f"the model has learned positions for {self.height} x {self.width} pixels only"
+            raise ValueError(f"height, width: {rule}, got {height} x {width}")
+        if self.largest is not None and (height > self.largest[0] or width > self.largest[1]):
+            most = " x ".join(map(str, self.largest))
+            raise ValueError(
+                f"height, width: the model has positions for {most} pixels at most, got {height} x {width}"
+            )
+
+    def check_count(self, num_frames: int) -> None:
+        """Raise a ValueError unless the model has positions for so many frames, or for windows of them."""
+        if self.fixed and num_frames < self.num_frames:
+            rule = f"the model has learned positions for {self.num_frames} frames, longer clips take windows of as many"
+            raise ValueError(f"num_frames: {rule}, got {num_frames}")
+        if self.needs_image and num_frames > self.num_frames:
+            rule = f"an image-to-video model takes {self.num_frames} at most, for no later window has its first frame"
+            raise ValueError(f"num_frames: {rule}, got {num_frames}")
+
+    def check_first_frame(self, first_frame: object) -> None:
+        """Raise a ValueError that names a first frame, unless the model is one that is shown an image."""
+        if not self.needs_image:
+            rule = "only an image-to-video model, zai-org/CogVideoX-5b-I2V for one, makes videos of it; leave it out"
+            raise ValueError(f"first_frame: {rule} or take such a model, got {first_frame}")
 
 
 def count_latent_frames(num_frames: int, limits: VideoLimits) -> int:
-    """Return how many latent frames a model's VAE makes of 4k + 1 frames: k + 1."""
-    return (num_frames - 1) // limits.temporal + 1
+    """Return how many latent frames a model sees of 4k + 1 frames: k + 1, and what pads them to whole tokens."""
+    latent_frames = (num_frames - 1) // limits.temporal + 1
+    return latent_frames + -latent_frames % limits.patch_frames
 
 
 @dataclass
@@ -199,6 +240,9 @@ class Clip:
         warnings: Sentences for the result.
         mask: (f, h, w) bool, True where the edits may change the video; ``None`` changes everything.
         mask_source: The file or folder of the mask; ``None`` when there is none.
+        first_frame: (c, h, w) uint8 at the size of ``frames``: the first frame of the edits, made elsewhere, that an
+            image-to-video model propagates; ``None`` shows it the clip's own.
+        first_frame_source: The file of the first frame; ``None`` when there is none.
     """
 
     id: str
@@ -213,6 +257,8 @@ class Clip:
     warnings: tuple[str, ...] = ()
     mask: Bool[Tensor, "f h w"] | None = None
     mask_source: str | None = None
+    first_frame: UInt8[Tensor, "c h w"] | None = None
+    first_frame_source: str | None = None
 
 
 @dataclass

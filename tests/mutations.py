@@ -214,8 +214,8 @@ MUTATIONS = (
     Mutation(
         "the reconstruction forgets the prompt of the inversion",
         "diffusion/sampling.py",
-        "make_velocity_fn(denoiser, inversion.prompt)",
-        'make_velocity_fn(denoiser, "")',
+        "make_velocity_fn(denoiser, inversion.prompt, ",
+        'make_velocity_fn(denoiser, "", ',
         "diffusion/test_inverters.py::test_round_trip",
     ),
     Mutation(

@@ -33,9 +33,11 @@ fuzz = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-COLUMNS = ("video", "prompts", "source_prompt", "negative_prompt", "start", "num_frames", "seed", "id", "mask")
-# Text with what breaks parsers more often than chance would have it, and halves of characters.
 # fmt: off
+COLUMNS = (
+    "video", "prompts", "source_prompt", "negative_prompt", "start", "num_frames", "seed", "id", "mask", "first_frame",
+)
+# Text with what breaks parsers more often than chance would have it, and halves of characters.
 TRICKY = (
     "null", "~", "- a", "a: b", "#1", "{", "[", "]", '"', "'", "&a", "*a", "!t", "%", "|", ">", "@", "`", "--", "-",
     "\x00", "\x1b[31m", "\n", "\r", "\ud83d", "\udce9", "\u2028", "\ufeff", "..", "/", "~x", "é", "😀",

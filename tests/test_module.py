@@ -259,6 +259,8 @@ def test_what_is_no_clip_is_raised_where_errors_are_raised(tiny_model):
         ({"frames": torch.zeros(16, 24, dtype=torch.uint8)}, "frames: must have shape"),
         ({"frames": None}, "NoneType"),
         ({"mask": "white"}, "str"),
+        ({"first_frame": "red.png"}, "first_frame: .*str"),
+        ({"first_frame": torch.zeros(3, 16, 24, dtype=torch.uint8)}, "first_frame: .*image-to-video.*I2V"),
     ],
 )
 def test_whatever_is_wrong_with_a_clip_it_alone_is_skipped(fields, reason, tiny_model):

@@ -27,8 +27,9 @@ def check_edit(
         raise argparse.ArgumentError(None, f"trajectory_dir: must not be output without save_trajectory, got {kept!r}")
     (request,) = find_clips([video.video], ClipRequest())
     get_place(Path(run.output), request.id)
-    if frames.mask is not None:
-        check_file(frames.mask, "mask")
+    for name in ("mask", "first_frame"):
+        if (path := getattr(frames, name)) is not None:
+            check_file(path, name)
     if kept is not None and not (former := Path(kept, request.id, "trajectory.safetensors")).is_file():
         raise FileNotFoundError(f"trajectory_dir: must be of a run of this clip with save_trajectory; no {former}")
     if runtime.exported is not None and not Path(runtime.exported).expanduser().is_dir():

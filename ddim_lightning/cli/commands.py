@@ -14,7 +14,7 @@ from ddim_lightning.cli.running import predict_clips, tell_results
 from ddim_lightning.data.frames import make_size
 from ddim_lightning.datamodule import VideoDataModule
 from ddim_lightning.engine.config import Outputs, Runtime, Schedule
-from ddim_lightning.engine.export import MANIFEST, export_network, layout_name
+from ddim_lightning.engine.export import MANIFEST, export_network, layout_name, make_row_size
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.network.forward import RowLayout
 from ddim_lightning.report.tables import make_means, print_edits
@@ -51,9 +51,7 @@ def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, schedule
     pixels = make_size(limits, frames.height, frames.width)
     wants_gpu = run.accelerator in ("gpu", "cuda") or (run.accelerator == "auto" and torch.cuda.is_available())
     module.load("cuda" if wants_gpu else "cpu")
-    config = module.components.transformer.config
-    height, width = (side // (limits.multiple // config.patch_size) for side in pixels)
-    size = (1 + count // limits.temporal, config.in_channels, height, width)
+    size = make_row_size(module.components, count, *pixels)
 
     def tell(layout: RowLayout, k: int, total: int) -> None:
         if not (run.quiet or run.json):

@@ -74,6 +74,7 @@ class Frames:  # noqa: D101
     width: int | None = None
     fit: Literal["crop", "pad", "stretch"] = "crop"
     mask: str | None = None
+    first_frame: str | None = None
     fps: float | None = None
 
     def __post_init__(self) -> None:

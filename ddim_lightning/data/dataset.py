@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from ddim_lightning.data.first_frame import read_first_frame
 from ddim_lightning.data.frame_folder import FOLDER_FPS
 from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride, choose_frames, make_size
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.mask import read_mask
-from ddim_lightning.data.video import read_clip, read_info
+from ddim_lightning.data.video import VideoInfo, read_clip, read_info
 from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
 
 
 class VideoDataset(Dataset[Clip | UnreadableClip]):
     """A `VideoDataset` reads clips from files, at the size and length of a model.
 
-    A file or a mask that cannot be read becomes an `UnreadableClip`; what is wrong with the settings is raised here,
-    before any file is opened.
+    A file, a mask or a first frame that cannot be read becomes an `UnreadableClip`; what is wrong with the settings is
+    raised here, before any file is opened.
 
     Args:
         requests: The clips wanted.
@@ -30,7 +33,7 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
         fit: What happens to frames of another shape: ``crop``, ``pad`` or ``stretch``.
 
     Raises:
-        ValueError: If the size, the stride or the number of frames of a request breaks a rule of the model.
+        ValueError: If the size, the stride, the number of frames or a first frame breaks a rule of the model.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
     ) -> None:
         check_stride(stride)
         for request in requests:
-            if request.num_frames is not None:
-                try:
+            try:
+                if request.num_frames is not None:
                     check_num_frames(request.num_frames, limits)
-                except ValueError as error:
-                    raise ValueError(f"{request.origin}: {error}" if request.origin else str(error)) from None
+                if request.first_frame is not None:
+                    limits.check_first_frame(request.first_frame)
+            except ValueError as error:
+                raise ValueError(f"{request.origin}: {error}" if request.origin else str(error)) from None
         self.requests = list(requests)
         self.limits = limits
         self.stride = stride
@@ -83,10 +88,13 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
                 fit=self.fit,
                 fps=fps,
             )
-            mask = None
+            mask, first_frame = None, None
+            notes: tuple[str, ...] = ()
             if request.mask is not None:
                 info = read_info(request.video)
                 mask = read_mask(request.mask, info, choice, height=self.height, width=self.width, fit=self.fit)
+            if request.first_frame is not None:
+                first_frame, notes = self._read_first_frame(request.first_frame, read_info(request.video))
         except Exception as error:  # a damaged file can make a decoder raise anything
             known = isinstance(error, OSError | ValueError)
             return self.make_unreadable(index, str(error) if known else f"{type(error).__name__}: {error}")
@@ -100,20 +108,23 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
             seed=request.seed,
             selection=choice.selection,
             source=source,
-            warnings=choice.warnings,
+            warnings=(*choice.warnings, *notes),
             mask=mask,
             mask_source=None if request.mask is None else str(request.mask),
+            first_frame=first_frame,
+            first_frame_source=None if request.first_frame is None else str(request.first_frame),
         )
 
     def check(self, index: int) -> None:
-        """Check a clip and its mask, decoding one frame of the clip.
+        """Check a clip, its mask and its first frame, decoding one frame of the clip.
 
         Args:
             index: Position among the requests.
 
         Raises:
             OSError: A file that is missing or may not be read; always the exact subclass.
-            ValueError: A file that is no video, has too few frames, or a mask that does not fit.
+            ValueError: A file that is no video or has too few frames, a mask that does not fit, or a first frame that
+                is no picture.
         """
         request = self.requests[index]
         info = read_info(request.video, fps=request.fps or FOLDER_FPS)
@@ -122,6 +133,8 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
         )
         if request.mask is not None:
             read_mask(request.mask, info, choice, height=self.height, width=self.width, fit=self.fit)
+        if request.first_frame is not None:
+            self._read_first_frame(request.first_frame, info)
 
     def make_unreadable(self, index: int, reason: str) -> UnreadableClip:
         """Make what stands for a clip that could not be read.
@@ -132,6 +145,9 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
         """
         request = self.requests[index]
         return UnreadableClip(request.id, str(request.video), " ".join(reason.split()), request.prompts)
+
+    def _read_first_frame(self, path: Path, clip: VideoInfo) -> tuple[Tensor, tuple[str, ...]]:
+        return read_first_frame(path, clip, height=self.height, width=self.width, fit=self.fit)
 
 
 class ShardSampler(DistributedSampler[Any]):

@@ -44,7 +44,7 @@ class FrameFolder:
         first: tuple[str, str] | None = None
         for index in indices:
             path = self.frames[index]
-            picture = _read_image(path)
+            picture = read_image(path)
             height, width = picture.pixels.shape[1:]
             size = f"{width} x {height}"
             first = first or (path.name, size)
@@ -91,7 +91,16 @@ def _find_gaps(numbers: Sequence[int]) -> list[str]:
     return [str(first) if first >= last else f"{first}..{last}" for first, last in gaps]
 
 
-def _read_image(path: Path) -> Picture:
+def read_image(path: Path) -> Picture:
+    """Read an image file.
+
+    Args:
+        path: The file; of a video the first frame is read.
+
+    Raises:
+        OSError: If there is no such file, or it may not be read; always the exact subclass.
+        ValueError: If it cannot be read as an image, or is damaged.
+    """
     try:
         with reading(path) as container:
             stream = video_stream(path, container)

@@ -97,7 +97,8 @@ def check_num_frames(num_frames: NumFrames, limits: VideoLimits) -> None:
         limits: What the model takes.
 
     Raises:
-        ValueError: If it is neither ``all`` nor 4k + 1 (4 being ``limits.temporal``) and at least 5.
+        ValueError: If it is neither ``all`` nor 4k + 1 (4 being ``limits.temporal``) and at least 5, or fewer than the
+            model has learned positions for.
     """
     temporal = limits.temporal
     if num_frames == "all":
@@ -106,6 +107,7 @@ def check_num_frames(num_frames: NumFrames, limits: VideoLimits) -> None:
         raise ValueError(f"num_frames must be an integer or 'all', got {num_frames!r}")
     if num_frames <= temporal or num_frames % temporal != 1 % temporal:
         raise ValueError(f"num_frames must be {temporal}k + 1 and at least {temporal + 1}, got {num_frames}")
+    limits.check_count(num_frames)
 
 
 def choose_frames(
@@ -142,6 +144,7 @@ def choose_frames(
         most = min(usable, limits.num_frames) if num_frames is None else usable
         is_model = num_frames is None and most == limits.num_frames
         num_frames = (most - 1) // temporal * temporal + 1
+        limits.check_count(num_frames)
         at_once = f"model takes {num_frames} at once, num_frames='all' takes all"
         reason = at_once if is_model else f"the count must be {temporal}k + 1"
     else:
@@ -167,11 +170,13 @@ def make_size(limits: VideoLimits, height: int | None = None, width: int | None 
         Height and width in pixels.
 
     Raises:
-        ValueError: If one of them is not a positive multiple of ``limits.multiple``.
+        ValueError: If one of them is not a positive multiple of ``limits.multiple``, or the model has no positions for
+            such a size.
     """
     height = limits.height if height is None else height
     width = limits.width if width is None else width
     for name, value in (("height", height), ("width", width)):
         if value < 1 or value % limits.multiple:
             raise ValueError(f"{name} must be a positive multiple of {limits.multiple} pixels, got {value}")
+    limits.check_size(height, width)
     return height, width

@@ -46,6 +46,7 @@ class ClipRequest:
         mask: A video, an image or a folder of frames, white where the edits may change the clip; ``None`` changes
             everything.
         fps: Frames per second of a folder of frames; ``None`` is 8. A file has its own.
+        first_frame: A picture: the first frame of the edits, made elsewhere; ``None`` where there is none.
     """
 
     video: Path = Path()
@@ -59,6 +60,7 @@ class ClipRequest:
     origin: str = ""
     mask: Path | None = None
     fps: float | None = None
+    first_frame: Path | None = None
 
 
 Videos = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -112,9 +114,9 @@ def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
     """Read a list of clips: CSV with a header, or JSONL with an object a line, in UTF-8.
 
     The columns are ``video`` (required, relative to the manifest), ``prompts``, ``source_prompt``, ``negative_prompt``,
-    ``start``, ``num_frames``, ``seed``, ``id``, ``fps`` and ``mask`` (a file, relative to the manifest). In CSV several
-    prompts are separated by ``|``; in JSONL they are a list of strings, or one string. An empty cell, ``null`` and a
-    column that is left out mean the default.
+    ``start``, ``num_frames``, ``seed``, ``id``, ``fps``, ``mask`` and ``first_frame`` (files, relative to the
+    manifest). In CSV several prompts are separated by ``|``; in JSONL they are a list of strings, or one string. An
+    empty cell, ``null`` and a column that is left out mean the default.
 
     Args:
         path: The manifest, ``.csv`` or ``.jsonl``.
@@ -238,7 +240,7 @@ def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipReq
             raise ValueError(f"{origin}, column {name}: {error}, got {_SHORT.repr(value)}") from None
     if "video" not in values:
         raise ValueError(f"{origin}, column video: must name a file, got nothing")
-    for name in ("video", "mask"):
+    for name in ("video", "mask", "first_frame"):
         if name not in values:
             continue
         try:
@@ -296,6 +298,7 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
     "id": check_id,
     "mask": _parse_text,
     "fps": _parse_fps,
+    "first_frame": _parse_text,
 }
 
 

@@ -25,6 +25,7 @@ class Inversion:
         state: The inverter's own state at level 0.
         residual: ``levels[N] - denoise_step(levels[N - 1])``, or ``None`` when the inverter keeps none.
         nfe: Number of function evaluations it took, each of all b latents under one embedding, in all their windows.
+        image_latents: (b, f, c, h, w), what an image-to-video model was shown; ``None`` for a text-to-video model.
     """
 
     inverter: Inverter
@@ -34,6 +35,7 @@ class Inversion:
     state: State
     residual: Latents | None
     nfe: int
+    image_latents: Latents | None = None
 
     @property
     def x_T(self) -> Latents:  # noqa: N802, its name in the literature
@@ -44,7 +46,11 @@ class Inversion:
         return self.levels[0]
 
     def to_dict(self) -> dict[str, Tensor]:
-        """Return the tensors to save, on the CPU: ``levels``, ``angles``, ``timesteps``, ``state.k``, ``residual``."""
+        """Return the tensors to save, on the CPU, by the names of what they are of.
+
+        They are ``levels``, ``angles``, ``timesteps``, ``nfe``, ``state.k`` from 1 on, and ``residual`` and
+        ``image_latents`` where there are any.
+        """
         tensors = {
             "levels": self.levels,
             "angles": torch.tensor(self.schedule.angles, dtype=torch.float64),
@@ -55,6 +61,8 @@ class Inversion:
         tensors |= {f"state.{k}": value for k, value in enumerate(self.state) if k > 0}
         if self.residual is not None:
             tensors["residual"] = self.residual
+        if self.image_latents is not None:
+            tensors["image_latents"] = self.image_latents
         return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
     @classmethod
@@ -63,4 +71,13 @@ class Inversion:
         schedule = NoiseSchedule(tuple(tensors["timesteps"].tolist()), tuple(tensors["angles"].tolist()))
         extra = sorted((name for name in tensors if name.startswith("state.")), key=lambda name: int(name[6:]))
         state = (tensors["levels"][0], *(tensors[name] for name in extra))
-        return cls(inverter, schedule, prompt, tensors["levels"], state, tensors.get("residual"), int(tensors["nfe"]))
+        return cls(
+            inverter,
+            schedule,
+            prompt,
+            tensors["levels"],
+            state,
+            tensors.get("residual"),
+            int(tensors["nfe"]),
+            tensors.get("image_latents"),
+        )

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, max_pool2d, max_pool3d
 
-from ddim_lightning.diffusion.editors.base import get_source_prompt
+from ddim_lightning.diffusion.editors.base import get_image_latents, get_source_prompt
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.types import Branch, Denoiser, EditRequest
@@ -54,9 +54,9 @@ def choose_probes(schedule: NoiseSchedule) -> tuple[int, ...]:
 def find_mask(denoiser: Denoiser, inversion: Inversion, request: EditRequest, threshold: float) -> LatentMask:
     """Find where the new prompt wants something else, from the difference of two velocities.
 
-    The trajectory's latents are evaluated under the source's text and under the new prompt, without guidance, at a few
-    levels. The mean difference over channels and levels, smoothed over 3 x 3 latents, is scaled so that its largest
-    value is 1, cut at the threshold and grown by one latent.
+    The trajectory's latents are evaluated under the source's text and under the new prompt, in an image-to-video model
+    each beside its own image, without guidance, at a few levels. The mean difference over channels and levels, smoothed
+    over 3 x 3 latents, is scaled so that its largest value is 1, cut at the threshold and grown by one latent.
 
     Args:
         denoiser: The model that inverted.
@@ -73,7 +73,9 @@ def find_mask(denoiser: Denoiser, inversion: Inversion, request: EditRequest, th
     for i in choose_probes(inversion.schedule):
         level = inversion.levels[i]
         source_prompt = get_source_prompt(request, inversion)
-        new, old = denoiser([Branch(level, request.prompt), Branch(level, source_prompt)], inversion.schedule[i])
+        target = Branch(level, request.prompt, image_latents=get_image_latents(request, inversion))
+        source = Branch(level, source_prompt, image_latents=inversion.image_latents)
+        new, old = denoiser([target, source], inversion.schedule[i])
         assert new is not None
         assert old is not None
         differences.append((new - old).abs().mean(dim=2))

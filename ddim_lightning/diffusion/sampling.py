@@ -17,11 +17,11 @@ from ddim_lightning.diffusion.steps import denoise_step
 from ddim_lightning.types import Branch, Denoiser, EditRequest, Latents, Step, StepCallback, VelocityFn
 
 
-def make_velocity_fn(denoiser: Denoiser, prompt: str) -> VelocityFn:
-    """Return the one-branch partial of a denoiser under a prompt, without guidance."""
+def make_velocity_fn(denoiser: Denoiser, prompt: str, image_latents: Latents | None = None) -> VelocityFn:
+    """Return the one-branch partial of a denoiser under a prompt and an image, without guidance."""
 
     def velocity_fn(latents: Latents, step: Step) -> Latents:
-        (velocity,) = denoiser([Branch(latents, prompt)], step)
+        (velocity,) = denoiser([Branch(latents, prompt, image_latents=image_latents)], step)
         assert velocity is not None
         return velocity
 
@@ -35,6 +35,7 @@ def invert(
     inverter: Inverter,
     *,
     prompt: str = "",
+    image_latents: Latents | None = None,
     generator: torch.Generator | None = None,
     callback: StepCallback | None = None,
 ) -> Inversion:
@@ -46,13 +47,14 @@ def invert(
         schedule: The noise schedule.
         inverter: The method.
         prompt: The text of the inversion, empty by default; an inversion uses no guidance.
+        image_latents: (b, f, c, h, w), what an image-to-video model is shown; ``None`` for a text-to-video model.
         generator: Source of the random numbers of a method that draws any.
         callback: Called after every step.
 
     Returns:
         The trajectory and what it takes to come back.
     """
-    model, nfe = make_velocity_fn(denoiser, prompt), 0
+    model, nfe = make_velocity_fn(denoiser, prompt, image_latents), 0
 
     def velocity_fn(latents: Latents, step: Step) -> Latents:
         nonlocal nfe
@@ -70,11 +72,11 @@ def invert(
     if inverter.keep_residual:
         (denoised, *_) = inverter.denoise_step(velocity_fn, (levels[1],), schedule, len(schedule) - 1)
         residual = latents - denoised
-    return Inversion(inverter, schedule, prompt, torch.stack(levels[::-1]), state, residual, nfe)
+    return Inversion(inverter, schedule, prompt, torch.stack(levels[::-1]), state, residual, nfe, image_latents)
 
 
 def reconstruct(denoiser: Denoiser, inversion: Inversion, *, callback: StepCallback | None = None) -> Latents:
-    """Come back from the noise under the inversion's own prompt, without guidance.
+    """Come back from the noise under the inversion's own prompt and image, without guidance.
 
     Only the state at level 0 and the kept residual are used, never the levels in between.
 
@@ -86,7 +88,7 @@ def reconstruct(denoiser: Denoiser, inversion: Inversion, *, callback: StepCallb
     Returns:
         (b, f, c, h, w) clean latents.
     """
-    velocity_fn, state = make_velocity_fn(denoiser, inversion.prompt), inversion.state
+    velocity_fn, state = make_velocity_fn(denoiser, inversion.prompt, inversion.image_latents), inversion.state
     for step in inversion.schedule:
         state = inversion.inverter.denoise_step(velocity_fn, state, inversion.schedule, step.i)
         if callback is not None:
@@ -165,7 +167,7 @@ def edit_together(
     for step in list(inversion.schedule)[editor.get_first_step(len(inversion.schedule)) :]:
         if editor.evaluates(step, inversion.schedule):
             planned = [editor.branches(state, step, inversion) for state in states]
-            merged, places = merge_branches([branches for branches, _ in planned])
+            merged, places = merge_branches([_show_image(branches, inversion) for branches, _ in planned])
             velocities = denoiser(merged, step, planned[0][1])
             states = [
                 editor.update(state, [velocities[k] for k in place], step, inversion)
@@ -178,7 +180,14 @@ def edit_together(
     return [state.latents for state in states]
 
 
-def sample(denoiser: Denoiser, noise: Latents, prompt: str, schedule: NoiseSchedule, guidance_scale: float) -> Latents:
+def sample(
+    denoiser: Denoiser,
+    noise: Latents,
+    prompt: str,
+    schedule: NoiseSchedule,
+    guidance_scale: float,
+    image_latents: Latents | None = None,
+) -> Latents:
     """Walk from noise to clean latents by DDIM.
 
     Args:
@@ -187,6 +196,7 @@ def sample(denoiser: Denoiser, noise: Latents, prompt: str, schedule: NoiseSched
         prompt: What the videos show.
         schedule: The steps.
         guidance_scale: Classifier-free guidance, >= 0; 1 turns it off.
+        image_latents: (b, f, c, h, w), what an image-to-video model is shown; ``None`` for a text-to-video model.
 
     Returns:
         Clean latents in the shape of ``noise``.
@@ -195,7 +205,8 @@ def sample(denoiser: Denoiser, noise: Latents, prompt: str, schedule: NoiseSched
     """
     latents = noise
     for step in schedule:
-        (velocity,) = denoiser([Branch(latents, prompt, guidance_scale=guidance_scale)], step)
+        branch = Branch(latents, prompt, guidance_scale=guidance_scale, image_latents=image_latents)
+        (velocity,) = denoiser([branch], step)
         assert velocity is not None
         latents = denoise_step(latents, velocity, step)
     return latents
@@ -227,14 +238,21 @@ def merge_branches(lists: Sequence[Sequence[Branch]]) -> tuple[list[Branch], lis
     ], places
 
 
-def _make_key(k: int, branches: Sequence[Branch]) -> tuple[Any, ...]:
-    """Equal for branches of several edits that are the same work: latents, prompts, scale, and their source.
+def _show_image(branches: Sequence[Branch], inversion: Inversion) -> list[Branch]:
+    """Show the branches that an editor gives no image of their own what the inversion was made under."""
+    image = inversion.image_latents
+    return [branch if branch.image_latents is not None else replace(branch, image_latents=image) for branch in branches]
 
-    Latents are the same when they have the same cache key or, without one, the same memory.
+
+def _make_key(k: int, branches: Sequence[Branch]) -> tuple[Any, ...]:
+    """Equal for branches of several edits that are the same work: latents, image, prompts, scale, and their source.
+
+    Latents are the same when they have the same cache key or, without one, the same memory; so are images.
 
     The place in the edit is part of it: two branches of one edit are evaluated both, even where they are equal.
     """
     branch = branches[k]
     source = None if branch.kv_source is None else _make_key(branch.kv_source, branches)
     latents = branch.latents.data_ptr() if branch.cache_key is None else branch.cache_key
-    return (k, latents, branch.prompt, branch.negative_prompt, branch.guidance_scale, source)
+    image = None if branch.image_latents is None else branch.image_latents.data_ptr()
+    return (k, latents, image, branch.prompt, branch.negative_prompt, branch.guidance_scale, source)

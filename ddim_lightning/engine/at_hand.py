@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     DDIMInverseScheduler,
@@ -141,8 +142,8 @@ class PartsAtHand:
             raise AttributeError(f"{name}: cannot be replaced in a module; make one with from_components({name}=...)")
         super().__setattr__(name, value)
 
-    def to_pipeline(self) -> CogVideoXPipeline:
-        """Make a pipeline of diffusers of the loaded parts.
+    def to_pipeline(self) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
+        """Make a pipeline of diffusers of the loaded parts, an image-to-video one where the model is such a model.
 
         Raises:
             ValueError: An option of the runtime that does not keep all of the model on the device.
@@ -151,9 +152,10 @@ class PartsAtHand:
             raise ValueError(f"offload: must be none for a pipeline, which moves none, got {self.runtime.offload!r}")
         if self.runtime.exported is not None:
             raise ValueError(f"exported: must be unset for a pipeline, which runs none, got {self.runtime.exported!r}")
-        return CogVideoXPipeline(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
+        kind = CogVideoXImageToVideoPipeline if self.components.limits.needs_image else CogVideoXPipeline
+        return kind(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
 
     @property
-    def pipeline(self) -> CogVideoXPipeline:
+    def pipeline(self) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
         """What `to_pipeline` makes."""
         return self.to_pipeline()

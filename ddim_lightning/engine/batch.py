@@ -25,6 +25,8 @@ _CLIP: dict[str, tuple[type, ...]] = {
     "warnings": _TEXTS,
     "mask": (Tensor, type(None)),
     "mask_source": _OPTIONAL_TEXT,
+    "first_frame": (Tensor, type(None)),
+    "first_frame_source": _OPTIONAL_TEXT,
 }
 _UNREADABLE: dict[str, tuple[type, ...]] = {"id": _TEXT, "source": _TEXT, "reason": _TEXT, "prompts": _TEXTS}
 

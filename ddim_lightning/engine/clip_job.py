@@ -15,13 +15,13 @@ from torch import Tensor
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
 from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
+from ddim_lightning.engine.clip_checks import check_first_frame, check_frames, check_prompts, find_untrained
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.decoding import DecodedVideo, measure_decoded
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
 from ddim_lightning.metrics.diagnosis import diagnose
 from ddim_lightning.metrics.functional import use_full_precision
-from ddim_lightning.models.text import is_text
 from ddim_lightning.runtime.timing import StageTimer
 from ddim_lightning.types import (
     Clip,
@@ -34,7 +34,6 @@ from ddim_lightning.types import (
     Stage,
     Step,
     StepCallback,
-    VideoLimits,
     count_latent_frames,
 )
 
@@ -53,43 +52,6 @@ def make_clip_seed(seed: int, clip_id: str) -> int:
     """
     digest = hashlib.sha256(f"{seed}/{clip_id}".encode(errors="backslashreplace")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def check_frames(frames: Frames, limits: VideoLimits) -> None:
-    """Raise a ValueError unless frames are uint8 (f, c, h, w) of a count and a size that the model can take."""
-    if frames.dim() != 4 or frames.shape[1] != 3:
-        raise ValueError(f"frames: must have shape (f, 3, h, w), got {tuple(frames.shape)}")
-    if frames.dtype != torch.uint8:
-        raise ValueError(f"frames: must be uint8, 0 .. 255, got {str(frames.dtype).removeprefix('torch.')}")
-    num_frames, _, height, width = frames.shape
-    if num_frames % limits.temporal != 1:
-        raise ValueError(f"frames: their count must be {limits.temporal}k + 1, got {num_frames}")
-    if height % limits.multiple or width % limits.multiple:
-        raise ValueError(f"frames: height and width must be multiples of {limits.multiple}, got {height} x {width}")
-
-
-def find_untrained(frames: Frames, limits: VideoLimits) -> list[str]:
-    """Return a sentence for each way in which frames (f, c, h, w) differ from what the model was trained on."""
-    found = []
-    num_frames, _, height, width = frames.shape
-    if (height, width) != (limits.height, limits.width):
-        rule = f"the model was trained at {limits.height} x {limits.width} pixels"
-        found.append(f"height, width: {rule}, got {height} x {width}: results may be worse")
-    # The windows of a longer clip have the length that it was trained on.
-    if num_frames < limits.num_frames and (num_frames - 1) % limits.trained_multiple:
-        rule = f"the model was trained on {limits.trained_multiple}k + 1 frames"
-        found.append(f"num_frames: {rule}, got {num_frames}: results may be worse")
-    return found
-
-
-def check_prompts(clip: Clip) -> None:
-    """Raise a ValueError unless all prompts of a clip are texts."""
-    if isinstance(clip.prompts, str):
-        raise ValueError(f"prompts: must be a tuple of texts, got the text {clip.prompts!r}")
-    named = [("source_prompt", clip.source_prompt or ""), ("negative_prompt", clip.negative_prompt)]
-    for name, prompt in [*(("prompts", prompt) for prompt in clip.prompts), *named]:
-        if not is_text(prompt):
-            raise ValueError(f"{name}: must be text of whole characters, got {prompt!r}")
 
 
 @dataclass
@@ -122,6 +84,7 @@ class ClipJob:
         clip = self.clip
         limits = self.engine.components.limits
         check_frames(clip.frames, limits)
+        check_first_frame(clip, limits)
         self.num_windows = self.engine.count_windows(count_latent_frames(len(clip.frames), limits))
         check_prompts(clip)
         self.timer = StageTimer(self.engine.device)
@@ -151,8 +114,12 @@ class ClipJob:
         prompt = self.clip.source_prompt if engine.inversion_prompt is None else engine.inversion_prompt
         if prompt is None:
             raise ValueError("source_prompt: must be given where inversion_prompt is null, got None")
+        image = None
         with self._stage("encode", "encode", 1) as tick:
             latents = engine.encode(source)
+            if engine.components.limits.needs_image:
+                image = engine.encode_image(source[0], latents.shape[1])
+                self._place_first_frame(latents)
             # Those of a long clip, and with them its trajectory, stay on the host; windows come to the device.
             latents = latents.cpu() if self.num_windows > 1 else latents
             tick()
@@ -165,6 +132,7 @@ class ClipJob:
                     engine.schedule,
                     engine.inverter,
                     prompt=prompt,
+                    image_latents=image,
                     generator=self._make_generator(),
                     callback=tick,
                 )
@@ -218,6 +186,13 @@ class ClipJob:
         spatial = self.clip.frames.shape[-1] // latents.shape[-1]
         mask = pool_mask(self.clip.mask, self.engine.components.limits.temporal, spatial).to(latents)
         self.requests = [replace(request, mask=mask) for request in self.requests]
+
+    def _place_first_frame(self, latents: Latents) -> None:
+        """Bring the clip's first frame to the size of its latents, and into the requests."""
+        if self.clip.first_frame is None or not self.requests:
+            return
+        image = self.engine.encode_image(self.clip.first_frame, latents.shape[1])
+        self.requests = [replace(request, image_latents=image) for request in self.requests]
 
     def _finish(
         self,
@@ -306,6 +281,8 @@ class ClipJob:
             ignored.append("negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off")
         if self.requests and self.clip.mask is not None and engine.editor.velocity_mask is not None:
             ignored.append("velocity_mask: has no effect on a clip that brings a mask")
+        if not self.requests and self.clip.first_frame is not None:
+            ignored.append("first_frame: has no effect on a clip without prompts")
         if not self.requests and engine.edit_denoiser is not engine.denoiser:
             ignored.append("precision: has no effect on a clip without prompts, unless with quantize_inversion")
         return ignored

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inversion import Inversion
@@ -15,7 +15,7 @@ from ddim_lightning.diffusion.sampling import edit, invert, reconstruct
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.text import PromptEncoder
-from ddim_lightning.models.vae import decode_latents, encode_video, stream_decoded
+from ddim_lightning.models.vae import decode_latents, encode_first_frame, encode_video, stream_decoded
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.network import Network
@@ -116,6 +116,21 @@ class InversionEngine:
         self.to_device("vae")
         return encode_video(self.components.vae, video)
 
+    def encode_image(self, frame: Tensor, num_latent_frames: int) -> Latents:
+        """Make the image latents that an image-to-video model is shown of a first frame; see `encode_first_frame`.
+
+        Args:
+            frame: (b, c, h, w) floats in 0 .. 1, or (c, h, w) uint8.
+            num_latent_frames: Frames of the latents beside which they are shown.
+
+        Raises:
+            ValueError: Three axes that are not of uint8.
+        """
+        if frame.ndim == 3 and frame.dtype != torch.uint8:
+            raise ValueError(f"frame: (c, h, w) must be uint8, got {str(frame.dtype).removeprefix('torch.')}")
+        self.to_device("vae")
+        return encode_first_frame(self.components.vae, frame if frame.ndim == 4 else frame[None], num_latent_frames)
+
     def decode(self, latents: Latents) -> Video:
         """Decode latents to (b, f, c, h, w) floats in 0 .. 1."""
         self.to_device("vae")
@@ -127,13 +142,20 @@ class InversionEngine:
         yield from stream_decoded(self.components.vae, latents)
 
     def invert(
-        self, latents: Latents, *, prompt: str | None = None, seed: int = 0, callback: StepCallback | None = None
+        self,
+        latents: Latents,
+        *,
+        prompt: str | None = None,
+        image_latents: Latents | None = None,
+        seed: int = 0,
+        callback: StepCallback | None = None,
     ) -> Inversion:
         """Find the noise of clean latents (b, f, c, h, w); see `diffusion.sampling.invert`.
 
         Args:
             latents: Clean latents.
             prompt: The prompt of the inversion; the engine's own where it is ``None``.
+            image_latents: What an image-to-video model is shown: `encode_image` of the video's first frame.
             seed: Seed of a method that draws random numbers.
             callback: Called after every step.
         """
@@ -141,7 +163,14 @@ class InversionEngine:
         prompt = self.inversion_prompt or "" if prompt is None else prompt
         generator = torch.Generator().manual_seed(seed)
         return invert(
-            self.denoiser, latents, self.schedule, self.inverter, prompt=prompt, generator=generator, callback=callback
+            self.denoiser,
+            latents,
+            self.schedule,
+            self.inverter,
+            prompt=prompt,
+            image_latents=image_latents,
+            generator=generator,
+            callback=callback,
         )
 
     def reconstruct(self, inversion: Inversion, *, callback: StepCallback | None = None) -> Latents:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ddim_lightning.diffusion.sampling import edit, invert
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
+from ddim_lightning.models.loading import Components
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
-from ddim_lightning.network.forward import RowLayout
+from ddim_lightning.network.forward import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
-from ddim_lightning.types import EditRequest, KVScale
+from ddim_lightning.types import EditRequest, KVScale, count_latent_frames
 
 SCHEMA = "ddim-lightning/artifacts/1"
 MANIFEST = "manifest.json"
@@ -43,7 +44,7 @@ class Manifest:
         model: Digest of the model they were made from.
         device: ``cpu`` or ``cuda``.
         dtype: Of latents, embeddings and velocities.
-        latents: (f, c, h, w) of a row.
+        latents: (f, c, h, w) of a row; c counts the channels of an image-to-video model's image latents, too.
         text: (tokens, width) of a row.
         num_layers: Length of the kv_scale.
         attention: The kernel inside.
@@ -67,19 +68,26 @@ class Manifest:
 class _Recorder:
     """A `_Recorder` stands where the network does, evaluates nothing, and notes which row layouts are asked for."""
 
-    def __init__(self, dtype: torch.dtype, num_layers: int) -> None:
-        self.dtype, self.num_layers = dtype, num_layers
+    def __init__(self, dtype: torch.dtype, num_layers: int, in_channels: int, out_channels: int) -> None:
+        self.dtype, self.num_layers, self.in_channels, self.out_channels = dtype, num_layers, in_channels, out_channels
         self.seen: dict[RowLayout, None] = {}
 
     def __call__(self, latents: Tensor, prompt_embeds: Tensor, timestep: int, **settings: Any) -> Tensor:
         layout = make_layout(latents, settings.get("wanted"), settings.get("reads", ()))
         self.seen[layout] = None
-        return torch.zeros_like(latents[: layout.wanted])
+        return torch.zeros_like(latents[: layout.wanted, :, : self.out_channels])
 
 
 def make_layout(latents: Tensor, wanted: int | None, reads: tuple[int, ...]) -> RowLayout:
     """Return the layout of a call of the network."""
     return RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, tuple(reads))
+
+
+def make_row_size(parts: Components, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """Return the (f, in_channels, h, w) of a row for clips of so many frames of this size in pixels."""
+    config, limits = parts.transformer.config, parts.limits
+    spatial = limits.multiple // config.patch_size
+    return count_latent_frames(num_frames, limits), config.in_channels, height // spatial, width // spatial
 
 
 @torch.no_grad()
@@ -88,15 +96,16 @@ def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guida
 
     Args:
         engine: Its inverter, editor and schedule decide.
-        size: (f, c, h, w) of the latents.
+        size: (f, in_channels, h, w) of the rows.
         guidance_scale: Of the edit.
     """
-    transformer = engine.components.transformer
+    transformer, channels = engine.components.transformer, engine.components.vae.config.latent_channels
     embeds = torch.zeros(1, 1, 1)
-    recorder = _Recorder(torch.float32, len(transformer.transformer_blocks))
+    recorder = _Recorder(torch.float32, len(transformer.transformer_blocks), engine.network.in_channels, channels)
     denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
-    generator = torch.Generator().manual_seed(0)
-    inversion = invert(denoiser, torch.zeros(1, *size), engine.schedule, engine.inverter, generator=generator)
+    generator, latents = torch.Generator().manual_seed(0), torch.zeros(1, size[0], channels, *size[2:])
+    image = latents if engine.components.limits.needs_image else None
+    inversion = invert(denoiser, latents, engine.schedule, engine.inverter, image_latents=image, generator=generator)
     request = EditRequest("edit", source_prompt="source", guidance_scale=guidance_scale)
     edit(denoiser, inversion, engine.editor, request, generator=generator)
     return list(dict.fromkeys([ONE_ROW, GUIDED_PAIR, EDIT, *recorder.seen]))
@@ -122,7 +131,7 @@ def export_network(
             the usual three.
         folder: Made where it is missing.
         kind: One of `FORMATS`.
-        size: (f, c, h, w) of the latents.
+        size: (f, in_channels, h, w) of the rows, whole tokens of frames.
         guidance_scale: Of the edits.
         on_layout: Called before each layout with its position and their number.
 
@@ -140,7 +149,7 @@ def export_network(
     entries, kernel = [], ""
     for k, layout in enumerate(layouts):
         on_layout(layout, k, len(layouts))
-        tokens = text[0] + size[0] * (size[2] // config.patch_size) * (size[3] // config.patch_size)
+        tokens = text[0] + count_video_tokens(config, size[0], *size[2:])
         shape = (layout.rows, config.num_attention_heads, tokens, config.attention_head_dim)
         attention = engine.network.attention.choose(shape, transformer.dtype, device)
         kernel = attention.name
@@ -193,7 +202,7 @@ class ArtifactNetwork:
             raise ValueError(f"exported: the artifacts in {folder} are for {self.manifest.device}, got {device.type}")
         self.folder, self.device = folder, device
         self.dtype: torch.dtype = getattr(torch, self.manifest.dtype)
-        self.num_layers = self.manifest.num_layers
+        self.num_layers, self.in_channels = self.manifest.num_layers, self.manifest.latents[1]
         self._files = {
             RowLayout(entry["rows"], entry["wanted"], tuple(entry["reads"])): entry["file"]
             for entry in self.manifest.layouts
@@ -222,10 +231,8 @@ class ArtifactNetwork:
         """
         layout = make_layout(latents, wanted, reads)
         if list(latents.shape[1:]) != list(self.manifest.latents):
-            raise ValueError(
-                f"exported: the artifacts take latents of {tuple(self.manifest.latents)}, "
-                f"got {tuple(latents.shape[1:])}"
-            )
+            taken, got = tuple(self.manifest.latents), tuple(latents.shape[1:])
+            raise ValueError(f"exported: the artifacts take latents of {taken}, got {got}")
         scales = torch.ones(self.num_layers) if kv_scale is None else kv_scale.float()
         return self._load(layout)(
             latents, prompt_embeds, torch.tensor(timestep, device=self.device), scales.to(self.device)

@@ -42,6 +42,7 @@ def make_clip_fingerprint(
         "source_prompt": clip.source_prompt,
         "negative_prompt": clip.negative_prompt,
         "mask": None if clip.mask is None else digest_tensor(clip.mask),
+        "first_frame": None if clip.first_frame is None else digest_tensor(clip.first_frame),
         "seed": seed,
         "source": _digest_source(clip.source),  # its sound is copied
     }

@@ -35,21 +35,23 @@ _CLASSES = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLC
 DEFAULTS: dict[str, dict[str, Any]] = {
     "transformer": {
         "in_channels": 16, "ofs_embed_dim": None, "out_channels": 16, "patch_size": 2, "patch_size_t": None,
-        "sample_frames": 49, "sample_height": 60, "sample_width": 90, "text_embed_dim": 4096,
-        "use_rotary_positional_embeddings": False,
+        "sample_frames": 49, "sample_height": 60, "sample_width": 90, "text_embed_dim": 4096, "time_embed_dim": 512,
+        "use_learned_positional_embeddings": False, "use_rotary_positional_embeddings": False,
     },
     "vae": {"block_out_channels": (128, 256, 256, 512), "latent_channels": 16, "temporal_compression_ratio": 4},
 }
 # fmt: on
 """By part, what is read here of a config, and what it means that a key is left out; diffusers' own defaults."""
-_PIPELINES = ("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline")  # the same parts, put to different use
+# The same parts, put to different use; which of them a transformer serves, its channels say.
+_PIPELINES = ("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline", "CogVideoXImageToVideoPipeline")
+_SIZE_1_5 = (768, 1360)  # pixels; its configs name the end of the grid instead, of 2400 x 2400 pixels in some releases
 _CONFIG_FILES = ["model_index.json", *(f"{part}/{file}" for part, file in CONFIGS.items())]
 _WEIGHT_FILES = [f"{part}/{stem}{end}" for part, stem in WEIGHTS.items() for end in ("*.safetensors", "*.index.json")]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A `Checkpoint` is a pipeline folder that is a CogVideoX text-to-video model.
+    """A `Checkpoint` is a pipeline folder that is a CogVideoX model.
 
     Args:
         folder: Where it lies on this machine.
@@ -112,14 +114,27 @@ def read_limits(model: str, *, require_rotary: bool = True) -> VideoLimits:
 
 
 def make_limits(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> VideoLimits:
-    """Make the limits from the configs of a transformer and a VAE."""
+    """Make the limits from the configs of a transformer and a VAE; what they leave out is as in `DEFAULTS`.
+
+    Source: of CogVideoX1.5's native size its model card, 768 x 1360 pixels.
+    """
+    config = DEFAULTS["transformer"] | dict(transformer)
     spatial = 2 ** (len(vae["block_out_channels"]) - 1)
+    height, width = (config[side] * spatial for side in ("sample_height", "sample_width"))
+    largest = None
+    if config["patch_size_t"] is not None:
+        largest = (height, width)
+        height, width = min(height, _SIZE_1_5[0]), min(width, _SIZE_1_5[1])
     return VideoLimits(
-        num_frames=transformer["sample_frames"],
-        height=transformer["sample_height"] * spatial,
-        width=transformer["sample_width"] * spatial,
-        multiple=spatial * transformer["patch_size"],
+        num_frames=config["sample_frames"],
+        height=height,
+        width=width,
+        multiple=spatial * config["patch_size"],
         temporal=int(vae["temporal_compression_ratio"]),
+        patch_frames=config["patch_size_t"] or 1,
+        largest=largest,
+        fixed=config["use_learned_positional_embeddings"],
+        needs_image=config["in_channels"] != config["out_channels"],
     )
 
 
@@ -134,7 +149,7 @@ def read_checkpoint(model: str, *, weights: bool = False, require_rotary: bool =
     Raises:
         FileNotFoundError: No such folder, or a part or a weight file of it is missing.
         NotADirectoryError: A file where a folder is needed.
-        ValueError: Not a CogVideoX text-to-video pipeline, one that is not supported, or files that cannot be read.
+        ValueError: Not a CogVideoX pipeline, one that is not supported, or files that cannot be read.
         OSError: The hub cannot be reached or has no such model.
     """
     source = resolve_model(model)
@@ -169,8 +184,6 @@ def _check_pipeline(model: str, folder: Path) -> None:
             f"model: {model} is no pipeline folder: it has no model_index.json beside transformer/, vae/ and the others"
         )
     kind = _read_json(index).get("_class_name")
-    if kind == "CogVideoXImageToVideoPipeline":
-        raise ValueError(_unsupported(model, "an image-to-video model"))
     if kind not in _PIPELINES:
         raise ValueError(f"model: {model} is a {kind}, not a CogVideoXPipeline; use {RECOMMENDED}")
 
@@ -203,10 +216,23 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_transformer(model: str, config: Mapping[str, Any], *, require_rotary: bool) -> None:
-    if config["in_channels"] != config["out_channels"] or config["ofs_embed_dim"] is not None:
-        raise ValueError(_unsupported(model, f"an image-to-video model ({config['in_channels']} input channels)"))
-    if config["patch_size_t"] is not None:
-        raise ValueError(_unsupported(model, f"a CogVideoX1.5 (patch_size_t is {config['patch_size_t']})"))
+    channels = config["out_channels"]
+    if config["in_channels"] not in (channels, 2 * channels):
+        raise ValueError(
+            f"model: the transformer of {model} must take the {channels} channels of its velocities, or as many of an "
+            f"image beside them, got in_channels {config['in_channels']}"
+        )
+    if config["ofs_embed_dim"] not in (None, config["time_embed_dim"]):
+        raise ValueError(
+            f"model: the transformer of {model} must have an ofs_embed_dim of its time_embed_dim "
+            f"{config['time_embed_dim']}, got {config['ofs_embed_dim']}"
+        )
+    rotary_alone = config["use_rotary_positional_embeddings"] and not config["use_learned_positional_embeddings"]
+    if config["patch_size_t"] is not None and not rotary_alone:
+        raise ValueError(
+            f"model: the transformer of {model} must have rotary position embeddings alone, for its patch_size_t is "
+            f"{config['patch_size_t']}"
+        )
     if require_rotary and not config["use_rotary_positional_embeddings"]:
         raise ValueError(
             f"model: {model} is refused because its transformer has no rotary position embeddings "
@@ -215,12 +241,8 @@ def _check_transformer(model: str, config: Mapping[str, Any], *, require_rotary:
         )
 
 
-def _unsupported(model: str, kind: str) -> str:
-    return f"model: {model} is {kind}, which is not yet supported; use {RECOMMENDED}"
-
-
 def _check_parts_fit(model: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    pairs = (("in_channels", "vae", "latent_channels"), ("text_embed_dim", "text_encoder", "d_model"))
+    pairs = (("out_channels", "vae", "latent_channels"), ("text_embed_dim", "text_encoder", "d_model"))
     for ours, part, theirs in pairs:
         wanted, got = configs["transformer"][ours], configs[part].get(theirs)
         if wanted != got:

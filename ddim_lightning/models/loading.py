@@ -61,6 +61,12 @@ class Components:
     limits: VideoLimits
     folder: Path | None = None
 
+    @property
+    def kind(self) -> str:
+        """What the transformer was made for: ``text-to-video`` or ``image-to-video``, with ``1.5`` in front of it."""
+        version = "1.5 " if self.limits.patch_frames > 1 else ""
+        return version + ("image-to-video" if self.limits.needs_image else "text-to-video")
+
 
 def load_components(
     model: str,
@@ -189,11 +195,13 @@ def _check_weights(kind: Any, checkpoint: Checkpoint, part: str) -> None:
             )
         if not any(re.search(pattern, name) for pattern in ignored):
             raise ValueError(f"{name} is no weight of the model{_SCALED if 'scale' in name else ''}")
-    for name, parameter in module.named_parameters():
+    kept = module.state_dict().keys()  # learned positions are buffers
+    buffers = [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
+    for name, weight in [*module.named_parameters(), *buffers]:
         if name not in found:
             raise ValueError(f"{name} is missing")
-        if found[name] != parameter.shape:
-            raise ValueError(f"{name} is {found[name]}, the config wants {tuple(parameter.shape)}")
+        if found[name] != weight.shape:
+            raise ValueError(f"{name} is {found[name]}, the config wants {tuple(weight.shape)}")
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

@@ -53,6 +53,34 @@ def encode_video(vae: AutoencoderKLCogVideoX, video: Video, generator: torch.Gen
     Returns:
         (b, f, c, h, w) float32 latents, scaled by the VAE's ``scaling_factor``.
     """
+    latents: Tensor = _encode(vae, video, generator) * vae.config.scaling_factor
+    return latents
+
+
+def encode_first_frame(vae: AutoencoderKLCogVideoX, frame: Tensor, num_frames: int) -> Latents:
+    """Make the image latents that an image-to-video model is shown: those of its first frame, then zeros.
+
+    The posterior's mode is taken, where diffusers samples it: two runs then show the model the same image.
+
+    Args:
+        vae: The autoencoder.
+        frame: (b, c, h, w), 0 .. 1; or uint8, 0 .. 255. On any device.
+        num_frames: Latent frames of the video that it begins.
+
+    Returns:
+        (b, num_frames, c, h, w) float32 latents; the first is scaled by the VAE's ``scaling_factor``, by its inverse
+        where the VAE is told to ``invert_scale_latents``, as CogVideoX1.5 was trained.
+
+    Source: `CogVideoXImageToVideoPipeline.prepare_latents` in diffusers.
+    """
+    scale: float = vae.config.scaling_factor
+    image = _encode(vae, frame[:, None])
+    image = image / scale if vae.config.invert_scale_latents else image * scale
+    return torch.cat([image, image.new_zeros(len(image), num_frames - 1, *image.shape[2:])], dim=1)
+
+
+def _encode(vae: AutoencoderKLCogVideoX, video: Video, generator: torch.Generator | None = None) -> Latents:
+    """Encode a video to float32 latents that are not scaled yet; see `encode_video`."""
     if vae.use_tiling:
         posterior = vae.encode(torch.cat([_prepare(vae, frame) for frame in video.split(1, dim=1)], dim=2)).latent_dist
     else:
@@ -62,8 +90,7 @@ def encode_video(vae: AutoencoderKLCogVideoX, video: Video, generator: torch.Gen
             encoded.append(moments if vae.quant_conv is None else vae.quant_conv(moments))
         posterior = DiagonalGaussianDistribution(torch.cat(encoded, dim=2))
     latents: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
-    scale: float = vae.config.scaling_factor
-    return latents.transpose(1, 2).float() * scale
+    return latents.transpose(1, 2).float()
 
 
 def decode_latents(vae: AutoencoderKLCogVideoX, latents: Latents) -> Video:

@@ -26,6 +26,11 @@ class RunsRows(Protocol):
         """How many layers have keys and values to read."""
         ...
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of a row: those of the latents, in an image-to-video model and of its image latents."""
+        ...
+
     def __call__(
         self,
         latents: Tensor,
@@ -44,8 +49,9 @@ class CogVideoXDenoiser:
     """A `CogVideoXDenoiser` is a CogVideoX transformer as a `Denoiser`.
 
     Latents enter as float32, pass the network in its own dtype and their velocities leave as float32; guidance is
-    combined in float32. Latents may lie on another device than the network, as those of long clips do: of them no more
-    than a window is on its device at a time.
+    combined in float32. An image-to-video model sees image latents beside them, along the channels. Latents may lie on
+    another device than the network, as those of long clips do: of them no more than a window is on its device at a
+    time.
 
     Args:
         network: What evaluates rows: a `Network`, or an artifact of one.
@@ -68,7 +74,13 @@ class CogVideoXDenoiser:
         return self.network.num_layers
 
     def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: KVScale | None = None) -> list[Latents | None]:
-        """Evaluate all branches in one pass, or in one for each window of a long clip; see `Denoiser`."""
+        """Evaluate all branches in one pass, or in one for each window of a long clip; see `Denoiser`.
+
+        Raises:
+            ValueError: Image latents that are missing, of no use, or of another shape than the latents.
+        """
+        for branch in branches:
+            self._check_image(branch)
         if self.windows is not None and branches[0].latents.shape[1] > self.windows.length:
             return evaluate_windows(self, self.windows, branches, step, kv_scale)
         prompts = [branch.prompts for branch in branches]
@@ -79,17 +91,38 @@ class CogVideoXDenoiser:
         size = branches[0].latents.shape[0]
         start = dict(zip(order, _cumulate([len(prompts[b]) * size for b in order]), strict=False))
         latents = torch.cat([branches[b].latents for b in order for _ in prompts[b]])
+        images = [image for b in order for _ in prompts[b] if (image := branches[b].image_latents) is not None]
         embeds = torch.cat([self.encode_prompt(p).expand(size, -1, -1) for b in order for p in prompts[b]])
         reads = tuple(row for b in order for row in _list_reads(b, branches, prompts, start, size))
         wanted = sum(len(prompts[b]) * size for b in order if branches[b].needs_velocity)
         self.nfe += latents.shape[0]
         rows, embeds = latents.to(embeds.device, self.network.dtype), embeds.to(self.network.dtype)
+        rows = torch.cat([rows, torch.cat(images).to(rows)], dim=2) if images else rows
         velocity = self.network(rows, embeds, step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale)
         velocity = velocity.to(latents)  # its dtype, and its device
         return [
             _guide(velocity[start[b] : start[b] + len(prompts[b]) * size], branch) if branch.needs_velocity else None
             for b, branch in enumerate(branches)
         ]
+
+    def _check_image(self, branch: Branch) -> None:
+        """Raise a ValueError unless a branch has the image latents that the network takes, and no others."""
+        latents, image = branch.latents, branch.image_latents
+        takes_image = self.network.in_channels > latents.shape[2]
+        if image is None and takes_image:
+            rule = "an image-to-video model must be shown what InversionEngine.encode_image makes of a first frame"
+            raise ValueError(f"image_latents: {rule}, got None")
+        if image is None:
+            return
+        if not takes_image:
+            raise ValueError(f"image_latents: must be None for a text-to-video model, got {tuple(image.shape)}")
+        if image.shape != latents.shape:
+            raise ValueError(
+                f"image_latents: must have the shape of the latents, {tuple(latents.shape)}, got {tuple(image.shape)}"
+            )
+        if self.windows is not None and latents.shape[1] > self.windows.length:
+            rule = f"an image-to-video model takes at most {self.windows.length} at once, for no later window has its"
+            raise ValueError(f"latents: {rule} first frame, got {latents.shape[1]} latent frames")
 
 
 def _cumulate(sizes: list[int]) -> list[int]:

@@ -90,6 +90,7 @@ class DiffusersNetwork(OverModel):
         kv_scale: KVScale | None = None,
     ) -> Tensor:
         """Evaluate the rows; see `Network`."""
+        self.check_rows(latents)
         table = self.get_rotary(latents)
         text = prompt_embeds.shape[1]
         try:
@@ -99,6 +100,7 @@ class DiffusersNetwork(OverModel):
                     latents,
                     prompt_embeds,
                     torch.full(latents.shape[:1], timestep, device=latents.device),
+                    ofs=self.make_ofs(latents),
                     image_rotary_emb=None if table is None else (table[0][text:], table[1][text:]),
                     return_dict=False,
                 )[0]

@@ -51,6 +51,12 @@ def plan_layers(layout: RowLayout, kv_scale: KVScale | None, num_layers: int, he
     return layouts
 
 
+def count_video_tokens(config: Any, frames: int, height: int, width: int) -> int:
+    """Return how many tokens a transformer of this config makes of latents of this size."""
+    patch, patch_frames = int(config.patch_size), int(config.patch_size_t or 1)
+    return (frames // patch_frames) * (height // patch) * (width // patch)
+
+
 def run_rows(
     parts: Any,
     blocks: Iterable[BlockWeights],
@@ -69,7 +75,7 @@ def run_rows(
         parts: ``patch_embed``, ``norm_final``, ``norm_out`` and ``proj_out`` of the model, and its ``config``.
         blocks: Weights of every block; those of one are used until the next are asked for.
         modulation: What the timestep decides.
-        latents: (rows, f, c, h, w).
+        latents: (rows, f, in_channels, h, w).
         prompt_embeds: (rows, tokens, width), same dtype.
         rotary: Of the tokens, or ``None``.
         kv_scales: (layers,) on the device, or ``None`` for 1.
@@ -78,7 +84,7 @@ def run_rows(
         run: Runs a block.
 
     Returns:
-        (wanted rows, f, c, h, w) velocities, same dtype.
+        (wanted rows, f, out_channels, h, w) velocities, same dtype.
     """
     num_text = prompt_embeds.shape[1]
     tokens = parts.patch_embed(prompt_embeds, latents)
@@ -90,10 +96,10 @@ def run_rows(
         kv_scale = kv_scales[k] if kv_scales is not None and layout.reads else None
         video, text = run(video, text, weights, modulation.blocks[k], rotary, kv_scale, layout, attention)
     _, frames, _, height, width = latents.shape
-    patch = parts.config.patch_size
+    patch, patch_frames = parts.config.patch_size, parts.config.patch_size_t or 1
     weight, bias = modulation.final.unbind(0)
     video = layer_norm(parts.norm_final(video), video.shape[-1:], weight, bias, parts.norm_out.norm.eps)
-    patches = parts.proj_out(video).unflatten(1, (frames, height // patch, width // patch))
-    patches = patches.unflatten(-1, (-1, patch, patch))
-    output: Tensor = patches.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
+    patches = parts.proj_out(video).unflatten(1, (frames // patch_frames, height // patch, width // patch))
+    patches = patches.unflatten(-1, (-1, patch_frames, patch, patch))
+    output: Tensor = patches.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(1, 2)
     return output

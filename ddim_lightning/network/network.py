@@ -11,7 +11,7 @@ from torch import Tensor
 from ddim_lightning.network.adapters import State, has_adapter, read_state
 from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.block import Rotary, run_block
-from ddim_lightning.network.forward import RowLayout, RunBlock, plan_layers, run_rows
+from ddim_lightning.network.forward import RowLayout, RunBlock, count_video_tokens, plan_layers, run_rows
 from ddim_lightning.network.ignored import check_nothing_ignored
 from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
 from ddim_lightning.network.over_model import OverModel
@@ -126,7 +126,7 @@ class Network(OverModel):
         """Evaluate the rows.
 
         Args:
-            latents: (rows, f, c, h, w) in the transformer's dtype.
+            latents: (rows, f, in_channels, h, w) in the transformer's dtype.
             prompt_embeds: (rows, tokens, width), same dtype.
             timestep: Of all rows, 0 .. 999.
             wanted: How many rows, the first, are wanted; ``None`` for all.
@@ -134,13 +134,17 @@ class Network(OverModel):
             kv_scale: How much they attend to what they read; ``None`` is 1 in every layer.
 
         Returns:
-            (wanted rows, f, c, h, w) velocities, same dtype.
+            (wanted rows, f, out_channels, h, w) velocities, same dtype.
+
+        Raises:
+            ValueError: See `check_rows`.
         """
+        self.check_rows(latents)
         self.before_pass()
         layout = RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, reads)
         config = self.transformer.config
         rotary = self._take_rotary(latents)
-        tokens = prompt_embeds.shape[1] + latents[0, :, 0].numel() // config.patch_size**2
+        tokens = prompt_embeds.shape[1] + count_video_tokens(config, *latents[0, :, 0].shape)
         shape = (layout.rows, config.num_attention_heads, tokens, config.attention_head_dim)
         return run_rows(
             self.transformer,

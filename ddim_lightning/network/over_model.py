@@ -9,6 +9,7 @@ from torch import Tensor
 from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.kernels import MeasuredAttention
 from ddim_lightning.network.rotary import RotaryTables
+from ddim_lightning.network.weights import OFS
 
 
 class OverModel:
@@ -34,6 +35,35 @@ class OverModel:
     def num_layers(self) -> int:
         """How many layers have keys and values to read."""
         return len(self.transformer.transformer_blocks)
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of a row: those of the latents, in an image-to-video model and of its image latents."""
+        channels: int = self.transformer.config.in_channels
+        return channels
+
+    def make_ofs(self, latents: Tensor) -> Tensor | None:
+        """Return what the model is told beside the timestep, (1,), ``None`` where it takes nothing."""
+        return None if self.transformer.config.ofs_embed_dim is None else latents.new_full((1,), OFS)
+
+    def check_rows(self, latents: Tensor) -> None:
+        """Raise a ValueError unless latents (rows, f, c, h, w) have the model's channels and whole tokens of frames."""
+        _, frames, channels, height, width = latents.shape
+        config = self.transformer.config
+        if channels != config.in_channels:
+            rule = f"the model takes {config.in_channels} channels"
+            raise ValueError(f"latents: {rule}, got {channels}")
+        if frames % (config.patch_size_t or 1):
+            rule = f"their frames must be a multiple of patch_size_t, {config.patch_size_t}"
+            raise ValueError(f"latents: {rule}, got {frames}")
+        native = (
+            (config.sample_frames - 1) // config.temporal_compression_ratio + 1,
+            config.sample_height,
+            config.sample_width,
+        )
+        if config.use_learned_positional_embeddings and (frames, height, width) != native:
+            rule = f"the model has learned positions for {native} frames, rows and columns only"
+            raise ValueError(f"latents: {rule}, got {(frames, height, width)}")
 
     def get_rotary(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the rotary table for latents; see `RotaryTables`."""

@@ -17,8 +17,8 @@ def make_rotary_table(
     With identity rows one multiplication covers the whole sequence, bit-equal to rotating the video's part alone.
 
     Args:
-        transformer: Its config gives patch size, head size, text length and the native grid.
-        frames: Latent frames.
+        transformer: Its config gives patch sizes, head size, text length and the native grid.
+        frames: Latent frames, a multiple of the patch size in time.
         height: Latent height, a multiple of the patch size.
         width: Latent width, likewise.
         device: Where the table goes.
@@ -26,15 +26,27 @@ def make_rotary_table(
     Returns:
         cos and sin, (text + video tokens, channels of a head) float32 each.
 
+    Raises:
+        ValueError: A model with patches in time whose table ends before this height or width.
+
     Source: `CogVideoXPipeline._prepare_rotary_positional_embeddings`.
     """
     config = transformer.config
     patch = config.patch_size
     grid = (height // patch, width // patch)
-    crops = get_resize_crop_region_for_grid(grid, config.sample_width // patch, config.sample_height // patch)
-    cos, sin = get_3d_rotary_pos_embed(
-        embed_dim=config.attention_head_dim, crops_coords=crops, grid_size=grid, temporal_size=frames, device=device
-    )
+    native = (config.sample_height // patch, config.sample_width // patch)
+    if config.patch_size_t is None:
+        # The native grid is stretched over the picture.
+        crops = get_resize_crop_region_for_grid(grid, native[1], native[0])
+        positions = {"crops_coords": crops, "temporal_size": frames}
+    else:
+        # CogVideoX1.5: the picture is the first rows and columns of the native grid.
+        if grid[0] > native[0] or grid[1] > native[1]:
+            most = (config.sample_height, config.sample_width)
+            raise ValueError(f"latents: height and width must be at most {most}, got {(height, width)}")
+        frames //= config.patch_size_t
+        positions = {"crops_coords": None, "temporal_size": frames, "grid_type": "slice", "max_size": native}
+    cos, sin = get_3d_rotary_pos_embed(embed_dim=config.attention_head_dim, grid_size=grid, device=device, **positions)
     text = (config.max_text_seq_length, cos.shape[1])
     return torch.cat([cos.new_ones(text), cos]), torch.cat([sin.new_zeros(text), sin])
 

@@ -14,6 +14,10 @@ from ddim_lightning.network.forward import RowLayout, plan_layers, run_rows
 from ddim_lightning.network.rotary import make_rotary_table
 from ddim_lightning.network.weights import BlockWeights, Norm, gather_block, make_modulation
 
+_PARTS = (
+    "patch_embed", "time_proj", "time_embedding", "ofs_proj", "ofs_embedding", "norm_final", "norm_out", "proj_out",
+)  # fmt: skip
+
 
 class StandaloneNetwork(nn.Module):
     """A `StandaloneNetwork` evaluates what `Network` does; the timestep is a tensor, and every layer reads.
@@ -34,7 +38,7 @@ class StandaloneNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.layout, self.attention = transformer.config, layout, attention
-        for name in ("patch_embed", "time_proj", "time_embedding", "norm_final", "norm_out", "proj_out"):
+        for name in _PARTS:
             self.add_module(name, getattr(transformer, name))
         blocks = transformer.transformer_blocks
         # Under the names that the modulation is made from.
@@ -53,13 +57,13 @@ class StandaloneNetwork(nn.Module):
         """Evaluate the rows.
 
         Args:
-            latents: (rows, f, c, h, w) in the model's dtype.
+            latents: (rows, f, in_channels, h, w) in the model's dtype.
             prompt_embeds: (rows, tokens, width), same dtype.
             timestep: Scalar int64, 0 .. 999.
             kv_scale: (layers,) float32, 0 .. 1; without effect where no row reads.
 
         Returns:
-            (wanted rows, f, c, h, w) velocities, same dtype.
+            (wanted rows, f, out_channels, h, w) velocities, same dtype.
         """
         blocks = [block.gather() for block in self.weights]  # type: ignore[operator]
         heads, eps = self.config.num_attention_heads, self.config.norm_eps

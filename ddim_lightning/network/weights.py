@@ -166,6 +166,10 @@ class Modulation(NamedTuple):
     final: Tensor
 
 
+OFS = 2.0
+"""What a model with ``ofs_embed_dim`` is told beside the timestep: the constant of `CogVideoXImageToVideoPipeline`."""
+
+
 @torch.no_grad()
 def make_modulation(
     transformer: CogVideoXTransformer3DModel, timestep: Tensor, norms: Iterable[NormPair] | None = None
@@ -181,6 +185,9 @@ def make_modulation(
     form of `CogVideoXLayerNormZero`, which has a set for the video tokens and one for the text tokens.
     """
     embedded = transformer.time_embedding(transformer.time_proj(timestep[None]).to(transformer.dtype))
+    if transformer.ofs_embedding is not None:
+        offset = transformer.ofs_proj(torch.full((1,), OFS, device=timestep.device))
+        embedded = embedded + transformer.ofs_embedding(offset.to(transformer.dtype))
     condition = torch.nn.functional.silu(embedded[0])
     blocks = [
         _modulate(norm.norm, norm.linear(condition).view(2, 3, -1))
@@ -195,7 +202,8 @@ def make_modulation(
 def read_modulation_state(transformer: CogVideoXTransformer3DModel) -> State:
     """Read what changes when the weights do that `make_modulation` computes with; see `read_state`."""
     blocks = [norm for block in transformer.transformer_blocks for norm in (block.norm1, block.norm2)]
-    linears = [transformer.time_embedding.linear_1, transformer.time_embedding.linear_2]
+    embeddings = filter(None, (transformer.time_embedding, transformer.ofs_embedding))
+    linears = [layer for embedding in embeddings for layer in (embedding.linear_1, embedding.linear_2)]
     linears += [norm.linear for norm in (*blocks, transformer.norm_out)]
     tensors = [weight for layer in linears for weight in (layer.weight, layer.bias)]
     tensors += [weight for norm in blocks for weight in (norm.norm.weight, norm.norm.bias)]

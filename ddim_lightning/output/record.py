@@ -98,6 +98,7 @@ def _clip_settings(clip: Any) -> dict[str, Any]:
         "source_prompt": clip.source_prompt,
         "negative_prompt": clip.negative_prompt,
         "mask": clip.mask_source or clip.mask is not None,
+        "first_frame": clip.first_frame_source or clip.first_frame is not None,
     }
 
 

@@ -150,7 +150,9 @@ def write_pipeline(folder: Path, parts: Mapping[str, Any], max_shard_size: str =
             content.pop("_name_or_path", None)
             _write_json(config, content)
     index = {name: [type(part).__module__.partition(".")[0], type(part).__name__] for name, part in parts.items()}
-    _write_json(folder / "model_index.json", {"_class_name": "CogVideoXPipeline", **index})
+    sizes = parts["transformer"].config
+    kind = "CogVideoXPipeline" if sizes.in_channels == sizes.out_channels else "CogVideoXImageToVideoPipeline"
+    _write_json(folder / "model_index.json", {"_class_name": kind, **index})
 
 
 @torch.no_grad()

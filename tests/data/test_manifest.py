@@ -142,6 +142,13 @@ def test_masks_are_relative_to_the_manifest_too(folder):
     assert find_clips(folder / "more" / "clips.jsonl", default)[0].mask == folder / "b.mp4"
 
 
+def test_first_frames_are_relative_to_the_manifest_too(folder):
+    default = ClipRequest(first_frame=folder / "notes.txt")
+    (folder / "more" / "clips.csv").write_text("video,first_frame\nd.mp4,../a.mov\nd.mp4,\n")
+    found = [request.first_frame for request in find_clips(folder / "more" / "clips.csv", default)]
+    assert found == [folder / "more" / ".." / "a.mov", folder / "notes.txt"]
+
+
 def test_columns_may_come_in_any_order_and_be_left_out(folder):
     (folder / "clips.csv").write_text("id,video\nx,b.mp4\n")
     assert names(read_manifest(folder / "clips.csv", DEFAULT)) == [("x", "b.mp4")]
@@ -221,15 +228,15 @@ def test_mistakes_in_a_jsonl_name_row_and_column(folder, line, message):
     assert len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("column", ["video", "mask"])
+@pytest.mark.parametrize("column", ["video", "mask", "first_frame"])
 @pytest.mark.parametrize(
     ("name", "error", "rest"),
     [("x.mp4", FileNotFoundError, "not exist"), ("more", IsADirectoryError, "folder")],
 )
 def test_files_missing_from_a_manifest_name_the_row(folder, column, name, error, rest):
     path = folder / "clips.csv"
-    row = {"video": "b.mp4", "mask": "b.mp4", column: name}
-    path.write_text(f"video,mask\nb.mp4,\n{row['video']},{row['mask']}\n")
+    row = {"video": "b.mp4", "mask": "b.mp4", "first_frame": "b.mp4", column: name}
+    path.write_text(f"video,mask,first_frame\nb.mp4,,\n{','.join(row.values())}\n")
     with pytest.raises(error) as caught:
         find_clips(path, DEFAULT)
     assert type(caught.value) is error

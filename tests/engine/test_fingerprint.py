@@ -42,7 +42,7 @@ def test_the_same_clip_under_another_name_is_the_same(module, tmp_path):
     prints = []
     for path in paths:
         path.write_text("equal")
-        clip = replace(CLIP, source=str(path), mask_source=str(path))
+        clip = replace(CLIP, source=str(path), mask_source=str(path), first_frame_source=str(path))
         prints.append(make_clip_fingerprint(module.engine, clip, seed=0, settings=module.describe()))
     assert prints[0] == prints[1]
 
@@ -87,6 +87,7 @@ def test_a_source_with_other_sound_is_another_one_and_a_folder_has_none(module, 
         {"source_prompt": "a blue square"},
         {"negative_prompt": "blurry"},
         {"mask": torch.ones(5, 8, 16, dtype=torch.bool)},
+        {"first_frame": torch.ones(3, 8, 16, dtype=torch.uint8)},
         {"selection": FrameSelection(0, 1, 5, 0)},
     ],
 )

@@ -318,25 +318,20 @@ WRONG_FOLDERS = {
         ValueError,
         "the transformer of .* must be a CogVideoXTransformer3DModel, got a ConsisIDTransformer3DModel",
     ),
-    "image-to-video pipeline": (
-        edit("model_index.json", _class_name="CogVideoXImageToVideoPipeline"),
+    "channels of something else": (
+        edit("transformer/config.json", in_channels=24),
         ValueError,
-        "image-to-video model.* not yet supported",
+        "the 8 channels of its velocities, .*got in_channels 24",
     ),
-    "image-to-video channels": (
-        edit("transformer/config.json", in_channels=16),
-        ValueError,
-        r"image-to-video model \(16 input channels\).* not yet supported",
-    ),
-    "image-to-video ofs": (
+    "an offset of another width": (
         edit("transformer/config.json", ofs_embed_dim=512),
         ValueError,
-        "image-to-video model .* not yet supported",
+        "ofs_embed_dim of its time_embed_dim 20, got 512",
     ),
-    "CogVideoX1.5": (
-        edit("transformer/config.json", patch_size_t=2),
+    "temporal patches at learned positions": (
+        edit("transformer/config.json", patch_size_t=2, use_learned_positional_embeddings=True),
         ValueError,
-        r"CogVideoX1\.5 \(patch_size_t is 2\).* not yet supported",
+        "rotary position embeddings alone, for its patch_size_t is 2",
     ),
     "index is not JSON": (write("model_index.json", "{'a'"), ValueError, r"model_index\.json is not valid JSON: "),
     "config is a list": (
@@ -347,7 +342,7 @@ WRONG_FOLDERS = {
     "latents do not fit": (
         edit("vae/config.json", latent_channels=4),
         ValueError,
-        "do not fit: the transformer's in_channels is 8, the latent_channels of its vae is 4",
+        "do not fit: the transformer's out_channels is 8, the latent_channels of its vae is 4",
     ),
     "text does not fit": (
         edit("text_encoder/config.json", d_model=32),
@@ -399,6 +394,11 @@ WRONG_CONTENTS = {
         change_weights(TRANSFORMER, clear_cache, BIAS),
         ValueError,
         f"transformer do not fit together: {BIAS} is missing",
+    ),
+    "no learned positions": (
+        edit("transformer/config.json", use_learned_positional_embeddings=True),
+        ValueError,
+        r"patch_embed\.pos_embedding is missing",
     ),
     "a weight is misshapen": (
         change_weights(TRANSFORMER, reshape, BIAS),

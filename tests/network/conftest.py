@@ -7,13 +7,13 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 
 
-def make_transformer(rotary=True, seed=0):
+def make_transformer(rotary=True, seed=0, in_channels=4):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = CogVideoXTransformer3DModel(
             num_attention_heads=2,
             attention_head_dim=16,  # the smallest that the 3D rotary schedule can split
-            in_channels=4,
+            in_channels=in_channels,
             out_channels=4,
             time_embed_dim=10,
             text_embed_dim=14,

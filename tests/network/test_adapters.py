@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import chain
 
 import pytest
 import torch
@@ -68,6 +69,17 @@ def test_a_lora_acts_as_in_diffusers(parts, targets, how, when):
     if how != "active":
         transformer.fuse_lora(safe_fusing=how == "fused safely")
         transformer.unload_lora()
+    check_equal(transformer, network, rows, plain)
+
+
+def test_a_lora_on_every_layer_of_a_variant(tmp_path):
+    """Of temporal patches, the offset and the channels of an image, too."""
+    transformer = make_variant(**VARIANTS["1.5-5B-I2V"])
+    network, rows = Network(transformer, SDPA), make_rows(2, transformer.config)
+    plain = network(*rows, 500)
+    lora = write_lora(transformer, [*chain(*TARGETS.values()), "patch_embed.proj"], tmp_path)
+    assert any("ofs_embedding" in name for name in lora) and any("patch_embed.proj" in name for name in lora)
+    transformer.load_lora_adapter(lora, prefix="transformer")
     check_equal(transformer, network, rows, plain)
 
 

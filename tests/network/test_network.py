@@ -10,13 +10,30 @@ from ddim_lightning.network.attention import Attention, sdpa_attention
 from ddim_lightning.network.kernels import CPU_KERNELS
 from ddim_lightning.network.network import Network
 from tests.network.reference import make_diffusers_rotary
+from tests.variants import KEYS, adapt
 
 SDPA = CPU_KERNELS["sdpa"]
 
+SIZES = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 10,
+    "text_embed_dim": 14,
+    "num_layers": 3,
+    "sample_width": 12,
+    "sample_height": 8,
+    "sample_frames": 9,
+    "patch_size": 2,
+    "temporal_compression_ratio": 4,
+    "max_text_seq_length": 7,
+}
 VARIANTS = {
-    "5B": {"use_rotary_positional_embeddings": True},
+    **{name: adapt(name, SIZES) for name in KEYS},
     "2B": {"use_rotary_positional_embeddings": False},
-    "learned positions": {"use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True},
+    "sines and cosines at other sizes": {"use_rotary_positional_embeddings": False, "sample_frames": 5},
+    "patches of three frames": {"use_rotary_positional_embeddings": True, "patch_size_t": 3},
     "norms without weights": {"use_rotary_positional_embeddings": True, "norm_elementwise_affine": False},
     "projections without bias": {"use_rotary_positional_embeddings": True, "attention_bias": False},
     "other patches": {"use_rotary_positional_embeddings": True, "patch_size": 4, "norm_eps": 0.1},
@@ -26,22 +43,7 @@ VARIANTS = {
 def make_variant(**settings):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        sizes = {
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
-            "in_channels": 4,
-            "out_channels": 4,
-            "time_embed_dim": 10,
-            "text_embed_dim": 14,
-            "num_layers": 3,
-            "sample_width": 12,
-            "sample_height": 8,
-            "sample_frames": 9,
-            "patch_size": 2,
-            "temporal_compression_ratio": 4,
-            "max_text_seq_length": 7,
-        }
-        transformer = CogVideoXTransformer3DModel(**sizes | settings)
+        transformer = CogVideoXTransformer3DModel(**SIZES | settings)
         for parameter in transformer.parameters():
             parameter.data += 0.15 * torch.randn_like(parameter)
     return transformer.eval().requires_grad_(False)
@@ -52,10 +54,13 @@ def run_diffusers(transformer, latents, embeds, timestep):
     if transformer.config.use_rotary_positional_embeddings:
         rotary = make_diffusers_rotary(transformer, *(latents.shape[k] for k in (1, 3, 4)))
     told = torch.full((len(latents),), timestep)
-    return transformer(latents, embeds, told, image_rotary_emb=rotary).sample
+    ofs = None if transformer.config.ofs_embed_dim is None else torch.tensor([2.0])
+    return transformer(latents, embeds, told, ofs=ofs, image_rotary_emb=rotary).sample
 
 
-def make_rows(rows, size=(3, 4, 8, 12)):
+def make_rows(rows, config=None):
+    """Make rows of 3 latent frames, or as many as a config's patches in time want."""
+    size = (3, 4, 8, 12) if config is None else (3 + -3 % (config.patch_size_t or 1), config.in_channels, 8, 12)
     generator = torch.Generator().manual_seed(1)
     return torch.randn(rows, *size, generator=generator), torch.randn(rows, 7, 14, generator=generator)
 
@@ -69,10 +74,34 @@ def relative_error(ours, theirs):
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_network_equals_diffusers_forward(name, rows):
     transformer = make_variant(**VARIANTS[name])
-    network, (latents, embeds) = Network(transformer, SDPA), make_rows(rows)
+    network, (latents, embeds) = Network(transformer, SDPA), make_rows(rows, transformer.config)
     for timestep in (999, 20, 999):
         theirs = run_diffusers(transformer, latents, embeds, timestep)
         assert relative_error(network(latents, embeds, timestep), theirs) <= 2e-6
+
+
+@pytest.mark.parametrize("name", ["1.5-5B", "5B-I2V", "1.5-5B-I2V"])
+def test_rows_that_are_not_the_models_are_refused(name):
+    network = Network(make_variant(**VARIANTS[name]), SDPA)
+    latents, embeds = make_rows(1, network.transformer.config)
+    with pytest.raises(ValueError, match=rf"^latents: .* {latents.shape[2]} channels, got {latents.shape[2] - 1}"):
+        network(latents[:, :, 1:], embeds, 500)
+    rule = "patch_size_t, 2, got 3" if "1.5" in name else "learned positions"
+    with pytest.raises(ValueError, match=rf"^latents: .*{rule}"):
+        network(latents[:, :3] if "1.5" in name else latents[:, :2], embeds, 500)
+    larger = torch.cat([latents, latents], dim=3)
+    with pytest.raises(ValueError, match=r"^latents: .*\(.*8, 12\).*got \(.*16, 12\)"):
+        network(larger, embeds, 500)
+
+
+def test_the_weights_of_the_offset_are_followed():
+    transformer = make_variant(**VARIANTS["1.5-5B-I2V"])
+    network, rows = Network(transformer, SDPA), make_rows(1, transformer.config)
+    before = network(*rows, 500)
+    transformer.ofs_embedding.linear_2.weight.mul_(3.0)
+    theirs = run_diffusers(transformer, *rows, 500)
+    assert relative_error(network(*rows, 500), theirs) <= 2e-6
+    assert relative_error(before, theirs) > 1e-3
 
 
 def test_in_bfloat16_it_rounds_no_worse(transformer):

@@ -21,6 +21,7 @@ from ddim_lightning.network.quantized import (
 )
 from ddim_lightning.network.weights import gather_block
 from ddim_lightning.runtime.compile import apply_compile
+from tests.network.test_network import VARIANTS, make_rows, make_variant
 
 SDPA = CPU_KERNELS["sdpa"]
 
@@ -140,6 +141,13 @@ def test_network_is_close_to_the_exact_one(transformer, wanted, reads):
     assert 0.0 < relative_error(ours(latents, embeds, 500, **rows), theirs) <= 0.1
     assert ours.get_modulation(500) is exact.get_modulation(500)
     assert torch.equal(exact(latents, embeds, 500, **rows), theirs)
+
+
+def test_a_variant_with_temporal_patches_is_close_to_the_exact_one():
+    exact = Network(make_variant(**VARIANTS["1.5-5B-I2V"]), SDPA)
+    rows = make_rows(3, exact.transformer.config)
+    ours, theirs = (network(*rows, 500, wanted=2, reads=(2, 2)) for network in (QuantizedNetwork(exact), exact))
+    assert 0.0 < relative_error(ours, theirs) <= 0.1
 
 
 def test_weights_that_change_or_move_are_brought_to_8_bits_again(transformer):

@@ -128,7 +128,8 @@ def test_a_switch_acts_as_in_diffusers_or_raises(name):
 @pytest.mark.parametrize("kv_scale", [None, [0.5, 0.0, 1.0]])
 @pytest.mark.parametrize("variant", list(VARIANTS))
 def test_both_forward_passes_agree(variant, kv_scale, reads):
-    transformer, rows = make_variant(**VARIANTS[variant]), make_rows(3)
+    transformer = make_variant(**VARIANTS[variant])
+    rows = make_rows(3, transformer.config)
     scale = None if kv_scale is None else torch.tensor(kv_scale)
     options = {"wanted": 2, "reads": reads, "kv_scale": scale}
     fused = Network(transformer, SDPA)(*rows, 500, **options)

@@ -129,7 +129,10 @@ class Editor(ABC):
 
     @abstractmethod
     def branches(self, state: EditState, step: Step, inversion: Inversion) -> tuple[list[Branch], KVScale | None]:
-        """Return the branches to evaluate at this step and, when one attends to another, the kv_scale per layer."""
+        """Return the branches to evaluate at this step and, when one attends to another, the kv_scale per layer.
+
+        A branch without ``image_latents`` is shown the inversion's.
+        """
 
     @abstractmethod
     def update(
@@ -184,9 +187,15 @@ class Editor(ABC):
         schedule: NoiseSchedule,
         kv_source: int | None = None,
     ) -> Branch:
-        """Make the branch of the edited video: its prompt, its negative prompt and the scale of the step."""
-        scale = self.scale(request, step, schedule)
-        return Branch(latents, request.prompt, self._get_negative_prompt(request), scale, kv_source=kv_source)
+        """Make the branch of the edited video: its prompt, its negative prompt, its image and the scale of the step."""
+        return Branch(
+            latents,
+            request.prompt,
+            self._get_negative_prompt(request),
+            self.scale(request, step, schedule),
+            kv_source=kv_source,
+            image_latents=request.image_latents,
+        )
 
     def count_target_nfe(self, request: EditRequest, schedule: NoiseSchedule) -> list[int]:
         """Return the NFE of the edited video at each step: 2 with guidance, 0 where the network is not evaluated."""
@@ -238,6 +247,11 @@ def apply_mask(state: EditState, latents: Latents, outside: Latents) -> EditStat
 def get_source_prompt(request: EditRequest, inversion: Inversion) -> str:
     """Return the prompt of the source: the request's, or the inversion's own where there is none."""
     return inversion.prompt if request.source_prompt is None else request.source_prompt
+
+
+def get_image_latents(request: EditRequest, inversion: Inversion) -> Latents | None:
+    """Return what an image-to-video model is shown beside the edit: the request's image, or the inversion's own."""
+    return inversion.image_latents if request.image_latents is None else request.image_latents
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

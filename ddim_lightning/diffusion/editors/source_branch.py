@@ -73,7 +73,8 @@ class SourceBranch(Denoise):
         source = get_source_prompt(request, inversion)
         text = {"edit": request.prompt, "inversion": inversion.prompt, "source": source}[self._text]
         if self.source_rows == "paired":
-            return replace(target, latents=latents, prompt=text, kv_source=None)
+            image = inversion.image_latents
+            return replace(target, latents=latents, prompt=text, kv_source=None, image_latents=image)
         return Branch(latents, text)
 
     def list_attending_steps(self, num_steps: int) -> range:
