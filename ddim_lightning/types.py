@@ -182,7 +182,7 @@ class FrameSelection:
 
 @dataclass
 class Clip:
-    """A `Clip` is what `predict_step` takes; any data module may yield it.
+    """A `Clip` is what `predict_step` works on; any data module may yield it.
 
     Not frozen, because Lightning rebuilds the dataclasses it finds in a batch.
 
@@ -199,6 +199,8 @@ class Clip:
         warnings: Sentences for the result.
         mask: (f, h, w) bool, True where the edits may change the video; ``None`` changes everything.
         mask_source: The file or folder of the mask; ``None`` when there is none.
+        latents: (1, f, c, h, w), scaled by the VAE's ``scaling_factor``: ``frames`` encoded already, so that the VAE
+            does not encode them.
     """
 
     id: str
@@ -213,6 +215,7 @@ class Clip:
     warnings: tuple[str, ...] = ()
     mask: Bool[Tensor, "f h w"] | None = None
     mask_source: str | None = None
+    latents: Latents | None = None
 
 
 @dataclass

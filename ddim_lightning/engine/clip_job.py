@@ -15,26 +15,24 @@ from torch import Tensor
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
 from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
+from ddim_lightning.engine.clip_rules import check_frames, check_latents, check_mask, check_prompts, find_untrained
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.decoding import DecodedVideo, measure_decoded
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
 from ddim_lightning.metrics.diagnosis import diagnose
 from ddim_lightning.metrics.functional import use_full_precision
-from ddim_lightning.models.text import is_text
 from ddim_lightning.runtime.timing import StageTimer
 from ddim_lightning.types import (
     Clip,
     ClipResult,
     Edit,
     EditRequest,
-    Frames,
     Latents,
     Progress,
     Stage,
     Step,
     StepCallback,
-    VideoLimits,
     count_latent_frames,
 )
 
@@ -53,43 +51,6 @@ def make_clip_seed(seed: int, clip_id: str) -> int:
     """
     digest = hashlib.sha256(f"{seed}/{clip_id}".encode(errors="backslashreplace")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def check_frames(frames: Frames, limits: VideoLimits) -> None:
-    """Raise a ValueError unless frames are uint8 (f, c, h, w) of a count and a size that the model can take."""
-    if frames.dim() != 4 or frames.shape[1] != 3:
-        raise ValueError(f"frames: must have shape (f, 3, h, w), got {tuple(frames.shape)}")
-    if frames.dtype != torch.uint8:
-        raise ValueError(f"frames: must be uint8, 0 .. 255, got {str(frames.dtype).removeprefix('torch.')}")
-    num_frames, _, height, width = frames.shape
-    if num_frames % limits.temporal != 1:
-        raise ValueError(f"frames: their count must be {limits.temporal}k + 1, got {num_frames}")
-    if height % limits.multiple or width % limits.multiple:
-        raise ValueError(f"frames: height and width must be multiples of {limits.multiple}, got {height} x {width}")
-
-
-def find_untrained(frames: Frames, limits: VideoLimits) -> list[str]:
-    """Return a sentence for each way in which frames (f, c, h, w) differ from what the model was trained on."""
-    found = []
-    num_frames, _, height, width = frames.shape
-    if (height, width) != (limits.height, limits.width):
-        rule = f"the model was trained at {limits.height} x {limits.width} pixels"
-        found.append(f"height, width: {rule}, got {height} x {width}: results may be worse")
-    # The windows of a longer clip have the length that it was trained on.
-    if num_frames < limits.num_frames and (num_frames - 1) % limits.trained_multiple:
-        rule = f"the model was trained on {limits.trained_multiple}k + 1 frames"
-        found.append(f"num_frames: {rule}, got {num_frames}: results may be worse")
-    return found
-
-
-def check_prompts(clip: Clip) -> None:
-    """Raise a ValueError unless all prompts of a clip are texts."""
-    if isinstance(clip.prompts, str):
-        raise ValueError(f"prompts: must be a tuple of texts, got the text {clip.prompts!r}")
-    named = [("source_prompt", clip.source_prompt or ""), ("negative_prompt", clip.negative_prompt)]
-    for name, prompt in [*(("prompts", prompt) for prompt in clip.prompts), *named]:
-        if not is_text(prompt):
-            raise ValueError(f"{name}: must be text of whole characters, got {prompt!r}")
 
 
 @dataclass
@@ -119,9 +80,13 @@ class ClipJob:
     nfe: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        clip = self.clip
+        clip = self.clip = _move_to_host(self.clip)
         limits = self.engine.components.limits
         check_frames(clip.frames, limits)
+        if clip.mask is not None:
+            check_mask(clip.mask, clip.frames)
+        if clip.latents is not None:
+            check_latents(clip.latents, self.engine.components, clip.frames)
         self.num_windows = self.engine.count_windows(count_latent_frames(len(clip.frames), limits))
         check_prompts(clip)
         self.timer = StageTimer(self.engine.device)
@@ -147,12 +112,12 @@ class ClipJob:
                 the wrong size, or latents that do not stay finite.
         """
         engine = self.engine
-        source = self.clip.frames.cpu()
         prompt = self.clip.source_prompt if engine.inversion_prompt is None else engine.inversion_prompt
         if prompt is None:
             raise ValueError("source_prompt: must be given where inversion_prompt is null, got None")
         with self._stage("encode", "encode", 1) as tick:
-            latents = engine.encode(source)
+            given = self.clip.latents
+            latents = engine.encode(self.clip.frames) if given is None else given.to(engine.device, torch.float32)
             # Those of a long clip, and with them its trajectory, stay on the host; windows come to the device.
             latents = latents.cpu() if self.num_windows > 1 else latents
             tick()
@@ -177,12 +142,12 @@ class ClipJob:
             with self._stage("reconstruct", "reconstruct", len(engine.schedule), self._plan["reconstruct"]) as tick:
                 returned[-1] = reconstruct(engine.denoiser, inversion, callback=_keep_levels(returned, tick))
             self._check_finite("reconstruct", returned[-1])
-        return self._finish(source, latents, inversion, returned, self._edit(inversion))
+        return self._finish(latents, inversion, returned, self._edit(inversion))
 
     def _load_trajectory(self, path: Path, prompt: str, device: torch.device) -> Inversion:
         """Take the trajectory of a former run instead of an inversion."""
         tensors, metadata = read_trajectory(path)
-        fingerprint = make_fingerprint(self.engine, self.clip.frames, prompt)
+        fingerprint = make_fingerprint(self.engine, self.clip, prompt)
         check_fingerprint(metadata.get("fingerprint", {}), fingerprint, str(path))
         on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
         return Inversion.from_dict(on_device, self.engine.inverter, prompt)
@@ -212,23 +177,19 @@ class ClipJob:
         """Bring the clip's mask to the size of its latents, and into the requests."""
         if self.clip.mask is None:
             return
-        if self.clip.mask.shape != self.clip.frames[:, 0].shape:
-            size, frames = tuple(self.clip.mask.shape), tuple(self.clip.frames[:, 0].shape)
-            raise ValueError(f"mask: must have the frames, height and width of the clip, {frames}, got {size}")
         spatial = self.clip.frames.shape[-1] // latents.shape[-1]
         mask = pool_mask(self.clip.mask, self.engine.components.limits.temporal, spatial).to(latents)
         self.requests = [replace(request, mask=mask) for request in self.requests]
 
     def _finish(
         self,
-        source: Frames,
         latents: Latents,
         inversion: Inversion,
         returned: list[Latents] | None,
         edited: list[Latents],
     ) -> ClipResult:
         """Decode what was made, measure it and gather the result."""
-        result = ClipResult(replace(self.clip, frames=source), "done", seed=self.seed)
+        result, source = ClipResult(self.clip, "done", seed=self.seed), self.clip.frames
 
         def decode(clean: Latents, references: dict[str, Tensor], keep: bool = False) -> DecodedVideo:
             pieces, check = self.engine.stream(clean), partial(self._check_finite, "decode")
@@ -254,7 +215,6 @@ class ClipJob:
             result.diagnosis = diagnose(inversion.levels, returned, ceiling.color, after)
         if self.outputs.save_trajectory:
             result.trajectory = inversion.to_dict()
-            result.fingerprint = make_fingerprint(self.engine, self.clip.frames, inversion.prompt)
         windows = self.engine.denoiser.windows
         if windows is not None and self.num_windows > 1:
             result.windows = {"count": self.num_windows, "frames": windows.length, "overlap": windows.overlap}
@@ -346,6 +306,12 @@ class ClipJob:
             yield tick
         if uses_network:
             self.nfe[stage] = self.nfe.get(stage, 0) + self.engine.nfe - before
+
+
+def _move_to_host(clip: Clip) -> Clip:
+    """Return a clip whose tensors are on the CPU, from where they come to the device a few frames at a time."""
+    tensors = {name: getattr(clip, name) for name in ("frames", "mask", "latents")}
+    return replace(clip, **{name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None})
 
 
 def _keep_levels(levels: list[Latents], tick: Tick) -> StepCallback:
