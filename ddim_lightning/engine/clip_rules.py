@@ -44,11 +44,8 @@ def check_latents(latents: Tensor, parts: Components, frames: Frames | None = No
     channels = parts.vae.config.latent_channels
     shape = tuple(latents.shape)
     if latents.dim() != 5 or shape[0] != 1 or shape[2] != channels:
-        hint = (
-            f", whose axis 1 has the channels: use .transpose(1, 2)"
-            if latents.dim() == 5 and shape[1] == channels
-            else ""
-        )
+        turned = latents.dim() == 5 and shape[1] == channels
+        hint = ", whose axis 1 has the channels: use .transpose(1, 2)" if turned else ""
         raise ValueError(f"latents: must have shape (1, f, {channels}, h, w), got {shape}{hint}")
     if not latents.is_floating_point():
         raise ValueError(f"latents: must be floats, got {str(latents.dtype).removeprefix('torch.')}")
