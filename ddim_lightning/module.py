@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +17,11 @@ from typing_extensions import override
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine.at_hand import PartsAtHand
-from ddim_lightning.engine.batch import check_batch
+from ddim_lightning.engine.batch_forms import is_one_clip, split_batch
 from ddim_lightning.engine.build import LoadedModel, build_engine
-from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
+from ddim_lightning.engine.clip_job import make_clip_seed
+from ddim_lightning.engine.clip_runner import ClipRunner
 from ddim_lightning.engine.config import (
-    Dtype,
     Lora,
     Outputs,
     Runtime,
@@ -35,17 +33,15 @@ from ddim_lightning.engine.config import (
     make_options,
 )
 from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.engine.fingerprint import make_clip_fingerprint
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
+from ddim_lightning.engine.precision import describe_precision, take_precision
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
 from ddim_lightning.models.checkpoint import read_limits
 from ddim_lightning.models.text import is_text
 from ddim_lightning.models.vae import encode_video
 from ddim_lightning.runtime.compile_cache import save_compiled
-from ddim_lightning.types import Clip, ClipResult, FindResult, Progress, UnreadableClip, VideoLimits
-
-_log = logging.getLogger(__name__)
+from ddim_lightning.types import ClipResult, FindResult, Progress, VideoLimits
 
 
 class DDIMInversionModule(PartsAtHand, LightningModule):
@@ -170,7 +166,9 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             self.editor,
             device,
             schedule=self.schedule,
-            runtime=self._take_precision(),
+            runtime=take_precision(
+                self.runtime, self._get_precision(), keeps_dtype=bool(self._trained_parts) or self._given is not None
+            ),
             lora=self.lora,
             inversion_prompt=self.inversion_prompt,
         )
@@ -189,6 +187,9 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         """
         if self._trainer is not None:
             self.load(self.trainer.strategy.root_device)
+            dtype, trains = self.components.transformer.dtype, bool(self._trained_parts)
+            if said := describe_precision(self._get_precision(), dtype, trains=trains):
+                rank_zero_info(said)
         elif self.training_options is not None:
             self.load(self.device)
 
@@ -223,63 +224,41 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             self.engine.prompts.prepare(prompt)
 
     @override
-    def predict_step(self, batch: Clip | UnreadableClip, batch_idx: int) -> ClipResult:
-        """Do the whole job on one clip.
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> ClipResult | list[ClipResult]:
+        """Do the whole job on the clips of a batch, one after the other.
+
+        A clip's result is the same bytes in whatever batch it comes.
 
         Args:
-            batch: The clip; `VideoDataModule` makes them, and any other data module may.
-            batch_idx: Names a batch that is no clip.
+            batch: A `Clip`, as `VideoDataModule` makes them; a mapping with ``video`` (or ``frames``), ``prompts`` and so
+                on; a tensor of frames; a pair (tensor, prompts); such a mapping or tensor with a batch axis; or a list
+                of these. What a mapping may hold is said in the documentation, "Your own data module".
+            batch_idx: With the rank and ``dataloader_idx`` it names clips that bring no id: ``rank-0-batch-7-clip-1``.
+            dataloader_idx: Position of the data loader, where there are several.
 
         Returns:
-            The result, on the CPU; with ``on_error="skip"`` a failed clip has status ``skipped`` and a reason, and so
-            has a batch that is no clip, under the id ``rank-0-batch-7``. A clip that a writer finds finished has status
-            ``finished``.
+            The result, on the CPU; of a list or a batch axis, whatever its length, a list of them in order. With
+            ``on_error="skip"`` a failed clip has status ``skipped`` and a reason, and so has what is no clip. A clip that
+            a writer finds finished has status ``finished``.
 
         Raises:
             TypeError: With ``on_error="raise"``, a batch that is no clip, or has a field of a wrong type; otherwise
                 whatever a clip fails with.
         """
-        try:
-            check_batch(batch)
-        except TypeError as error:
-            if self.outputs.on_error == "raise":
-                raise
-            clip_id = getattr(batch, "id", None)
-            clip_id = clip_id if isinstance(clip_id, str) else f"rank-{self.global_rank}-batch-{batch_idx}"
-            batch = UnreadableClip(clip_id, "", str(error))
-        if isinstance(batch, UnreadableClip):
-            if self.outputs.on_error == "raise":
-                raise ValueError(batch.reason)
-            return self._skip(batch, batch.reason)
-        seed = 0
-        try:
-            seed = make_clip_seed(self.seed, batch.id) if batch.seed is None else batch.seed
-            job = ClipJob(
-                self.engine,
-                batch,
-                seed=seed,
-                guidance_scale=self.guidance_scale,
-                outputs=self.outputs,
-                batch_prompts=self.runtime.batch_prompts,
-                on_progress=self._report,
-            )
-            fingerprint = make_clip_fingerprint(self.engine, batch, seed=seed, settings=self.describe())
-            # A list, because each of them may say that it could not take the result.
-            found = [find(batch, fingerprint) for find in self.find_results]
-            if found and all(found):
-                result = ClipResult(replace(batch, frames=batch.frames.cpu()), "finished", seed=seed)
-            else:
-                result = job.run()
-            result.fingerprint = fingerprint
-            result.settings = self.describe()
-        except Exception as error:
-            if self.outputs.on_error == "raise":
-                raise
-            _log.debug("clip %s was skipped", batch.id, exc_info=True)  # with the traceback
-            return self._skip(batch, f"{type(error).__name__}: {' '.join(str(error).split())}", seed)
-        for sentence in result.warnings:
-            warnings.warn(f"clip {batch.id}: {sentence}", stacklevel=2)
-        return result
+        loader = f"loader-{dataloader_idx}-" if dataloader_idx else ""
+        items = split_batch(batch, f"rank-{self.global_rank}-{loader}batch-{batch_idx}")
+        runner = ClipRunner(
+            self.engine,
+            self.describe(),
+            seed=self.seed,
+            guidance_scale=self.guidance_scale,
+            outputs=self.outputs,
+            batch_prompts=self.runtime.batch_prompts,
+            on_progress=self._report,
+            find_results=self.find_results,
+        )
+        results = [runner.run(item) for item in items]
+        return results[0] if is_one_clip(batch) else results
 
     @override
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
@@ -314,20 +293,8 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         taken = {"editor": describe_part(self.editor), "runtime": settings["runtime"] | {"dtype": dtype}}
         return settings | taken | {"device": self.engine.device.type}
 
-    def _take_precision(self) -> Runtime:
-        """Return the runtime with the dtype that the Trainer's precision asks for; mixed precisions act by autocast."""
-        precision = str(self._trainer.precision) if self._trainer is not None else "32-true"
-        if precision in ("32-true", "bf16-mixed", "16-mixed"):
-            return self.runtime
-        wanted = {"bf16-true": "bfloat16", "16-true": "float16"}.get(precision)
-        if wanted is None:
-            known = "32-true, bf16-true, 16-true, bf16-mixed or 16-mixed"
-            raise ValueError(f"precision: the Trainer's must be {known}, got {precision!r}")
-        if self.runtime.dtype not in ("auto", wanted):
-            raise ValueError(
-                f"dtype: must be auto or {wanted} under precision={precision!r}, got {self.runtime.dtype!r}"
-            )
-        return replace(self.runtime, dtype=cast(Dtype, wanted))
+    def _get_precision(self) -> str:
+        return "32-true" if self._trainer is None else str(self._trainer.precision)
 
     @property
     def _trained_parts(self) -> tuple[str, ...]:
@@ -348,10 +315,6 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
     @torch.no_grad()
     def _encode_batch(self, frames: Tensor) -> Tensor:
         return encode_video(self.components.vae, frames)
-
-    def _skip(self, clip: Clip | UnreadableClip, reason: str, seed: int = 0) -> ClipResult:
-        warnings.warn(f"clip {clip.id}: skipped: {reason}", stacklevel=3)
-        return ClipResult(clip, "skipped", reason, seed=seed, settings=self.describe())
 
     def _report(self, progress: Progress) -> None:
         for listener in self.progress_listeners:

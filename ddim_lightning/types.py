@@ -223,7 +223,7 @@ class FrameSelection:
 
 @dataclass
 class Clip:
-    """A `Clip` is what `predict_step` takes; any data module may yield it.
+    """A `Clip` is what `predict_step` works on; any data module may yield it.
 
     Not frozen, because Lightning rebuilds the dataclasses it finds in a batch.
 
@@ -243,6 +243,8 @@ class Clip:
         first_frame: (c, h, w) uint8 at the size of ``frames``: the first frame of the edits, made elsewhere, that an
             image-to-video model propagates; ``None`` shows it the clip's own.
         first_frame_source: The file of the first frame; ``None`` when there is none.
+        latents: (1, f, c, h, w), scaled by the VAE's ``scaling_factor``: ``frames`` encoded already, so that the VAE
+            does not encode them.
     """
 
     id: str
@@ -259,6 +261,7 @@ class Clip:
     mask_source: str | None = None
     first_frame: UInt8[Tensor, "c h w"] | None = None
     first_frame_source: str | None = None
+    latents: Latents | None = None
 
 
 @dataclass

@@ -26,7 +26,7 @@ __all__ = ["RESULTS", "SCHEMA", "VideoWriter", "make_output_dir", "make_record",
 
 
 class VideoWriter(BasePredictionWriter):
-    """A `VideoWriter` writes what `DDIMInversionModule.predict_step` returns, one folder a clip, as soon as it is done.
+    """A `VideoWriter` writes what `DDIMInversionModule.predict_step` returns, one folder a clip, as soon as it returns.
 
     ``OUT/<id>/`` holds ``source.mp4`` (the frames the model saw), ``reconstruction.mp4``, ``edit-00.mp4`` and so on,
     ``sheet.png``, ``result.json`` and, when saved, ``trajectory.safetensors``; it takes its name when it is whole.
@@ -90,32 +90,21 @@ class VideoWriter(BasePredictionWriter):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: ClipResult,
+        prediction: ClipResult | list[ClipResult],
         batch_indices: Sequence[int] | None,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write one clip; where that fails and the module skips clips that fail, the clip is skipped.
+        """Write the clips of a batch; one that cannot be written is skipped where the module skips clips that fail.
 
         Raises:
             DiskError: When the disk takes no more.
             KeyboardInterrupt: When the process was told to end.
         """
-        self.num_clips += 1
-        try:
-            self._folder.write(prediction)
-            self.num_finished += prediction.status == "finished"
-        except DiskError:
-            raise
-        except Exception as error:
-            if getattr(getattr(pl_module, "outputs", None), "on_error", "skip") == "raise":
-                raise
-            reason = " ".join(str(error).split())
-            warnings.warn(f"clip {prediction.clip.id}: skipped: {reason}", stacklevel=2)
-            prediction.status, prediction.reason = "skipped", reason
-            skipped = ClipResult(prediction.clip, "skipped", reason, seed=prediction.seed, settings=prediction.settings)
-            self._folder.write(skipped)
+        skips = getattr(getattr(pl_module, "outputs", None), "on_error", "skip") != "raise"
+        for result in prediction if isinstance(prediction, list) else [prediction]:
+            self._write(result, skips=skips)
         if self._told_to_end or trainer.received_sigterm:  # which Lightning leaves to the loops of a training
             raise KeyboardInterrupt
 
@@ -143,6 +132,21 @@ class VideoWriter(BasePredictionWriter):
         self._forget(pl_module)
         with contextlib.suppress(OSError, ValueError):  # a full disk, say; what is to be told is why the run ended
             self._folder.end(alone=trainer.world_size == 1)
+
+    def _write(self, result: ClipResult, *, skips: bool) -> None:
+        self.num_clips += 1
+        try:
+            self._folder.write(result)
+            self.num_finished += result.status == "finished"
+        except DiskError:
+            raise
+        except Exception as error:
+            if not skips:
+                raise
+            reason = " ".join(str(error).split())
+            warnings.warn(f"clip {result.clip.id}: skipped: {reason}", stacklevel=2)
+            result.status, result.reason = "skipped", reason
+            self._folder.write(ClipResult(result.clip, "skipped", reason, seed=result.seed, settings=result.settings))
 
     def _find(self, clip: Clip, fingerprint: Mapping[str, str]) -> bool:
         return self._folder.find(clip.id, fingerprint)

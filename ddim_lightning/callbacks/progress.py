@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from ddim_lightning.engine.batch_forms import split_batch
 from ddim_lightning.report.text import make_plain
 from ddim_lightning.types import Progress
 
@@ -36,7 +37,8 @@ class ProgressPrinter(Callback):
         self._console = console
         self._view: _Bar | _Lines | None = None
         self._clock: ClipClock | None = None
-        self._num_clips = 0
+        self._num_batches = self._num_begun = self._num_clips = 0
+        """Batches to come and at work; clips begun; clips in all, if all batches are as large as the one at work."""
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to listen to the module."""
@@ -48,15 +50,18 @@ class ProgressPrinter(Callback):
             return
         console = self._console or Console(stderr=True, highlight=False)
         self._view = make_view(console)
-        self._num_clips = int(sum(trainer.num_predict_batches))
+        self._num_batches, self._num_begun = int(sum(trainer.num_predict_batches)), 0
         _listeners(pl_module).append(self._listen)
 
     def on_predict_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Start the clock of a clip."""
+        """Count the clips of a batch, and start the clock of its first one."""
         if self._view is not None:
-            self._clock = ClipClock(batch_idx, self._num_clips)
+            size = len(split_batch(batch, ""))
+            self._num_clips = self._num_begun + size * self._num_batches
+            self._num_batches -= 1
+            self._clock = None
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop listening, and leave the terminal as it was."""
@@ -67,8 +72,12 @@ class ProgressPrinter(Callback):
         self._close(pl_module)
 
     def _listen(self, progress: Progress) -> None:
-        if self._view is not None and self._clock is not None:
-            self._view.show(self._clock.read(progress))
+        if self._view is None:
+            return
+        if self._clock is None or (progress.stage == "encode" and not progress.done):  # another clip
+            self._clock = ClipClock(self._num_begun, self._num_clips)
+            self._num_begun += 1
+        self._view.show(self._clock.read(progress))
 
     def _close(self, pl_module: LightningModule) -> None:
         if self._view is not None:

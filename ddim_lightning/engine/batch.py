@@ -1,4 +1,4 @@
-"""A batch is looked at before any work: what a record cannot say of it would end the run when it is written."""
+"""The fields of a clip are looked at before any work: what a record cannot say would end the run when it is written."""
 
 from __future__ import annotations
 
@@ -27,34 +27,32 @@ _CLIP: dict[str, tuple[type, ...]] = {
     "mask_source": _OPTIONAL_TEXT,
     "first_frame": (Tensor, type(None)),
     "first_frame_source": _OPTIONAL_TEXT,
+    "latents": (Tensor, type(None)),
 }
 _UNREADABLE: dict[str, tuple[type, ...]] = {"id": _TEXT, "source": _TEXT, "reason": _TEXT, "prompts": _TEXTS}
 
 
-def check_batch(batch: object) -> None:
-    """Check that a batch is a clip, or what stands for one, with fields of their types.
+def check_clip(clip: Clip | UnreadableClip) -> None:
+    """Check that the fields of a clip, or of what stands for one, have their types.
 
     Args:
-        batch: What a data module yields.
+        clip: What a data module yields, or what was made of it.
 
     Raises:
-        TypeError: If it is anything else; the message names the field.
+        TypeError: Where one has another; the message names the field.
     """
-    if not isinstance(batch, Clip | UnreadableClip):
-        rule = "must be a Clip or an UnreadableClip, not in a list or collated"
-        raise TypeError(f"batch: {rule}, got {_say_kind(batch)}")
-    for name, kinds in (_CLIP if isinstance(batch, Clip) else _UNREADABLE).items():
-        value: Any = getattr(batch, name)
+    for name, kinds in (_CLIP if isinstance(clip, Clip) else _UNREADABLE).items():
+        value: Any = getattr(clip, name)
         if kinds is _TEXTS:
             others = [one for one in value if not isinstance(one, str)] if isinstance(value, kinds) else [value]
             if others:
                 raise TypeError(f"{name}: must be a tuple of texts, got {reprlib.repr(others[0])}")
         elif not isinstance(value, kinds):
             rule = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise TypeError(f"{name}: must be {rule}, got {_say_kind(value)}")
+            raise TypeError(f"{name}: must be {rule}, got {say_kind(value)}")
 
 
-def _say_kind(value: object) -> str:
+def say_kind(value: object) -> str:
     """Say of which types a value is: ``list of Clip``, ``dict of frames, fps``."""
     name = type(value).__name__
     if isinstance(value, Mapping):

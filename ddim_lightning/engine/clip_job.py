@@ -15,7 +15,14 @@ from torch import Tensor
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
 from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
-from ddim_lightning.engine.clip_checks import check_first_frame, check_frames, check_prompts, find_untrained
+from ddim_lightning.engine.clip_rules import (
+    check_first_frame,
+    check_frames,
+    check_latents,
+    check_mask,
+    check_prompts,
+    find_untrained,
+)
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.decoding import DecodedVideo, measure_decoded
 from ddim_lightning.engine.engine import InversionEngine
@@ -28,7 +35,6 @@ from ddim_lightning.types import (
     ClipResult,
     Edit,
     EditRequest,
-    Frames,
     Latents,
     Progress,
     Stage,
@@ -81,10 +87,14 @@ class ClipJob:
     nfe: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        clip = self.clip
+        clip = self.clip = _move_to_host(self.clip)
         limits = self.engine.components.limits
         check_frames(clip.frames, limits)
         check_first_frame(clip, limits)
+        if clip.mask is not None:
+            check_mask(clip.mask, clip.frames)
+        if clip.latents is not None:
+            check_latents(clip.latents, self.engine.components, clip.frames)
         self.num_windows = self.engine.count_windows(count_latent_frames(len(clip.frames), limits))
         check_prompts(clip)
         self.timer = StageTimer(self.engine.device)
@@ -110,13 +120,13 @@ class ClipJob:
                 the wrong size, or latents that do not stay finite.
         """
         engine = self.engine
-        source = self.clip.frames.cpu()
         prompt = self.clip.source_prompt if engine.inversion_prompt is None else engine.inversion_prompt
         if prompt is None:
             raise ValueError("source_prompt: must be given where inversion_prompt is null, got None")
         image = None
         with self._stage("encode", "encode", 1) as tick:
-            latents = engine.encode(source)
+            given = self.clip.latents
+            latents = engine.encode(source) if given is None else given.to(engine.device, torch.float32)
             if engine.components.limits.needs_image:
                 image = engine.encode_image(source[0], latents.shape[1])
                 self._place_first_frame(latents)
@@ -145,12 +155,12 @@ class ClipJob:
             with self._stage("reconstruct", "reconstruct", len(engine.schedule), self._plan["reconstruct"]) as tick:
                 returned[-1] = reconstruct(engine.denoiser, inversion, callback=_keep_levels(returned, tick))
             self._check_finite("reconstruct", returned[-1])
-        return self._finish(source, latents, inversion, returned, self._edit(inversion))
+        return self._finish(latents, inversion, returned, self._edit(inversion))
 
     def _load_trajectory(self, path: Path, prompt: str, device: torch.device) -> Inversion:
         """Take the trajectory of a former run instead of an inversion."""
         tensors, metadata = read_trajectory(path)
-        fingerprint = make_fingerprint(self.engine, self.clip.frames, prompt)
+        fingerprint = make_fingerprint(self.engine, self.clip, prompt)
         check_fingerprint(metadata.get("fingerprint", {}), fingerprint, str(path))
         on_device = {name: tensor.to(device) for name, tensor in tensors.items()}
         return Inversion.from_dict(on_device, self.engine.inverter, prompt)
@@ -180,9 +190,6 @@ class ClipJob:
         """Bring the clip's mask to the size of its latents, and into the requests."""
         if self.clip.mask is None:
             return
-        if self.clip.mask.shape != self.clip.frames[:, 0].shape:
-            size, frames = tuple(self.clip.mask.shape), tuple(self.clip.frames[:, 0].shape)
-            raise ValueError(f"mask: must have the frames, height and width of the clip, {frames}, got {size}")
         spatial = self.clip.frames.shape[-1] // latents.shape[-1]
         mask = pool_mask(self.clip.mask, self.engine.components.limits.temporal, spatial).to(latents)
         self.requests = [replace(request, mask=mask) for request in self.requests]
@@ -196,14 +203,13 @@ class ClipJob:
 
     def _finish(
         self,
-        source: Frames,
         latents: Latents,
         inversion: Inversion,
         returned: list[Latents] | None,
         edited: list[Latents],
     ) -> ClipResult:
         """Decode what was made, measure it and gather the result."""
-        result = ClipResult(replace(self.clip, frames=source), "done", seed=self.seed)
+        result, source = ClipResult(self.clip, "done", seed=self.seed), self.clip.frames
 
         def decode(clean: Latents, references: dict[str, Tensor], keep: bool = False) -> DecodedVideo:
             pieces, check = self.engine.stream(clean), partial(self._check_finite, "decode")
@@ -229,7 +235,6 @@ class ClipJob:
             result.diagnosis = diagnose(inversion.levels, returned, ceiling.color, after)
         if self.outputs.save_trajectory:
             result.trajectory = inversion.to_dict()
-            result.fingerprint = make_fingerprint(self.engine, self.clip.frames, inversion.prompt)
         windows = self.engine.denoiser.windows
         if windows is not None and self.num_windows > 1:
             result.windows = {"count": self.num_windows, "frames": windows.length, "overlap": windows.overlap}
@@ -323,6 +328,12 @@ class ClipJob:
             yield tick
         if uses_network:
             self.nfe[stage] = self.nfe.get(stage, 0) + self.engine.nfe - before
+
+
+def _move_to_host(clip: Clip) -> Clip:
+    """Return a clip whose tensors are on the CPU, from where they come to the device a few frames at a time."""
+    tensors = {name: getattr(clip, name) for name in ("frames", "mask", "latents")}
+    return replace(clip, **{name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None})
 
 
 def _keep_levels(levels: list[Latents], tick: Tick) -> StepCallback:

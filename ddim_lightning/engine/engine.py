@@ -20,6 +20,7 @@ from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork
+from ddim_lightning.runtime.autocast import without_autocast
 from ddim_lightning.runtime.offload import Placement
 from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
 
@@ -28,7 +29,9 @@ from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Vid
 class InversionEngine:
     """An `InversionEngine` is a loaded model and the methods it is used with; it works on one clip at a time.
 
-    `build_engine` makes one. All of its parts are finished before it is made.
+    `build_engine` makes one. All of its parts are finished before it is made. Networks compute in the dtype of their
+    weights, autocast or not. Gradients are as the caller has them: latents that want a gradient get one, through any
+    number of steps; weights are frozen. `ClipJob`, and with it every run, works without them.
 
     Args:
         components: The loaded diffusers objects.
@@ -114,7 +117,8 @@ class InversionEngine:
         if video.shape[1] % temporal != 1 % temporal:
             raise ValueError(f"video: its number of frames must be {temporal}k + 1, got {video.shape[1]}")
         self.to_device("vae")
-        return encode_video(self.components.vae, video)
+        with without_autocast(self.device):
+            return encode_video(self.components.vae, video)
 
     def encode_image(self, frame: Tensor, num_latent_frames: int) -> Latents:
         """Make the image latents that an image-to-video model is shown of a first frame; see `encode_first_frame`.
@@ -134,12 +138,19 @@ class InversionEngine:
     def decode(self, latents: Latents) -> Video:
         """Decode latents to (b, f, c, h, w) floats in 0 .. 1."""
         self.to_device("vae")
-        return decode_latents(self.components.vae, latents)
+        with without_autocast(self.device):
+            return decode_latents(self.components.vae, latents)
 
     def stream(self, latents: Latents) -> Iterator[Video]:
         """Decode latents, on any device, and yield a few frames at a time, (b, f, c, h, w) floats in 0 .. 1."""
         self.to_device("vae")
-        yield from stream_decoded(self.components.vae, latents)
+        pieces = stream_decoded(self.components.vae, latents)
+        while True:
+            with without_autocast(self.device):  # not around a yield: it would hold for whoever takes the piece
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
 
     def invert(
         self,

@@ -55,7 +55,7 @@ def make_clip_fingerprint(
         "runtime": {name: value for name, value in runtime.items() if name not in _NOT_IN_RESULTS},
     }
     return {
-        **make_fingerprint(engine, clip.frames, prompt or ""),
+        **make_fingerprint(engine, clip, prompt or ""),
         "text_encoder": _digest_text_encoder(engine),
         "request": _digest(request),
         "settings": _digest(relevant),

@@ -22,7 +22,7 @@ from ddim_lightning.network.adapters import describe_adapters
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.ignored import describe_switches
 from ddim_lightning.network.quantized import QuantizedNetwork
-from ddim_lightning.types import Frames, count_latent_frames
+from ddim_lightning.types import Clip, count_latent_frames
 
 _KEY = "ddim_lightning"
 _SAMPLES = 64
@@ -66,12 +66,12 @@ def read_trajectory(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, json.loads(header[_KEY])
 
 
-def make_fingerprint(engine: InversionEngine, frames: Frames, prompt: str) -> dict[str, str]:
+def make_fingerprint(engine: InversionEngine, clip: Clip, prompt: str) -> dict[str, str]:
     """Describe what an inversion depends on, so that it is never used for anything else.
 
     Args:
         engine: The loaded model, with its schedule and inverter.
-        frames: The clip as the model sees it.
+        clip: The clip as the model sees it.
         prompt: The text of the inversion.
 
     Returns:
@@ -80,13 +80,13 @@ def make_fingerprint(engine: InversionEngine, frames: Frames, prompt: str) -> di
     """
     quantized = isinstance(engine.denoiser.network, QuantizedNetwork)
     fingerprint = {
-        "clip": digest_tensor(frames),
+        "clip": digest_tensor(clip.frames) + ("" if clip.latents is None else f" {digest_tensor(clip.latents)}"),
         "model": digest_model(engine.components, engine.device, quantized=quantized),
         "schedule": _digest_schedule(engine.schedule),
         "inverter": json.dumps(describe_part(engine.inverter), sort_keys=True),
         "prompt": prompt,
     }
-    if engine.count_windows(count_latent_frames(len(frames), engine.components.limits)) > 1:
+    if engine.count_windows(count_latent_frames(len(clip.frames), engine.components.limits)) > 1:
         fingerprint["windows"] = repr(engine.denoiser.windows)
     if isinstance(engine.network, DiffusersNetwork) and (switches := describe_switches(engine.network.transformer)):
         fingerprint["switches"] = hashlib.sha256(switches.encode()).hexdigest()[:16]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ddim_lightning.models.prompt_cache import PromptCache
+from ddim_lightning.runtime.autocast import without_autocast
 
 _MOST_ON_DEVICE = 64  # what the edits of a clip need; 2 MB each for CogVideoX
 
@@ -78,7 +79,7 @@ class PromptEncoder:
     def prepare(self, prompt: str) -> None:
         """Encode a prompt, unless it was encoded before, and keep its embeddings on the host."""
         if prompt not in self._embeds:
-            with torch.inference_mode(False), torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
                 self._embeds[prompt] = self._find_or_encode(prompt).cpu()
             self._warnings[prompt] = self._find_warnings(prompt)
 

@@ -56,7 +56,7 @@ def attend_reading(
     Source: merging by log-sum-exp is equation 4 of Dao 2023, "FlashAttention-2", arXiv:2307.08691, for two blocks.
     """
     kept, readers = query.shape[0], len(reads)
-    # Under autocast norms leave queries and keys in float32, projections values in the lower precision.
+    # In a training under autocast norms leave queries and keys in float32, projections values in the lower precision.
     query, key = query.to(value.dtype), key.to(value.dtype)
     if not readers:
         return _turn(attention.attend(_turn(query), _turn(key[:kept]), _turn(value[:kept]), None))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.guidance import combine
 from ddim_lightning.diffusion.windows import Windows, evaluate_windows
+from ddim_lightning.runtime.autocast import without_autocast
 from ddim_lightning.types import Branch, KVScale, Latents, Step
 
 
@@ -48,10 +49,10 @@ class RunsRows(Protocol):
 class CogVideoXDenoiser:
     """A `CogVideoXDenoiser` is a CogVideoX transformer as a `Denoiser`.
 
-    Latents enter as float32, pass the network in its own dtype and their velocities leave as float32; guidance is
-    combined in float32. An image-to-video model sees image latents beside them, along the channels. Latents may lie on
-    another device than the network, as those of long clips do: of them no more than a window is on its device at a
-    time.
+    Latents enter as float32, pass the network in its own dtype, autocast or not, and their velocities leave as float32;
+    guidance is combined in float32. An image-to-video model sees image latents beside them, along the channels. Latents
+    may lie on another device than the network, as those of long clips do: of them no more than a window is on its
+    device at a time.
 
     Args:
         network: What evaluates rows: a `Network`, or an artifact of one.
@@ -98,7 +99,8 @@ class CogVideoXDenoiser:
         self.nfe += latents.shape[0]
         rows, embeds = latents.to(embeds.device, self.network.dtype), embeds.to(self.network.dtype)
         rows = torch.cat([rows, torch.cat(images).to(rows)], dim=2) if images else rows
-        velocity = self.network(rows, embeds, step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale)
+        with without_autocast(embeds.device):
+            velocity = self.network(rows, embeds, step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale)
         velocity = velocity.to(latents)  # its dtype, and its device
         return [
             _guide(velocity[start[b] : start[b] + len(prompts[b]) * size], branch) if branch.needs_velocity else None
