@@ -119,7 +119,7 @@ class ClipJob:
             ValueError: No source prompt where the inversion wants one, a stored trajectory of something else, a mask of
                 the wrong size, or latents that do not stay finite.
         """
-        engine = self.engine
+        engine, source = self.engine, self.clip.frames
         prompt = self.clip.source_prompt if engine.inversion_prompt is None else engine.inversion_prompt
         if prompt is None:
             raise ValueError("source_prompt: must be given where inversion_prompt is null, got None")
