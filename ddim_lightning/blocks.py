@@ -64,7 +64,7 @@ class StageBlock(ModularPipelineBlocks):  # type: ignore[misc]  # diffusers has 
 
 
 class EncodeBlock(StageBlock):
-    """An `EncodeBlock` encodes a video to latents, by the posterior's mode."""
+    """An `EncodeBlock` encodes a video to latents, by the posterior's mode, and its image where the model takes one."""
 
     description = "Encodes a video to latents."
     inputs: ClassVar = [
@@ -72,10 +72,20 @@ class EncodeBlock(StageBlock):
             "video", Tensor, required=True, description="(b, f, c, h, w) floats in 0 .. 1, or uint8 (f, c, h, w)."
         )
     ]
-    intermediate_outputs: ClassVar = [OutputParam("latents", Tensor, "(b, f, c, h, w) float32, scaled.")]
+    intermediate_outputs: ClassVar = [
+        OutputParam("latents", Tensor, "(b, f, c, h, w) float32, scaled."),
+        OutputParam("image_latents", Tensor, "What an image-to-video model is shown; None for others."),
+        OutputParam("num_frames", int, "Frames of the video."),
+    ]
 
     def run(self, components: Any, block_state: Any) -> None:  # noqa: D102
-        block_state.latents = _load_module(components).engine.encode(block_state.video)
+        engine, video = _load_module(components).engine, block_state.video
+        frames = video[None] if video.ndim == 4 else video
+        block_state.latents, block_state.image_latents = engine.encode(video), None
+        block_state.num_frames = frames.shape[1]
+        if engine.components.limits.needs_image:
+            first = video[0] if video.ndim == 4 else video[:, 0]
+            block_state.image_latents = engine.encode_image(first, block_state.latents.shape[1])
 
 
 class InvertBlock(StageBlock):
@@ -88,6 +98,7 @@ class InvertBlock(StageBlock):
     ]
     inputs: ClassVar = [
         InputParam("latents", Tensor, required=True, description="(b, f, c, h, w) clean latents, scaled."),
+        InputParam("image_latents", Tensor, description="What `EncodeBlock` made for an image-to-video model."),
         InputParam("num_inference_steps", int, default=50, description="Steps of the inversion and of each way back."),
         InputParam("inversion_prompt", str, default="", description="The text of the inversion."),
         _SEED,
@@ -98,7 +109,10 @@ class InvertBlock(StageBlock):
         schedule = Schedule(num_inference_steps=block_state.num_inference_steps)
         module = _load_module(components, inverter=components.config.inverter, schedule=schedule)
         block_state.inversion = module.engine.invert(
-            block_state.latents, prompt=block_state.inversion_prompt, seed=block_state.seed
+            block_state.latents,
+            prompt=block_state.inversion_prompt,
+            image_latents=block_state.image_latents,
+            seed=block_state.seed,
         )
 
 
@@ -129,6 +143,7 @@ class EditBlock(StageBlock):
         InputParam("source_prompt", str, description="A description of the source video, if there is one."),
         InputParam("guidance_scale", float, description=">= 0; None is what is published for CogVideoX."),
         InputParam("mask", Tensor, description="(1, f, 1, h, w) at the latents' size; see `EditRequest`."),
+        InputParam("first_frame", Tensor, description="(c, h, w) uint8, for an image-to-video model; see `Clip`."),
         _SEED,
     ]
     intermediate_outputs: ClassVar = [OutputParam("edited_latents", Tensor, "(b, f, c, h, w) float32, scaled.")]
@@ -142,12 +157,17 @@ class EditBlock(StageBlock):
             guidance_scale=block_state.guidance_scale,
             schedule=schedule,
         )
+        image = block_state.first_frame
+        if image is not None:
+            module.video_limits.check_first_frame(tuple(image.shape))
+            image = module.engine.encode_image(image, inversion.levels.shape[2])
         request = EditRequest(
             block_state.prompt,
             block_state.negative_prompt,
             block_state.source_prompt,
             module.guidance_scale,
             block_state.mask,
+            image,
         )
         for sentence in module.editor.check_request(request, inversion.schedule, inversion.prompt):
             warnings.warn(sentence, stacklevel=2)
@@ -161,6 +181,7 @@ class DecodeBlock(StageBlock):
     inputs: ClassVar = [
         InputParam("reconstructed_latents", Tensor, description="What `ReconstructBlock` made."),
         InputParam("edited_latents", Tensor, description="What `EditBlock` made."),
+        InputParam("num_frames", int, description="What `EncodeBlock` told; CogVideoX1.5 needs it."),
     ]
     intermediate_outputs: ClassVar = [
         OutputParam("reconstructed_video", Tensor, "(b, f, c, h, w) floats in 0 .. 1, or None."),
@@ -171,7 +192,7 @@ class DecodeBlock(StageBlock):
         engine = _load_module(components).engine
         for name in ("reconstructed", "edited"):
             latents = block_state[f"{name}_latents"]
-            block_state[f"{name}_video"] = None if latents is None else engine.decode(latents)
+            block_state[f"{name}_video"] = None if latents is None else engine.decode(latents, block_state.num_frames)
 
 
 def _load_module(components: Any, **options: Any) -> DDIMInversionModule:

@@ -93,6 +93,9 @@ class CogVideoXPipelineForDDIMInversion(CogVideoXPipeline):  # type: ignore[misc
         schedule = Schedule(num_inference_steps=num_inference_steps)
         module = DDIMInversionModule.from_pipeline(self, inverter=DDIM(), schedule=schedule)
         limits = module.video_limits
+        if limits.patch_frames > 1 or limits.needs_image:
+            kind = "CogVideoX1.5" if limits.patch_frames > 1 else "an image-to-video model"
+            raise ValueError(f"transformer: must be of CogVideoX-5B's kind here, got {kind}; use DDIMInversionModule")
         chosen = choose_frames(
             read_info(video_path).num_frames,
             limits,

@@ -39,7 +39,6 @@ from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
 from ddim_lightning.models.checkpoint import read_limits
 from ddim_lightning.models.text import is_text
-from ddim_lightning.models.vae import encode_video
 from ddim_lightning.runtime.compile_cache import save_compiled
 from ddim_lightning.types import ClipResult, FindResult, Progress, VideoLimits
 
@@ -314,7 +313,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
 
     @torch.no_grad()
     def _encode_batch(self, frames: Tensor) -> Tensor:
-        return encode_video(self.components.vae, frames)
+        return self.engine.encode(frames)
 
     def _report(self, progress: Progress) -> None:
         for listener in self.progress_listeners:

@@ -154,13 +154,15 @@ class SampleSheets(Callback):
         engine.prompts.clear_cache()  # the text encoder may train, and have other weights now than a moment ago
         module.encode_prompts(prompts)
         clean = self._batch["latents"] if "latents" in self._batch else engine.encode(self._batch["frames"][0])
+        # What is drawn is new and needs no padding: all latent frames are the clip's own.
+        num_frames = (clean.shape[1] - 1) * engine.components.limits.temporal + 1
         schedule = make_noise_schedule(engine.components.scheduler, self.num_inference_steps)
         rows = []
         for k, prompt in enumerate(prompts):
             generator = make_generator(self.seed, "noise", k)
             noise = torch.randn((1, *clean.shape[1:]), generator=generator, dtype=torch.float32).to(engine.device)
             latents = sample(engine.denoiser, noise, prompt, schedule, self.guidance_scale)
-            rows.append(Row(f"clip {k}", quantize(engine.decode(latents)[0]), prompt))
+            rows.append(Row(f"clip {k}", quantize(engine.decode(latents, num_frames)[0]), prompt))
         engine.prompts.clear_cache()
         return rows
 

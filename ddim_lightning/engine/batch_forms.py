@@ -10,7 +10,19 @@ from typing import Any
 from torch import Tensor
 
 VIDEO, PROMPTS, ID = ("video", "frames"), ("prompt", "prompts"), ("id", "name", "path")
-KEYS = (*VIDEO, "latents", *PROMPTS, "source_prompt", "negative_prompt", *ID, "fps", "mask", "seed")
+KEYS = (
+    *VIDEO,
+    "latents",
+    *PROMPTS,
+    "source_prompt",
+    "negative_prompt",
+    *ID,
+    "fps",
+    "mask",
+    "first_frame",
+    "seed",
+    "num_frames",
+)
 """What a mapping may say of a clip."""
 TAKEN = (
     "must be a Clip, a mapping with 'video', 'frames' or 'latents', a tensor of frames, a pair (tensor, prompts), "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
+from ddim_lightning.diffusion.padding import pad_front
 from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
 from ddim_lightning.engine.clip_rules import (
     check_first_frame,
@@ -191,7 +192,8 @@ class ClipJob:
         if self.clip.mask is None:
             return
         spatial = self.clip.frames.shape[-1] // latents.shape[-1]
-        mask = pool_mask(self.clip.mask, self.engine.components.limits.temporal, spatial).to(latents)
+        limits = self.engine.components.limits
+        mask = pad_front(pool_mask(self.clip.mask, limits.temporal, spatial), limits.patch_frames).to(latents)
         self.requests = [replace(request, mask=mask) for request in self.requests]
 
     def _place_first_frame(self, latents: Latents) -> None:
@@ -212,7 +214,7 @@ class ClipJob:
         result, source = ClipResult(self.clip, "done", seed=self.seed), self.clip.frames
 
         def decode(clean: Latents, references: dict[str, Tensor], keep: bool = False) -> DecodedVideo:
-            pieces, check = self.engine.stream(clean), partial(self._check_finite, "decode")
+            pieces, check = self.engine.stream(clean, len(source)), partial(self._check_finite, "decode")
             decoded = measure_decoded(pieces, references, self.timer, check, keep=keep)
             tick()
             return decoded

@@ -75,11 +75,16 @@ def _read_mapping(values: Mapping[Any, Any], clip_id: str, engine: InversionEngi
         given["warnings"] = (_FROM_LATENTS,)
     if _has(values, "mask"):
         given["mask"] = _read_mask(values["mask"])
+    if _has(values, "first_frame"):
+        given["first_frame"] = _read_first_frame(values["first_frame"])
     if _has(values, "seed"):
         given["seed"] = _read_number("seed", values["seed"])
     if _has(values, "fps"):
         given["fps"] = Fraction(check_fps(_read_number("fps", values["fps"]))).limit_denominator(_FINEST_FPS)
-    frames = _decode(given["latents"], engine) if video is None else _read_frames(video, values[video])
+    count = _read_number("num_frames", values["num_frames"]) if _has(values, "num_frames") else None
+    frames = _decode(given["latents"], engine, count) if video is None else _read_frames(video, values[video])
+    if count not in (None, len(frames)):
+        raise ValueError(f"num_frames: must be that of the frames, {len(frames)}, got {count}")
     return Clip(clip_id, frames, **given)
 
 
@@ -122,6 +127,12 @@ def _read_frames(name: str, given: Any) -> Frames:
     return (video.float() * 255.0).round().to(torch.uint8)
 
 
+def _read_first_frame(given: Any) -> Any:
+    """Return a picture (c, h, w) uint8, of a tensor that may also be of floats in 0 .. 1."""
+    is_picture = isinstance(given, Tensor) and given.dim() == 3
+    return _read_frames("first_frame", given[None])[0] if is_picture else given
+
+
 def _read_latents(given: Any, engine: InversionEngine) -> Latents:
     """Return latents (1, f, c, h, w) float32."""
     if not isinstance(given, Tensor):
@@ -132,9 +143,9 @@ def _read_latents(given: Any, engine: InversionEngine) -> Latents:
 
 
 @torch.no_grad()
-def _decode(latents: Latents, engine: InversionEngine) -> Frames:
-    """Decode latents to frames on the host."""
-    return torch.cat([quantize(piece[0]) for piece in engine.stream(latents)])
+def _decode(latents: Latents, engine: InversionEngine, num_frames: int | None) -> Frames:
+    """Decode latents to frames on the host; see `InversionEngine.decode`."""
+    return torch.cat([quantize(piece[0]) for piece in engine.stream(latents, num_frames)])
 
 
 def _read_mask(mask: Any) -> Any:

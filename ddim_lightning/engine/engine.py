@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters import Inverter
+from ddim_lightning.diffusion.padding import pad_front
 from ddim_lightning.diffusion.sampling import edit, invert, reconstruct
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.models.loading import Components
@@ -22,7 +23,7 @@ from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.runtime.autocast import without_autocast
 from ddim_lightning.runtime.offload import Placement
-from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
+from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video, count_latent_frames
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,10 @@ class InversionEngine:
         Args:
             video: (b, f, c, h, w) floats in 0 .. 1, or (f, c, h, w) uint8 frames; f is 4k + 1.
 
+        Returns:
+            (b, f, c, h, w) float32, as many latent frames as `count_latent_frames` says: for a model with temporal
+            patches the first one may be there twice.
+
         Raises:
             ValueError: A number of frames of which the VAE would drop some, or four axes that are not uint8 frames.
         """
@@ -118,7 +123,7 @@ class InversionEngine:
             raise ValueError(f"video: its number of frames must be {temporal}k + 1, got {video.shape[1]}")
         self.to_device("vae")
         with without_autocast(self.device):
-            return encode_video(self.components.vae, video)
+            return pad_front(encode_video(self.components.vae, video), self.components.limits.patch_frames)
 
     def encode_image(self, frame: Tensor, num_latent_frames: int) -> Latents:
         """Make the image latents that an image-to-video model is shown of a first frame; see `encode_first_frame`.
@@ -133,16 +138,28 @@ class InversionEngine:
         if frame.ndim == 3 and frame.dtype != torch.uint8:
             raise ValueError(f"frame: (c, h, w) must be uint8, got {str(frame.dtype).removeprefix('torch.')}")
         self.to_device("vae")
-        return encode_first_frame(self.components.vae, frame if frame.ndim == 4 else frame[None], num_latent_frames)
+        with without_autocast(self.device):
+            return encode_first_frame(self.components.vae, frame if frame.ndim == 4 else frame[None], num_latent_frames)
 
-    def decode(self, latents: Latents) -> Video:
-        """Decode latents to (b, f, c, h, w) floats in 0 .. 1."""
+    def decode(self, latents: Latents, num_frames: int | None = None) -> Video:
+        """Decode latents to (b, f, c, h, w) floats in 0 .. 1.
+
+        Args:
+            latents: Clean latents.
+            num_frames: Frames of the video, 4k + 1. A model with temporal patches must be told, for its latents do not
+                say how many of them `encode` has put in front.
+
+        Raises:
+            ValueError: No number of frames where one is needed, or one that other latents belong to.
+        """
+        latents = self._drop_padding(latents, num_frames)
         self.to_device("vae")
         with without_autocast(self.device):
             return decode_latents(self.components.vae, latents)
 
-    def stream(self, latents: Latents) -> Iterator[Video]:
-        """Decode latents, on any device, and yield a few frames at a time, (b, f, c, h, w) floats in 0 .. 1."""
+    def stream(self, latents: Latents, num_frames: int | None = None) -> Iterator[Video]:
+        """Decode latents on any device, and yield a few frames at a time; see `decode`."""
+        latents = self._drop_padding(latents, num_frames)
         self.to_device("vae")
         pieces = stream_decoded(self.components.vae, latents)
         while True:
@@ -151,6 +168,19 @@ class InversionEngine:
             if piece is None:
                 return
             yield piece
+
+    def _drop_padding(self, latents: Latents, num_frames: int | None) -> Latents:
+        """Return the latent frames that are the video's own."""
+        limits = self.components.limits
+        if num_frames is None:
+            if limits.patch_frames > 1:
+                raise ValueError("num_frames: must be given for a model with temporal patches, got None")
+            return latents
+        wanted, found = count_latent_frames(num_frames, limits), latents.shape[1]
+        if num_frames % limits.temporal != 1 % limits.temporal or wanted != found:
+            rule = f"must be {limits.temporal}k + 1, and make the latent frames at hand, {found}"
+            raise ValueError(f"num_frames: {rule}, got {num_frames}")
+        return latents[:, found - (num_frames - 1) // limits.temporal - 1 :]
 
     def invert(
         self,

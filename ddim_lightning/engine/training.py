@@ -44,7 +44,7 @@ def compute_loss(
 
     Args:
         engine: The model.
-        latents: (b, f, c, h, w) clean latents.
+        latents: (b, f, c, h, w) clean latents, whole tokens of frames as `InversionEngine.encode` gives them.
         prompts: One caption a clip.
         generator: Source of levels, noise and dropped captions; lies on the CPU, so that a seed means the same
             everywhere.
@@ -52,7 +52,13 @@ def compute_loss(
 
     Returns:
         A scalar.
+
+    Raises:
+        ValueError: An image-to-video model, or latents that the model cannot take.
     """
+    if engine.components.limits.needs_image:
+        raise ValueError("model: must be a text-to-video model to train it, got an image-to-video model")
+    engine.network.check_rows(latents)
     size, parts = latents.shape[0], engine.components
     timesteps = draw_timesteps(size, len(parts.scheduler.alphas_cumprod), generator)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
@@ -67,6 +73,7 @@ def compute_loss(
         add_noise(latents, noise, angle).to(parts.transformer.dtype),
         embeds,
         timesteps.to(latents.device),
+        ofs=engine.network.make_ofs(latents),
         image_rotary_emb=None if rotary is None else (rotary[0][embeds.shape[1] :], rotary[1][embeds.shape[1] :]),
         return_dict=False,
     )[0]

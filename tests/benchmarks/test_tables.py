@@ -147,5 +147,5 @@ def test_without_regions_nothing_is_needed(tmp_path: Path):
 def test_what_cannot_be_filled(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"table:edit-quality: needs .*result\.json, which is not there"):
         fill_tables("<!-- table:edit-quality --><!-- end -->", tmp_path)
-    with pytest.raises(ValueError, match="table: must be one of inversion-error, .*, got 'speed'"):
+    with pytest.raises(ValueError, match=r"table: must be one of inversion-error, .*, got 'speed'"):
         fill_tables("<!-- table:speed --><!-- end -->", tmp_path)
