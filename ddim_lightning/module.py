@@ -40,6 +40,7 @@ from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
 from ddim_lightning.models.checkpoint import read_limits
+from ddim_lightning.models.schedulers import describe_scheduler
 from ddim_lightning.models.text import is_text
 from ddim_lightning.models.vae import encode_video
 from ddim_lightning.runtime.compile_cache import save_compiled
@@ -308,11 +309,12 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         return cast(OptimizerLRScheduler, optimizer)
 
     def describe(self) -> dict[str, Any]:
-        """Return the hyperparameters with what was taken for ``None`` and ``auto``, JSON-ready."""
+        """Return the hyperparameters with what was taken for ``None`` and ``auto`` and the scheduler that acts."""
         settings = {name: self.hparams[name] for name in self.hparams}
         dtype = str(self.components.transformer.dtype).removeprefix("torch.")
         taken = {"editor": describe_part(self.editor), "runtime": settings["runtime"] | {"dtype": dtype}}
-        return settings | taken | {"device": self.engine.device.type}
+        acts = {"scheduler": describe_scheduler(self.scheduler), "device": self.engine.device.type}
+        return settings | taken | acts
 
     def _take_precision(self) -> Runtime:
         """Return the runtime with the dtype that the Trainer's precision asks for; mixed precisions act by autocast."""
