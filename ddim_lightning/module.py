@@ -38,6 +38,7 @@ from ddim_lightning.engine.precision import describe_precision, take_precision
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
 from ddim_lightning.models.checkpoint import read_limits
+from ddim_lightning.models.schedulers import describe_scheduler
 from ddim_lightning.models.text import is_text
 from ddim_lightning.runtime.compile_cache import save_compiled
 from ddim_lightning.types import ClipResult, FindResult, Progress, VideoLimits
@@ -286,11 +287,12 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         return cast(OptimizerLRScheduler, optimizer)
 
     def describe(self) -> dict[str, Any]:
-        """Return the hyperparameters with what was taken for ``None`` and ``auto``, JSON-ready."""
+        """Return the hyperparameters with what was taken for ``None`` and ``auto`` and the scheduler that acts."""
         settings = {name: self.hparams[name] for name in self.hparams}
         dtype = str(self.components.transformer.dtype).removeprefix("torch.")
         taken = {"editor": describe_part(self.editor), "runtime": settings["runtime"] | {"dtype": dtype}}
-        return settings | taken | {"device": self.engine.device.type}
+        acts = {"scheduler": describe_scheduler(self.scheduler), "device": self.engine.device.type}
+        return settings | taken | acts
 
     def _get_precision(self) -> str:
         return "32-true" if self._trainer is None else str(self._trainer.precision)

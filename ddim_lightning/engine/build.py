@@ -99,10 +99,17 @@ def build_engine(
         parts = load_components(
             model, device=device, dtype=dtype, require_rotary=runtime.require_rotary, on_host=on_host
         )
-    merge_loras(parts.transformer, [(one.file, one.scale) for one in lora])
     prompts = _make_prompt_encoder(model, parts, runtime, device)
     return make_engine(
-        parts, prompts, inverter, editor, device, schedule=schedule, runtime=runtime, inversion_prompt=inversion_prompt
+        parts,
+        prompts,
+        inverter,
+        editor,
+        device,
+        schedule=schedule,
+        runtime=runtime,
+        lora=lora,
+        inversion_prompt=inversion_prompt,
     )
 
 
@@ -115,6 +122,7 @@ def make_engine(
     *,
     schedule: Schedule,
     runtime: Runtime,
+    lora: Sequence[Lora] = (),
     inversion_prompt: str | None = "",
 ) -> InversionEngine:
     """Make an engine of a model that is loaded already, and apply the switches of the runtime to it.
@@ -127,6 +135,7 @@ def make_engine(
         device: Where the model works; with an ``offload`` its weights may lie on the host.
         schedule: The noise levels.
         runtime: How the model runs.
+        lora: What is added to the transformer's weights, in place.
         inversion_prompt: The prompt of inversions; ``None`` where each clip brings its own.
 
     Raises:
@@ -136,8 +145,10 @@ def make_engine(
     editor.check(len(parts.transformer.transformer_blocks), len(steps))
     if runtime.compile_cache is not None:
         load_compiled(Path(runtime.compile_cache).expanduser())
-    _prepare_vae(parts, runtime, device)
     attention = resolve_attention(runtime.attention, device)
+    # After all that may be refused: a model that somebody has loaded would take the files twice with the next try.
+    merge_loras(parts.transformer, [(one.file, one.scale) for one in lora])
+    _prepare_vae(parts, runtime, device)
     if runtime.forward == "diffusers":
         if runtime.compile:
             for block in parts.transformer.transformer_blocks:

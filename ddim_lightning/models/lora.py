@@ -22,13 +22,13 @@ def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[
     """Add LoRAs to the weights of a transformer for good, so that everything made of them has them.
 
     Args:
-        transformer: Changed in place.
+        transformer: Changed in place; left as it was where one of the files does not fit.
         loras: File and scale of each; see `find_lora`. They are in the format of diffusers or of peft.
 
     Raises:
         ImportError: peft is not installed.
         OSError: A file is missing.
-        ValueError: A file that is no LoRA of this transformer.
+        ValueError: A file that is no LoRA of this transformer, or a transformer that has adapters already.
 
     Source: Hu et al. 2021, "LoRA", arXiv:2106.09685.
     """
@@ -38,28 +38,39 @@ def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[
         import peft  # noqa: F401
     except ImportError as error:
         raise ImportError("lora: needs peft; pip install 'ddim-lightning[lora]'") from error
+    if own := list(getattr(transformer, "peft_config", {})):
+        rule = (
+            f"must be empty for a transformer with adapters of its own ({', '.join(own)}), which merging would remove"
+        )
+        raise ValueError(f"lora: {rule}; load the file beside them, got {loras[0][0]!r}")
     names = [f"lora_{k}" for k in range(len(loras))]
-    for name, (file, _) in zip(names, loras, strict=True):
-        path = find_lora(file)
-        keys = _check_keys(path, transformer)
-        if all(key.startswith(_PEFT_PREFIX) for key in keys):
-            state, metadata = _read_peft(path)
-        else:
-            state, metadata = CogVideoXPipeline.lora_state_dict(
-                str(path.parent),
-                weight_name=path.name,
-                use_safetensors=True,
-                local_files_only=True,
-                return_lora_metadata=True,
-            )
-        try:
-            CogVideoXPipeline.load_lora_into_transformer(state, transformer, adapter_name=name, metadata=metadata)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"lora: {path} does not fit the transformer: {' '.join(str(error).split())}") from error
-    transformer.set_adapters(names, [scale for _, scale in loras])
-    transformer.fuse_lora(adapter_names=names)
-    transformer.unload_lora()
-    transformer.requires_grad_(False)
+    try:
+        for name, (file, _) in zip(names, loras, strict=True):
+            _load(find_lora(file), transformer, name)
+        transformer.set_adapters(names, [scale for _, scale in loras])
+        transformer.fuse_lora(adapter_names=names)
+    finally:
+        transformer.unload_lora()  # they are in the weights now, or one of them does not fit and none shall stay
+        transformer.requires_grad_(False)
+
+
+def _load(path: Path, transformer: CogVideoXTransformer3DModel, name: str) -> None:
+    """Load a file into a transformer as an adapter."""
+    keys = _check_keys(path, transformer)
+    if all(key.startswith(_PEFT_PREFIX) for key in keys):
+        state, metadata = _read_peft(path)
+    else:
+        state, metadata = CogVideoXPipeline.lora_state_dict(
+            str(path.parent),
+            weight_name=path.name,
+            use_safetensors=True,
+            local_files_only=True,
+            return_lora_metadata=True,
+        )
+    try:
+        CogVideoXPipeline.load_lora_into_transformer(state, transformer, adapter_name=name, metadata=metadata)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"lora: {path} does not fit the transformer: {' '.join(str(error).split())}") from error
 
 
 def _check_keys(path: Path, transformer: CogVideoXTransformer3DModel) -> list[str]:

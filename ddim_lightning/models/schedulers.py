@@ -82,6 +82,18 @@ def adopt_scheduler(scheduler: Any) -> tuple[CogVideoXDDIMScheduler, DDIMInverse
     return sampler, inverse
 
 
+def describe_scheduler(scheduler: CogVideoXDDIMScheduler) -> dict[str, Any]:
+    """Return the class of a scheduler and how its config differs from CogVideoX-5B's, JSON-ready.
+
+    Args:
+        scheduler: The sampling one.
+    """
+    published = CogVideoXDDIMScheduler(**COGVIDEOX_5B_SCHEDULER).config
+    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    unlike = {name: value for name, value in config.items() if name not in published or published[name] != value}
+    return {"class": type(scheduler).__name__, "config": unlike}
+
+
 def make_inverse_scheduler(scheduler: CogVideoXDDIMScheduler) -> DDIMInverseScheduler:
     """Make the inverse of a sampling scheduler, on exactly its schedule, SNR shift included."""
     config = {key: value for key, value in scheduler.config.items() if key != "snr_shift_scale"}

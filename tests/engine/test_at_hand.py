@@ -14,9 +14,10 @@ from diffusers import (
 )
 from torch import nn
 
-from ddim_lightning import DDIM, DDIMInversionModule, Schedule
+from ddim_lightning import DDIM, Clip, DDIMInversionModule, KVInjection, Schedule
 from ddim_lightning.engine.config import Runtime
 from ddim_lightning.models.schedulers import make_noise_schedule
+from tests.network.test_adapters import TARGETS, write_lora
 
 STEPS = Schedule(num_inference_steps=4)
 
@@ -96,6 +97,28 @@ def test_a_scheduler_that_was_replaced_brings_its_noise_levels(pipeline, kind, w
     shifted = make_noise_schedule(CogVideoXDDIMScheduler.from_config(other.config), 4)
     assert ours.engine.schedule == shifted
     assert ours.engine.invert(make_latents()).schedule == shifted
+
+
+def test_results_say_which_scheduler_acts(module):
+    def run():
+        return module.predict_step(Clip("a", torch.zeros(9, 3, 16, 24, dtype=torch.uint8)), 0).settings["scheduler"]
+
+    assert run() == {"class": "CogVideoXDDIMScheduler", "config": {}}
+    module.scheduler = CogVideoXDPMScheduler.from_config(module.scheduler.config, snr_shift_scale=3.0)
+    assert run() == {"class": "CogVideoXDDIMScheduler", "config": {"snr_shift_scale": 3.0}}
+
+
+def test_a_model_that_is_not_made_leaves_the_weights_without_lora(pipeline, tmp_path):
+    write_lora(pipeline.transformer, TARGETS["attention"], tmp_path)
+    before = {name: weight.clone() for name, weight in pipeline.transformer.state_dict().items()}
+    options = {"schedule": STEPS, "lora": [str(tmp_path)]}
+    refused = DDIMInversionModule.from_pipeline(pipeline, editor=KVInjection(layers=(0, 99)), **options)
+    with pytest.raises(ValueError, match=r"^editor\.layers"):
+        refused.load("cpu")
+    after = pipeline.transformer.state_dict()
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+    DDIMInversionModule.from_pipeline(pipeline, **options).load("cpu")
+    assert not all(torch.equal(after[name], before[name]) for name in before)
 
 
 class OwnSteps(CogVideoXDDIMScheduler):

@@ -92,6 +92,26 @@ def test_a_file_that_is_no_lora_of_the_model_is_refused(folders, break_it, said)
         merge_loras(make_variant(**VARIANTS["5B"]), [(str(folders[0]), 1.0)])
 
 
+def test_a_file_that_does_not_fit_leaves_nothing_of_the_others(folders):
+    transformer = make_variant(**VARIANTS["5B"])
+    before = {name: weight.clone() for name, weight in transformer.state_dict().items()}
+    file = folders[1] / FILE
+    save_file({name: weight[..., :2].contiguous() for name, weight in load_file(file).items()}, file)
+    with pytest.raises(ValueError, match=r"^lora: .*does not fit"):
+        merge_loras(transformer, [(str(folder), 1.0) for folder in folders])
+    after = transformer.state_dict()
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_adapters_that_are_there_are_kept(folders):
+    transformer = make_variant(**VARIANTS["5B"])
+    state = CogVideoXPipeline.lora_state_dict(str(folders[0]), weight_name=FILE)
+    CogVideoXPipeline.load_lora_into_transformer(state, transformer, adapter_name="style")
+    with pytest.raises(ValueError, match=r"^lora: .*style.* got .*1'"):
+        merge_loras(transformer, [(str(folders[1]), 1.0)])
+    assert list(transformer.peft_config) == ["style"]
+
+
 def test_a_module_takes_files_with_their_scales(tiny_model, tmp_path):
     folder = tmp_path / "lora"
     pipeline = CogVideoXPipeline.from_pretrained(tiny_model)
