@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim_lightning.diffusion.editors import Editor
+from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.sampling import edit, invert
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
@@ -82,7 +85,6 @@ def make_layout(latents: Tensor, wanted: int | None, reads: tuple[int, ...]) -> 
     return RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, tuple(reads))
 
 
-@torch.no_grad()
 def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guidance_scale: float) -> list[RowLayout]:
     """List the row layouts of an inversion and an edit as the engine does them, after those of every export.
 
@@ -91,15 +93,45 @@ def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guida
         size: (f, c, h, w) of the latents.
         guidance_scale: Of the edit.
     """
-    transformer = engine.components.transformer
+    seen = record_layouts(
+        engine.inverter,
+        engine.editor,
+        engine.schedule,
+        num_layers=len(engine.components.transformer.transformer_blocks),
+        size=size,
+        guidance_scale=guidance_scale,
+    )
+    return list(dict.fromkeys([ONE_ROW, GUIDED_PAIR, EDIT, *seen]))
+
+
+@torch.no_grad()
+def record_layouts(
+    inverter: Inverter,
+    editor: Editor,
+    schedule: NoiseSchedule,
+    *,
+    num_layers: int,
+    size: tuple[int, int, int, int],
+    guidance_scale: float,
+) -> list[RowLayout]:
+    """Record the row layouts of an inversion and an edit, without a model.
+
+    Args:
+        inverter: The inversion method.
+        editor: The editing method.
+        schedule: The noise levels.
+        num_layers: Of the transformer.
+        size: (f, c, h, w) of the latents.
+        guidance_scale: Of the edit.
+    """
     embeds = torch.zeros(1, 1, 1)
-    recorder = _Recorder(torch.float32, len(transformer.transformer_blocks))
+    recorder = _Recorder(torch.float32, num_layers)
     denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
     generator = torch.Generator().manual_seed(0)
-    inversion = invert(denoiser, torch.zeros(1, *size), engine.schedule, engine.inverter, generator=generator)
+    inversion = invert(denoiser, torch.zeros(1, *size), schedule, inverter, generator=generator)
     request = EditRequest("edit", source_prompt="source", guidance_scale=guidance_scale)
-    edit(denoiser, inversion, engine.editor, request, generator=generator)
-    return list(dict.fromkeys([ONE_ROW, GUIDED_PAIR, EDIT, *recorder.seen]))
+    edit(denoiser, inversion, editor, request, generator=generator)
+    return list(recorder.seen)
 
 
 @torch.no_grad()
