@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ddim_lightning.data.frames import check_num_frames, make_size
@@ -17,14 +18,14 @@ from ddim_lightning.engine.parts import make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.models.checkpoint import WEIGHTS, Checkpoint, make_limits, read_checkpoint
 from ddim_lightning.models.memory import Size, count_parameters, predict_peaks
-from ddim_lightning.models.source import BUNDLED
-from ddim_lightning.models.weight_files import Header, read_headers
+from ddim_lightning.models.source import BUNDLED, resolve_model
+from ddim_lightning.models.weight_files import Header, list_variants, read_headers
 
 _BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 _TESTED = {
     "bundled": "trained here; measured on a CPU, never on a GPU",
-    "CogVideoX-2B": "tested on small random weights, on a repaired schedule; never on released weights, never on a GPU",
-    "": "tested on small random weights, and on this configuration without values; never on released weights, never on "
+    "CogVideoX-2B": "on small random weights, on a repaired schedule; never on released weights, never on a GPU",
+    "": "on small random weights, and on this configuration without values; never on released weights, never on "
     "a GPU",
 }
 
@@ -77,7 +78,9 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
     check_num_frames(frames, limits)
     frames = min(frames, limits.num_frames)  # longer clips are done in windows
     form = _name_form(checkpoint.configs["transformer"])
-    headers = {part: _read_part(checkpoint, part) for part in WEIGHTS if part in checkpoint.configs}
+    left_out = isinstance(resolve_model(model.model), Path) and not checkpoint.has_text_encoder
+    parts = [part for part in WEIGHTS if not (part == "text_encoder" and left_out) and part in checkpoint.configs]
+    headers = {part: _read_part(checkpoint, part) for part in parts}
     size = Size(frames, height, width, _count_rows(checkpoint, source), _BYTES[runtime.dtype])
     return {
         "model": model.model,
@@ -130,11 +133,19 @@ def _read_part(checkpoint: Checkpoint, part: str) -> dict[str, Header]:
     """Read the headers of a part's weights and check them; where they are not here its config says the same."""
     from ddim_lightning.models.loading import check_weights, make_headers
 
-    files = checkpoint.list_weights(part)
-    if not all(path.is_file() for path in files):
+    if not (files := _list_present(checkpoint, part)):
         return make_headers(checkpoint, part)
     check_weights(checkpoint, part)
     return read_headers(files)
+
+
+def _list_present(checkpoint: Checkpoint, part: str) -> list[Path]:
+    """List the files of a part's weights; none where they are still on the hub."""
+    place = checkpoint.get_place(part)
+    if place.is_dir() and not list_variants(place, WEIGHTS[part]):
+        return []
+    files = checkpoint.list_weights(part)
+    return files if all(path.is_file() for path in files) else []
 
 
 def _describe_part(checkpoint: Checkpoint, part: str, headers: Mapping[str, Header] | None) -> dict[str, Any] | None:
@@ -144,7 +155,7 @@ def _describe_part(checkpoint: Checkpoint, part: str, headers: Mapping[str, Head
     return {
         "class": config.get("_class_name") or next(iter(config.get("architectures", ())), "T5EncoderModel"),
         "place": str(checkpoint.get_place(part)),
-        "files": [path.name for path in checkpoint.list_weights(part) if path.is_file()],
+        "files": [path.name for path in _list_present(checkpoint, part)],
         "parameters": count_parameters(headers),
         "dtypes": sorted({header.dtype for header in headers.values()} - {""}),
     }

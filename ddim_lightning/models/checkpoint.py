@@ -143,7 +143,11 @@ def read_checkpoint(
     check_source(where, other, source, token)
     folder = where if isinstance(where, Path) else _fetch_pipeline(where, source, weights=weights, token=token)
     transformer = _fetch_transformer(other, source, weights=weights, token=token) if isinstance(other, str) else other
-    folder = folder / (source.subfolder or "")
+    if source.subfolder is not None:
+        inside = folder / source.subfolder
+        if not inside.is_dir():
+            raise FileNotFoundError(f"subfolder: {model} has no {source.subfolder!r}; {describe_folder(folder)}")
+        folder = inside
     _check_pipeline(model, folder)
     checkpoint = Checkpoint(model, folder, {}, transformer, source.variant)
     for part, file in CONFIGS.items():
@@ -209,7 +213,7 @@ def _read_config(model: str, path: Path, part: str) -> dict[str, Any]:
     if quantized := config.get("quantization_config"):
         how = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
         raise ValueError(
-            f"model: the {part} of {model} was quantized by {how}, which is not supported; use the weights it was made "
+            f"model: the {part} of {model} ({path}) was quantized by {how}, which is not supported; use the weights it was made "
             "from, or quantize the pipeline yourself and take it with from_pipeline and forward='diffusers'"
         )
     expected = _CLASSES.get(part)

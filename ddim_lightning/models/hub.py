@@ -58,7 +58,7 @@ def fetch(
             )
         )
     except Exception as error:  # its transport errors are no OSErrors, and their home changes with the hub's version
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = " ".join(list(filter(None, str(error).splitlines()))[:2]) or type(error).__name__
         at = "" if revision is None else f" at revision {revision!r}"
         raise OSError(
             f"{argument}: no folder {repository!r} here, and it cannot be had from the hub{at}: {reason}"

@@ -41,13 +41,12 @@ def list_variants(folder: Path, stem: str) -> list[str | None]:
         folder: Of the part.
         stem: What its files begin with.
     """
-    start = f"{stem}.safetensors.index."
-    names = {path.name for path in folder.glob(f"{stem}.*")}
-    whole = {name.removeprefix(f"{stem}.").removesuffix(".safetensors") for name in names if name.endswith("tensors")}
-    sharded = {name.removeprefix(start).removesuffix(".json") for name in names if name.startswith(start)} - {"json"}
-    plain = {f"{stem}.safetensors", f"{start}json"} & names
-    variants = sorted(sharded | {name for name in whole if "." not in name and "-of-" not in name and name != stem})
-    return [*([None] if plain else []), *variants]
+    index = f"{stem}.safetensors.index."
+    whole = [path.name[len(stem) + 1 : -len(".safetensors")] for path in folder.glob(f"{stem}.*.safetensors")]
+    sharded = {path.name[len(index) : -len(".json")] for path in folder.glob(f"{index}*.json")}
+    variants = sorted(sharded | {name for name in whole if "." not in name and "-of-" not in name})
+    plain = any((folder / name).is_file() for name in (f"{stem}.safetensors", f"{index}json"))
+    return [*([None] if plain else []), *filter(None, variants)]
 
 
 def find_variant(folder: Path, stem: str, wanted: str | None = None) -> str | None:
