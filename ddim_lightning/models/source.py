@@ -96,7 +96,7 @@ def resolve_transformer(transformer: str) -> Path | str:
     if path.is_dir():
         return find_transformer(path, transformer)
     if path.suffix != ".safetensors" or TRANSFORMER_MARK not in (names := read_names(path)):
-        rule = "a file must be safetensors of a CogVideoX transformer in diffusers' names, the only ones it reads"
+        rule = "a file must hold a CogVideoX transformer in diffusers' names, as safetensors"
         raise ValueError(f"transformer: {rule}, got {transformer}{describe_file(path)}")
     if any(".lora_" in name for name in names):
         raise ValueError(f"transformer: {transformer} holds an adapter beside its weights; merge it and save it again")
