@@ -25,8 +25,7 @@ _BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 _TESTED = {
     "bundled": "trained here; measured on a CPU, never on a GPU",
     "CogVideoX-2B": "on small random weights, on a repaired schedule; never on released weights, never on a GPU",
-    "": "on small random weights, and on this configuration without values; never on released weights, never on "
-    "a GPU",
+    "": "on small random weights, and on this configuration without values; never on released weights, never on a GPU",
 }
 
 

@@ -31,7 +31,9 @@ def kept(tmp_path):
 
 
 def load(folder, kept, **options):
-    return DDIMInversionModule.from_pretrained(str(folder), device="cpu", runtime={"prompt_cache": str(kept)}, **options)
+    return DDIMInversionModule.from_pretrained(
+        str(folder), device="cpu", runtime={"prompt_cache": str(kept)}, **options
+    )
 
 
 def predict(folder, kept, video, prompts):

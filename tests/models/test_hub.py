@@ -67,7 +67,9 @@ def hub(tmp_path, monkeypatch):
                     return self.answer(200, json.dumps(tree if "tree" in words else info).encode(), {})
             elif (file := folder.joinpath(*words[4:])).is_file() and words[2] == "resolve":
                 content = file.read_bytes()
-                return self.answer(200, content, {"ETag": f'"{digest("/".join(words[4:]))}"', "X-Repo-Commit": words[3]})
+                return self.answer(
+                    200, content, {"ETag": f'"{digest("/".join(words[4:]))}"', "X-Repo-Commit": words[3]}
+                )
             return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
 
         do_HEAD = do_GET

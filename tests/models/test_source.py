@@ -83,7 +83,9 @@ def test_the_pipeline_lies_in_a_subfolder_with_what_is_recommended_for_it(model)
     top = model.parent
     module = DDIMInversionModule.from_pretrained(str(top), subfolder="model", device="cpu")
     assert module.source == Source(subfolder="model")
-    assert module.guidance_scale == DDIMInversionModule("tiny").guidance_scale != DDIMInversionModule(".").guidance_scale
+    assert (
+        module.guidance_scale == DDIMInversionModule("tiny").guidance_scale != DDIMInversionModule(".").guidance_scale
+    )
     assert is_same(module, load_file(model / "transformer" / WEIGHTS))
     with pytest.raises(FileNotFoundError, match=r"^subfolder: .* has no 'gone'; it holds .*model"):
         read_limits(str(top), Source(subfolder="gone"))
