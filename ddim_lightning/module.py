@@ -170,6 +170,8 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         """
         device = torch.empty(0, device=device).device  # with its index
         if self._engine is not None:
+            if token is not None:
+                raise ValueError("token: must be unset for a model that is loaded already, got one")
             self._engine.to(device)
             return
         self._engine = build_engine(

@@ -98,6 +98,8 @@ def build_engine(
     on_host: Collection[str] = ("transformer", "vae") if runtime.offload != "none" else ()
     on_host = on_host if runtime.exported is None else ("transformer",)
     if isinstance(model, LoadedModel):
+        if token is not None or (source is not None and source != Source()):
+            raise ValueError("source and token: must be unset for a model that is loaded already, got one of them")
         parts = _place_loaded(model, runtime, device, on_host)
     else:
         parts = load_components(

@@ -213,8 +213,8 @@ def _read_config(model: str, path: Path, part: str) -> dict[str, Any]:
     if quantized := config.get("quantization_config"):
         how = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
         raise ValueError(
-            f"model: the {part} of {model} ({path}) was quantized by {how}, which is not supported; use the weights it was made "
-            "from, or quantize the pipeline yourself and take it with from_pipeline and forward='diffusers'"
+            f"model: the {part} of {model} ({path}) was quantized by {how}, which is not supported; use the weights it "
+            "was made from, or quantize the pipeline yourself and take it with from_pipeline and forward='diffusers'"
         )
     expected = _CLASSES.get(part)
     if expected is not None and config.get("_class_name", expected) != expected:

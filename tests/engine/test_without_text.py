@@ -63,9 +63,9 @@ def test_what_needs_the_text_encoder_says_so(kept):
     module = load(bare, cache)
     with pytest.raises(ValueError, match=r"^prompt: 'a fox' is not in the prompt_cache .*float32 on cpu"):
         module.encode_prompts(["a fox"])
-    with pytest.raises(ValueError, match="^text_encoder: the model has no text encoder"):
+    with pytest.raises(ValueError, match=r"^text_encoder: the model has no text encoder"):
         module.engine.prompts.load()
-    with pytest.raises(RuntimeError, match="^tokenizer: the model has none"):
+    with pytest.raises(RuntimeError, match=r"^tokenizer: the model has none"):
         module.to_pipeline()
 
 
@@ -91,5 +91,5 @@ def test_the_kept_prompts_must_be_of_one_text_encoder(kept, tmp_path):
     save_file({"embeds": torch.zeros(1, 8, 8)}, cache / "of-another-size.safetensors", {"encoder": "other"})
     load(bare, cache)
     save_file({"embeds": torch.zeros(1, 16, 24)}, cache / "of-another-model.safetensors", {"encoder": "other"})
-    with pytest.raises(ValueError, match="^prompt_cache: .* of one text encoder, got those of 2"):
+    with pytest.raises(ValueError, match=r"^prompt_cache: .* of one text encoder, got those of 2"):
         load(bare, cache)

@@ -25,6 +25,24 @@ def digest(name):
     return hashlib.sha1(name.encode()).hexdigest()
 
 
+def find(top, path):
+    """Find what the hub answers: the content, and headers; ``None`` is not found."""
+    words = path.removeprefix("api/models/").split("/")
+    folder = top.joinpath(*words[:2])
+    if not path.startswith("api/models/"):
+        file = folder.joinpath(*words[4:])
+        etag = f'"{digest("/".join(words[4:]))}"'
+        return (file.read_bytes(), {"ETag": etag, "X-Repo-Commit": words[3]}) if file.is_file() else None
+    commit = COMMITS.get(words[3], words[3]) if len(words) > 3 else COMMITS["main"]
+    files = {str(one.relative_to(folder)): one for one in sorted(folder.rglob("*")) if one.is_file()}
+    tree = [
+        {"type": "file", "path": name, "size": one.stat().st_size, "oid": digest(name)} for name, one in files.items()
+    ]
+    info = {"id": "/".join(words[:2]), "sha": commit, "siblings": [{"rfilename": name} for name in files]}
+    answer = json.dumps(tree if "tree" in words else info).encode()
+    return (answer, {}) if files and commit in COMMITS.values() else None
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A hub with ``someone/videos`` (a pipeline in ``model``, fp16 alone) and ``someone/tuned``, a transformer."""
@@ -39,38 +57,18 @@ def hub(tmp_path, monkeypatch):
     seen = []
 
     class Handler(BaseHTTPRequestHandler):
-        def answer(self, status, content, headers):
-            self.send_response(status)
+        def do_GET(self):
+            path = self.path.partition("?")[0].strip("/")
+            if path.startswith(("api/models/", "someone/")):
+                seen.append((path, self.headers.get("Authorization")))
+            found = find(top, path)
+            content, headers = (b"", {"X-Error-Code": "RevisionNotFound"}) if found is None else found
+            self.send_response(404 if found is None else 200)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(content)
-
-        def do_GET(self):
-            path = self.path.partition("?")[0].strip("/")
-            if path.startswith(("api/models/", "someone/")):
-                seen.append((path, self.headers.get("Authorization")))
-            words = path.removeprefix("api/models/").split("/")
-            folder = top / words[0] / words[1]
-            if path.startswith("api/models/"):
-                commit = COMMITS.get(words[3], words[3]) if len(words) > 3 else COMMITS["main"]
-                files = [one for one in sorted(folder.rglob("*")) if one.is_file()]
-                names = [str(one.relative_to(folder)) for one in files]
-                info = {"id": "/".join(words[:2]), "sha": commit, "siblings": [{"rfilename": name} for name in names]}
-                sizes = [one.stat().st_size for one in files]
-                tree = [
-                    {"type": "file", "path": name, "size": size, "oid": digest(name)}
-                    for name, size in zip(names, sizes, strict=True)
-                ]
-                if files and commit in COMMITS.values():
-                    return self.answer(200, json.dumps(tree if "tree" in words else info).encode(), {})
-            elif (file := folder.joinpath(*words[4:])).is_file() and words[2] == "resolve":
-                content = file.read_bytes()
-                return self.answer(
-                    200, content, {"ETag": f'"{digest("/".join(words[4:]))}"', "X-Repo-Commit": words[3]}
-                )
-            return self.answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
 
         do_HEAD = do_GET
 
@@ -126,6 +124,6 @@ def test_a_repository_says_which_weights_it_has(hub):
 
 
 def test_a_revision_that_is_not_there_is_named(hub):
-    with pytest.raises(OSError, match="^model: .* at revision 'v2': .+") as caught:
+    with pytest.raises(OSError, match=r"^model: .* at revision 'v2': .+") as caught:
         read_limits("someone/videos", Source(revision="v2"))
     assert "\n" not in str(caught.value)

@@ -93,7 +93,7 @@ def test_the_pipeline_lies_in_a_subfolder_with_what_is_recommended_for_it(model)
 
 @pytest.mark.parametrize("subfolder", ["/tmp", "../model", "a/../..", ""])
 def test_a_subfolder_lies_inside(subfolder):
-    with pytest.raises(ValueError, match="^subfolder: must be a folder inside"):
+    with pytest.raises(ValueError, match=r"^subfolder: must be a folder inside"):
         Source(subfolder=subfolder)
 
 
@@ -113,16 +113,19 @@ def test_what_has_no_effect_on_a_folder_is_refused(model, fields, said):
 
 
 def test_a_token_without_a_hub_is_refused_and_not_shown(model):
-    with pytest.raises(ValueError, match="^token: must be unset where nothing comes from the hub, got one$"):
+    with pytest.raises(ValueError, match=r"^token: must be unset where nothing comes from the hub, got one$"):
         DDIMInversionModule.from_pretrained(str(model), device="cpu", token="hf_secret")
 
 
 def test_from_pretrained_takes_the_fields_once(model):
-    with pytest.raises(ValueError, match="^source: must be unset beside variant"):
+    with pytest.raises(ValueError, match=r"^source: must be unset beside variant"):
         DDIMInversionModule.from_pretrained(str(model), variant="fp16", source=Source())
     parts = DDIMInversionModule.from_pretrained(str(model), device="cpu")
-    with pytest.raises(ValueError, match="^source: must be unset for a model that is loaded already"):
+    with pytest.raises(ValueError, match=r"^source: must be unset for a model that is loaded already"):
         DDIMInversionModule.from_pipeline(parts.to_pipeline(), source={"subfolder": "a"})
+    for loaded in (parts, DDIMInversionModule.from_pipeline(parts.to_pipeline())):
+        with pytest.raises(ValueError, match=r"token: must be unset for a model that is loaded already"):
+            loaded.load("cpu", token="hf_secret")
 
 
 class TestVariants:
@@ -149,10 +152,10 @@ class TestVariants:
         assert torch.equal(encoders[0].shared.weight + 1.0, encoders[1].shared.weight)
 
     def test_one_that_a_part_lacks_is_refused_with_what_is_there(self, both):
-        with pytest.raises(ValueError, match="^variant: .*transformer must have .* 'bf16', got plain weights, fp16$"):
+        with pytest.raises(ValueError, match=r"^variant: .*transformer must have .* 'bf16', got plain weights, fp16$"):
             read_checkpoint(str(both), Source(variant="bf16"))
         (both / "vae" / WEIGHTS.replace(".safe", ".fp16.safe")).unlink()
-        with pytest.raises(ValueError, match="^variant: .*vae must have .* 'fp16', got plain weights$"):
+        with pytest.raises(ValueError, match=r"^variant: .*vae must have .* 'fp16', got plain weights$"):
             load(both, variant="fp16")
 
     def test_another_transformer_has_its_own(self, both, tuned):
