@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ddim_lightning.models.checkpoint import BUNDLED
+from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.network.attention import Attention, sdpa_attention
 from ddim_lightning.network.kernels import CPU_KERNELS, CUDA_KERNELS
 from ddim_lightning.runtime.timing import StepClock, summarize_ms

@@ -93,9 +93,9 @@ def make_prompts(parts: Components, device: torch.device, seed: int = 0) -> Prom
     where: dict[str, Any] = {"dtype": parts.transformer.dtype}
 
     def load(device: torch.device) -> T5EncoderModel:
-        if parts.folder is None:
+        if parts.checkpoint is None:
             return make_random_t5_xxl(device=device, seed=seed, **where)
-        return load_text_encoder(str(parts.folder), device=device, **where)
+        return load_text_encoder(parts.checkpoint, device=device, **where)
 
     return PromptEncoder(parts.tokenizer, load, parts.transformer.config.max_text_seq_length, device)
 

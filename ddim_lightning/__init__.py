@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
     from ddim_lightning.diffusion.inversion import Inversion
     from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
-    from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Training
+    from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Source, Training
     from ddim_lightning.module import DDIMInversionModule
     from ddim_lightning.types import Branch, Clip, ClipResult, Denoiser, EditRequest, Step, UnreadableClip
     from ddim_lightning.writer import VideoWriter
@@ -40,7 +40,7 @@ NAMES = {
     "diffusion.editors": ("Denoise", "DirectInversion", "Editor", "FlowEdit", "KVInjection"),
     "diffusion.inversion": ("Inversion",),
     "diffusion.inverters": ("BDIA", "DDIM", "EditFriendly", "FixedPoint", "Inverter", "UniInv"),
-    "engine.config": ("Outputs", "Runtime", "Schedule", "Training"),
+    "engine.config": ("Outputs", "Runtime", "Schedule", "Source", "Training"),
     "module": ("DDIMInversionModule",),
     "types": ("Branch", "Clip", "ClipResult", "Denoiser", "EditRequest", "Step", "UnreadableClip"),
     "writer": ("VideoWriter",),
@@ -53,7 +53,8 @@ __all__ = [
     "DDIMInversionModule", "DecodeBlock", "Denoise", "Denoiser", "DirectInversion", "EditBlock", "EditFriendly",
     "EditRequest", "Editor", "EncodeBlock", "FixedPoint", "FlowEdit", "Inversion", "InvertBlock", "Inverter",
     "KVInjection", "MemoryTimeline", "Outputs", "ProgressPrinter", "ReconstructBlock", "Runtime", "SampleSheets",
-    "Schedule", "Step", "StepTimer", "Training", "UniInv", "UnreadableClip", "VideoDataModule", "VideoWriter",
+    "Schedule", "Source", "Step", "StepTimer", "Training", "UniInv", "UnreadableClip", "VideoDataModule",
+    "VideoWriter",
 ]
 # fmt: on
 

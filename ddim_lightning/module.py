@@ -26,6 +26,7 @@ from ddim_lightning.engine.config import (
     Outputs,
     Runtime,
     Schedule,
+    Source,
     Training,
     check_guidance_scale,
     check_options,
@@ -54,6 +55,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
     Args:
         model: ``tiny`` (the bundled model), a folder in diffusers' layout, or a hub id such as
             ``zai-org/CogVideoX-5b``.
+        source: Where the model's weights come from, beside its name; see `Source`.
         lora: LoRA files to add to the transformer's weights: ``FILE``, ``FILE:SCALE`` or ``{file, scale}`` each.
         guidance_scale: Classifier-free guidance scale of the edits, >= 0; 1 turns guidance off. ``None`` takes what is
             recommended for the model.
@@ -75,6 +77,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         self,
         model: str = "tiny",
         *,
+        source: Source = Source(),  # noqa: B008, frozen
         lora: Sequence[Lora | Mapping[str, Any] | str] | str = (),
         guidance_scale: float | None = None,
         inversion_prompt: str | None = "",
@@ -92,12 +95,13 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         self.inversion_prompt = inversion_prompt
         self.seed = seed
         # Checkpoints hold them as plain mappings.
+        self.source = make_options(Source, source)
         self.schedule = make_options(Schedule, schedule)
         self.runtime = make_options(Runtime, runtime)
         self.outputs = make_options(Outputs, outputs)
         self.training_options = None if training is None else make_options(Training, training)
         check_options(self.runtime, self.training_options, self.lora)
-        recommended = read_recommended(model)
+        recommended = read_recommended(model, self.source.subfolder)
         self.guidance_scale = float(recommended["guidance_scale"] if guidance_scale is None else guidance_scale)
         check_guidance_scale(self.guidance_scale)
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
@@ -110,6 +114,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         self.save_hyperparameters(
             {
                 "model": model,
+                "source": asdict(self.source),
                 "lora": [asdict(one) for one in self.lora],
                 "guidance_scale": self.guidance_scale,
                 "inversion_prompt": inversion_prompt,
@@ -133,7 +138,9 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         """Which videos the model accepts, read from its configs; needs no weights."""
         if self._given is not None:
             return self._given.parts.limits
-        return read_limits(self.model, require_rotary=self.runtime.require_rotary)
+        if self._engine is not None:
+            return self._engine.components.limits
+        return read_limits(self.model, self.source, **self.runtime.requires)
 
     @property
     def engine(self) -> InversionEngine:
@@ -150,14 +157,17 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         return self._engine
 
     @torch.inference_mode(False)  # weights that were made under inference mode could never train
-    def load(self, device: torch.device | str) -> None:
+    def load(self, device: torch.device | str, *, token: str | None = None) -> None:
         """Load the model onto a device, or move it there where it is loaded; a Trainer does it by itself.
 
         Args:
             device: Where the model works. Call it again after `Trainer.fit` on a GPU: Lightning moved what trained.
+            token: Of the hub; ``None`` takes what ``HF_TOKEN`` or a login says. It is kept nowhere.
         """
         device = torch.empty(0, device=device).device  # with its index
         if self._engine is not None:
+            if token is not None:
+                raise ValueError("token: must be unset for a model that is loaded already, got one")
             self._engine.to(device)
             return
         self._engine = build_engine(
@@ -169,8 +179,10 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             runtime=take_precision(
                 self.runtime, self._get_precision(), keeps_dtype=bool(self._trained_parts) or self._given is not None
             ),
+            source=self.source,
             lora=self.lora,
             inversion_prompt=self.inversion_prompt,
+            token=token,
         )
         for name in self._trained_parts:
             # Only what trains becomes a submodule, and with it a part of checkpoints and of what Lightning moves.
@@ -199,11 +211,13 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         list_prompts = getattr(getattr(self.trainer, "datamodule", None), "all_prompts", None)
         prompts = self.engine.prompts
         if list_prompts is None:
-            prompts.load()
-            rank_zero_info("The data module lists no prompts (all_prompts): the text encoder stays in memory.")
+            if prompts.can_encode:
+                prompts.load()
+                rank_zero_info("The data module lists no prompts (all_prompts): the text encoder stays in memory.")
             return
-        # What is no text is found out by its clip, so that the others are done.
-        self.encode_prompts(["", *filter(is_text, [self.inversion_prompt, *list_prompts()])])
+        # What is no text, or cannot be encoded, is found out by its clip, so that the others are done.
+        texts = ["", *filter(is_text, [self.inversion_prompt, *list_prompts()])]
+        self.encode_prompts([text for text in texts if prompts.can_encode or prompts.is_known(text)])
         if "text_encoder" not in self._trained_parts:
             prompts.release()
 

@@ -31,6 +31,8 @@ VERBS = {
     "demo": "Edits clips whose right answers are known, with the bundled model.",
     "export": "Writes the network as files that PyTorch alone can run; see "
     "[Performance and memory](performance.md#exported-artifacts).",
+    "check": "Says what would be loaded of a model, without loading it; see "
+    "[Models](models.md#what-a-model-is-and-needs).",
     "benchmark": "Runs a benchmark; see [Benchmarks](benchmarks.md).",
 }
 """By verb, what stands above its help; ``env`` has none of its own."""

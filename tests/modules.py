@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ddim_lightning.engine.config import Outputs, Runtime, Schedule
+from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Source
 from ddim_lightning.module import DDIMInversionModule
 
-GROUPS = {"schedule": Schedule, "runtime": Runtime, "outputs": Outputs}
+GROUPS = {"source": Source, "schedule": Schedule, "runtime": Runtime, "outputs": Outputs}
 
 
 def make_module(model="tiny", kind=DDIMInversionModule, **options):

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from transformers import T5Config, T5EncoderModel
 
 from benchmarks.random_weights import make_random
-from ddim_lightning.models.checkpoint import BUNDLED
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER
+from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.tiny.training import make_tokenizer, write_pipeline
 
 VAE = {

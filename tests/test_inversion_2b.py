@@ -51,7 +51,7 @@ def measure_round_trip(parts, inverse_scheduler, inverter, num_steps=10):
         parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
 
     def load_text(device):
-        return load_text_encoder(str(parts.folder), device=device, dtype=torch.float32)
+        return load_text_encoder(parts.checkpoint, device=device, dtype=torch.float32)
 
     prompts = PromptEncoder(parts.tokenizer, load_text, transformer.config.max_text_seq_length, torch.device("cpu"))
     denoiser = CogVideoXDenoiser(Network(transformer), prompts)

@@ -97,7 +97,7 @@ def test_a_run_under_known_prompts_loads_no_text_encoder(tiny_model, tmp_path, m
     real = load_text_encoder
 
     def load(model, **where):
-        loaded.append(model)
+        loaded.append(model.model)
         return real(model, **where)
 
     monkeypatch.setattr("ddim_lightning.engine.build.load_text_encoder", load)

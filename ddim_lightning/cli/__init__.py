@@ -7,6 +7,7 @@ VERBS = {
     "validate": "validate (YAML files)",
     "demo": "edit clips with known answers by the bundled model",
     "export": "write the network as files that PyTorch alone can run",
+    "check": "say what would be loaded of a model, what it takes and needs, without loading its weights",
     "benchmark": "run a benchmark; without a name they are listed",
     "env": "print what is installed here, for bug reports; --json for programs",
 }

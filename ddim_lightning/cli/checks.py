@@ -11,8 +11,9 @@ from ddim_lightning.cli.options import Frames, Method, Run, Video
 from ddim_lightning.data.frames import check_num_frames, choose_frames, make_size
 from ddim_lightning.data.manifest import ClipRequest, check_file, find_clips
 from ddim_lightning.data.timeline import read_timeline
-from ddim_lightning.engine.config import Outputs, Runtime, make_loras
-from ddim_lightning.models.checkpoint import find_lora, read_limits
+from ddim_lightning.engine.config import Outputs, Runtime, Source, make_loras
+from ddim_lightning.models.checkpoint import read_limits
+from ddim_lightning.models.source import find_lora
 from ddim_lightning.output.place import check_output_dir, get_place
 
 
@@ -36,11 +37,13 @@ def check_edit(
         raise NotADirectoryError(f"exported: must be a folder that export wrote, got {runtime.exported!r}")
 
 
-def check_model(*, frames: Frames, method: Method, runtime: Runtime, video: Video | None = None, **_: object) -> None:
+def check_model(
+    *, frames: Frames, method: Method, source: Source, runtime: Runtime, video: Video | None = None, **_: object
+) -> None:
     """Raise an OSError or a ValueError for a model that will not do, or frames that it does not take."""
     for one in make_loras(method.lora):
         find_lora(one.file)
-    limits = read_limits(method.model, require_rotary=runtime.require_rotary)
+    limits = read_limits(method.model, source, **runtime.requires)
     make_size(limits, frames.height, frames.width)
     if frames.num_frames is not None:
         check_num_frames(frames.num_frames, limits)

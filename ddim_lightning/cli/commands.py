@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
 from ddim_lightning.cli.running import predict_clips, tell_results
 from ddim_lightning.data.frames import make_size
 from ddim_lightning.datamodule import VideoDataModule
-from ddim_lightning.engine.config import Outputs, Runtime, Schedule
+from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.export import MANIFEST, export_network, layout_name, make_row_size
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.network.forward import RowLayout
@@ -21,12 +22,9 @@ from ddim_lightning.report.tables import make_means, print_edits
 from ddim_lightning.tiny.demo import make_demo
 
 
-def edit(
-    *, run: Run, video: Video, frames: Frames, method: Method, schedule: Schedule, runtime: Runtime, outputs: Outputs
-) -> int:
+def edit(*, run: Run, video: Video, frames: Frames, method: Method, outputs: Outputs, **groups: Any) -> int:
     """Invert, reconstruct and edit one video, and return the exit status."""
-    outputs = replace(outputs, on_error="raise")
-    module = DDIMInversionModule(**vars(method), schedule=schedule, runtime=runtime, outputs=outputs)
+    module = DDIMInversionModule(**vars(method), **groups, outputs=replace(outputs, on_error="raise"))
     data = VideoDataModule([video.video], video.prompt, **vars(frames))
     data.check_clips(module.video_limits)  # before gigabytes of weights are loaded
     return tell_results(run, predict_clips(run, module, data))
@@ -41,9 +39,9 @@ def demo(*, run: Run) -> int:
     return tell_results(run, records, {"edits": truth.rows, "means": make_means(truth.rows)})
 
 
-def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, schedule: Schedule, runtime: Runtime) -> int:
+def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, **groups: Any) -> int:
     """Write the network of a model as files that PyTorch alone can run, and return the exit status."""
-    module = DDIMInversionModule(**vars(method), schedule=schedule, runtime=runtime)
+    module = DDIMInversionModule(**vars(method), **groups)
     limits = module.video_limits
     count = frames.num_frames if isinstance(frames.num_frames, int) else limits.num_frames
     if count > limits.num_frames:

@@ -14,8 +14,9 @@ from jsonargparse import ArgumentParser, Namespace
 from ddim_lightning.cli import VERBS
 from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
 from ddim_lightning.cli.texts import LOADER, hide, hide_words, reveal, reveal_yaml
-from ddim_lightning.engine.config import CompileMode, Outputs, Runtime, Schedule
-from ddim_lightning.engine.recommended import read_recommended
+from ddim_lightning.engine.check import Model
+from ddim_lightning.engine.config import CompileMode, Outputs, Runtime, Schedule, Source
+from ddim_lightning.engine.recommended import fill_recommended
 from ddim_lightning.report.mistakes import suggest
 
 
@@ -24,19 +25,22 @@ def _all_but(kind: type[Any], *names: str) -> set[str]:
 
 
 _GROUPS: dict[str, dict[type[Any], set[str]]] = {
-    "edit": {kind: set() for kind in (Video, Run, Frames, Method, Schedule, Runtime)} | {Outputs: {"on_error"}},
+    "edit": {kind: set() for kind in (Video, Run, Frames, Method, Source, Schedule, Runtime)} | {Outputs: {"on_error"}},
     "export": {
         Run: {"overwrite"},
         Graphs: set(),
         Frames: _all_but(Frames, "num_frames", "height", "width"),
         Method: {"inversion_prompt", "seed"},
+        Source: set(),
         Schedule: {"timestep_spacing", "zero_snr"},
         Runtime: _all_but(Runtime, "dtype", "attention", "require_rotary"),
     },
     "demo": {Run: {"overwrite"}},
+    "check": {Model: set(), Source: set(), Runtime: _all_but(Runtime, "dtype", "require_rotary")},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
 _SWITCHED = {"true", "false", "null", *typing.get_args(CompileMode)}  # what may follow a switch as its value
+_OWN = {"edit": "VIDEO --prompt TEXT --output DIR", "check": "MODEL"}  # what must be given, in the usage
 _ALIASES = {"--num-inference-steps": ["--steps"], "--accelerator": ["--device"]}
 
 
@@ -52,7 +56,7 @@ class HelpfulParser(ArgumentParser):
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         """Return the YAML of a configuration, with the recommendations of its model filled in."""
-        return reveal_yaml(super().dump(_fill_recommended(hide(namespace.clone())), *args, **kwargs))
+        return reveal_yaml(super().dump(fill_recommended(hide(namespace.clone())), *args, **kwargs))
 
 
 class FlagParser(HelpfulParser):
@@ -63,17 +67,16 @@ class FlagParser(HelpfulParser):
         """Make a flag of a field: dashes, aliases, the video by its position, and help without markup."""
         flags = [name.replace("_", "-") if name.startswith("--") else name for name in names]
         flags += [alias for flag in flags for alias in _ALIASES.get(flag, ())]
-        if flags == ["--video"]:
-            flags = ["video"]
-            del kwargs["required"]
+        if flags in (["--video"], ["--model"]) and kwargs.pop("required", False):
+            flags = [flags[0].removeprefix("--")]
         if isinstance(kwargs.get("help"), str):
             kwargs["help"] = kwargs["help"].replace("``None``", "null").replace("`", "")
         return typing.cast(argparse.Action, super().add_argument(*flags, **kwargs))
 
 
 def make_parser(verb: str) -> FlagParser:
-    """Make the parser of ``edit``, ``export`` or ``demo``."""
-    name, own = f"ddim-lightning {verb}", "VIDEO --prompt TEXT --output DIR" if verb == "edit" else "--output DIR"
+    """Make the parser of ``edit``, ``export``, ``demo`` or ``check``."""
+    name, own = f"ddim-lightning {verb}", _OWN.get(verb, "--output DIR")
     about: dict[str, Any] = {"prog": name, "usage": f"{name} {own} ...", "description": VERBS[verb]}
     parser = FlagParser(**about, exit_on_error=False, print_config="--print-config")
     parser.add_argument("--config", action="config", help="YAML file of options, by the names of the flags")
@@ -123,17 +126,6 @@ def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:
         else:
             spelled.append(f"{flag}{equals}{value}")
     return spelled
-
-
-def _fill_recommended(namespace: Namespace) -> Namespace:
-    """Fill null, in place, in the options of `edit`, or of ``predict`` with the module under ``model``."""
-    module = namespace.get("model")
-    options = module.get("init_args") if isinstance(module, Namespace) else namespace
-    if options and isinstance(options.get("model"), str) and "guidance_scale" in options:
-        for name, value in read_recommended(options.model).items():
-            if name in options and options[name] is None:
-                options[name] = value
-    return namespace
 
 
 def _list_flags(parser: argparse.ArgumentParser) -> list[str]:

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
 from ddim_lightning.engine.build import LoadedModel, replace_scheduler
-from ddim_lightning.engine.config import Runtime, Schedule
+from ddim_lightning.engine.config import Runtime, Schedule, Source
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.models.loading import Components, adopt_components
 
@@ -40,16 +40,29 @@ class PartsAtHand:
         """The loaded model and what it does."""
 
     @classmethod
-    def from_pretrained(cls, model: str, *, device: torch.device | str | None = None, **options: Any) -> Self:
+    def from_pretrained(
+        cls, model: str, *, device: torch.device | str | None = None, token: str | None = None, **options: Any
+    ) -> Self:
         """Make a module and load its model at once, for work without a Trainer.
 
         Args:
             model: As in the constructor.
             device: Where the model works; ``None`` is a GPU where there is one.
-            options: The constructor's other arguments.
+            token: Of the hub, for a repository that is not public; ``None`` takes what ``HF_TOKEN`` or a login says. It
+                is kept nowhere.
+            options: The fields of `Source` (``revision``, ``variant``, ``subfolder``, ...), and the constructor's other
+                arguments.
+
+        Raises:
+            ValueError: Fields of `Source` beside ``source``.
         """
+        fields = {name: options.pop(name) for name in Source.__dataclass_fields__ if name in options}
+        if fields and "source" in options:
+            raise ValueError(f"source: must be unset beside {', '.join(fields)}, got {options['source']}")
+        if fields:
+            options["source"] = Source(**fields)
         module = cast(Any, cls)(model, **options)
-        module.load(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        module.load(device or ("cuda" if torch.cuda.is_available() else "cpu"), token=token)
         return cast(Self, module)
 
     @classmethod
@@ -89,9 +102,11 @@ class PartsAtHand:
             options: The constructor's other arguments.
 
         Raises:
-            ValueError: A model that is not supported, or parts that do not fit together.
+            ValueError: A model that is not supported, parts that do not fit together, or a ``source``.
         """
         module = cast(Any, cls)(model, **options)
+        if module.source != Source():
+            raise ValueError(f"source: must be unset for a model that is loaded already, got {module.source}")
         rotary = module.runtime.require_rotary
         parts = adopt_components(transformer, vae, text_encoder, tokenizer, scheduler, require_rotary=rotary)
         module._given = LoadedModel(parts, text_encoder)
@@ -119,7 +134,9 @@ class PartsAtHand:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the text encoder."""
+        """The tokenizer of the text encoder; one that was left out raises RuntimeError."""
+        if self.components.tokenizer is None:
+            raise RuntimeError("tokenizer: the model has none; its prompts come from the prompt_cache")
         return self.components.tokenizer
 
     @property

@@ -15,15 +15,15 @@ from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.windows import Windows
-from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule
+from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule, Source
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork
 from ddim_lightning.engine.trajectory import digest_model
-from ddim_lightning.models.checkpoint import find_lora
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder
 from ddim_lightning.models.lora import merge_loras
-from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder
+from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder, find_text_encoder
 from ddim_lightning.models.schedulers import adopt_scheduler, make_noise_schedule
+from ddim_lightning.models.source import find_lora
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
 from ddim_lightning.network.adapters import has_adapter
@@ -64,8 +64,10 @@ def build_engine(
     *,
     schedule: Schedule | None = None,
     runtime: Runtime | None = None,
+    source: Source | None = None,
     lora: Sequence[Lora] = (),
     inversion_prompt: str | None = "",
+    token: str | None = None,
 ) -> InversionEngine:
     """Load a model onto a device, ready to work.
 
@@ -76,8 +78,10 @@ def build_engine(
         device: Where the model works.
         schedule: The noise levels; ``None`` is `Schedule`'s defaults.
         runtime: How the model runs; ``None`` is `Runtime`'s defaults.
+        source: Where a model that is named comes from; ``None`` is `Source`'s defaults.
         lora: What is added to the transformer's weights; a model that is loaded already is changed in place.
         inversion_prompt: The prompt of inversions; ``None`` where each clip brings its own.
+        token: Of the hub; ``None`` takes what ``HF_TOKEN`` or a login says. It is kept nowhere.
 
     Raises:
         ValueError: An option that does not fit the model or the device; see also `load_components`.
@@ -94,10 +98,18 @@ def build_engine(
     on_host: Collection[str] = ("transformer", "vae") if runtime.offload != "none" else ()
     on_host = on_host if runtime.exported is None else ("transformer",)
     if isinstance(model, LoadedModel):
+        if token is not None or (source is not None and source != Source()):
+            raise ValueError("source and token: must be unset for a model that is loaded already, got one of them")
         parts = _place_loaded(model, runtime, device, on_host)
     else:
         parts = load_components(
-            model, device=device, dtype=dtype, require_rotary=runtime.require_rotary, on_host=on_host
+            model,
+            source or Source(),
+            device=device,
+            dtype=dtype,
+            on_host=on_host,
+            token=token,
+            **runtime.requires,
         )
     prompts = _make_prompt_encoder(model, parts, runtime, device)
     return make_engine(
@@ -292,16 +304,24 @@ def _place_loaded(model: LoadedModel, runtime: Runtime, device: torch.device, on
 def _make_prompt_encoder(
     model: str | LoadedModel, parts: Components, runtime: Runtime, device: torch.device
 ) -> PromptEncoder:
-    dtype = parts.transformer.dtype
+    dtype, config, checkpoint = parts.transformer.dtype, parts.transformer.config, parts.checkpoint
     cache = None
     if runtime.prompt_cache is not None:
-        assert parts.folder is not None
-        cache = PromptCache(Path(runtime.prompt_cache).expanduser(), digest_text_encoder(parts.folder), dtype)
+        assert checkpoint is not None
+        folder = Path(runtime.prompt_cache).expanduser()
+        if checkpoint.has_text_encoder:
+            encoder = digest_text_encoder(checkpoint)
+        else:
+            encoder = find_text_encoder(folder, config.max_text_seq_length, config.text_embed_dim)
+        cache = PromptCache(folder, encoder, dtype)
 
     def load(where: torch.device) -> T5EncoderModel:
         if isinstance(model, LoadedModel):
             return nn.Module.to(model.text_encoder, where)
-        return load_text_encoder(model, device=where, dtype=dtype)
+        assert checkpoint is not None
+        return load_text_encoder(checkpoint, device=where, dtype=dtype)
 
     given = model.text_encoder if isinstance(model, LoadedModel) else None
-    return PromptEncoder(parts.tokenizer, load, parts.transformer.config.max_text_seq_length, device, cache, given)
+    can_load = checkpoint is None or checkpoint.has_text_encoder
+    length = config.max_text_seq_length
+    return PromptEncoder(parts.tokenizer, load if can_load else None, length, device, cache, given)

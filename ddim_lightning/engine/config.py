@@ -13,6 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from ddim_lightning.models.source import Source
+
+__all__ = [
+    "Dtype",
+    "Forward",
+    "Kernel",
+    "Lora",
+    "Offload",
+    "Outputs",
+    "Precision",
+    "Runtime",
+    "Schedule",
+    "Source",
+    "Training",
+    "check_guidance_scale",
+    "check_options",
+    "make_loras",
+    "make_options",
+]
+
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["none", "model", "blocks"]
 Precision = Literal["none", "fp8"]
@@ -126,6 +146,11 @@ class Runtime:
             if folder is not None and Path(folder).expanduser().is_file():
                 raise ValueError(f"{name}: must be a folder, got the file {folder!r}")
         self._check_together()
+
+    @property
+    def requires(self) -> dict[str, Any]:
+        """What a model must have, by the arguments of `read_checkpoint`."""
+        return {"require_rotary": self.require_rotary, "require_text": self.prompt_cache is None}
 
     def _check_together(self) -> None:
         if self.compile_cache is not None and not (self.compile or self.compile_vae):
@@ -262,7 +287,7 @@ def check_guidance_scale(scale: float) -> None:
         raise ValueError(f"guidance_scale: must be finite and not negative, got {scale}")
 
 
-Options = TypeVar("Options", Schedule, Runtime, Outputs, Training)
+Options = TypeVar("Options", Schedule, Source, Runtime, Outputs, Training)
 
 
 def make_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Options:

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ddim_lightning.diffusion.editors import Editor
+from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.sampling import edit, invert
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.models.loading import Components
@@ -90,7 +93,6 @@ def make_row_size(parts: Components, num_frames: int, height: int, width: int) -
     return count_latent_frames(num_frames, limits), config.in_channels, height // spatial, width // spatial
 
 
-@torch.no_grad()
 def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guidance_scale: float) -> list[RowLayout]:
     """List the row layouts of an inversion and an edit as the engine does them, after those of every export.
 
@@ -99,16 +101,50 @@ def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guida
         size: (f, in_channels, h, w) of the rows.
         guidance_scale: Of the edit.
     """
-    transformer, channels = engine.components.transformer, engine.components.vae.config.latent_channels
+    parts = engine.components
+    seen = record_layouts(
+        engine.inverter,
+        engine.editor,
+        engine.schedule,
+        num_layers=len(parts.transformer.transformer_blocks),
+        size=size,
+        channels=parts.vae.config.latent_channels,
+        guidance_scale=guidance_scale,
+    )
+    return list(dict.fromkeys([ONE_ROW, GUIDED_PAIR, EDIT, *seen]))
+
+
+@torch.no_grad()
+def record_layouts(
+    inverter: Inverter,
+    editor: Editor,
+    schedule: NoiseSchedule,
+    *,
+    num_layers: int,
+    size: tuple[int, int, int, int],
+    channels: int,
+    guidance_scale: float,
+) -> list[RowLayout]:
+    """Record the row layouts of an inversion and an edit, without a model.
+
+    Args:
+        inverter: The inversion method.
+        editor: The editing method.
+        schedule: The noise levels.
+        num_layers: Of the transformer.
+        size: (f, in_channels, h, w) of the rows.
+        channels: Of the latents; a row has more where an image is shown beside them.
+        guidance_scale: Of the edit.
+    """
     embeds = torch.zeros(1, 1, 1)
-    recorder = _Recorder(torch.float32, len(transformer.transformer_blocks), engine.network.in_channels, channels)
+    recorder = _Recorder(torch.float32, num_layers, size[1], channels)
     denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
     generator, latents = torch.Generator().manual_seed(0), torch.zeros(1, size[0], channels, *size[2:])
-    image = latents if engine.components.limits.needs_image else None
-    inversion = invert(denoiser, latents, engine.schedule, engine.inverter, image_latents=image, generator=generator)
+    image = None if size[1] == channels else latents
+    inversion = invert(denoiser, latents, schedule, inverter, image_latents=image, generator=generator)
     request = EditRequest("edit", source_prompt="source", guidance_scale=guidance_scale)
-    edit(denoiser, inversion, engine.editor, request, generator=generator)
-    return list(dict.fromkeys([ONE_ROW, GUIDED_PAIR, EDIT, *recorder.seen]))
+    edit(denoiser, inversion, editor, request, generator=generator)
+    return list(recorder.seen)
 
 
 @torch.no_grad()

@@ -78,11 +78,14 @@ def _digest_source(source: str | None) -> str | None:
 
 
 def _digest_text_encoder(engine: InversionEngine) -> str:
-    encoder, folder = engine.prompts.text_encoder or engine.prompts.given, engine.components.folder
+    encoder, checkpoint = engine.prompts.text_encoder or engine.prompts.given, engine.components.checkpoint
     trains = encoder is not None and any(weight.requires_grad for weight in encoder.parameters())
-    if encoder is not None and (trains or folder is None):
+    if encoder is not None and (trains or checkpoint is None):
         return digest_weights(encoder, engine.device)
-    return "" if folder is None else digest_text_encoder(folder)[:16]
+    if checkpoint is None:
+        return ""
+    cache = engine.prompts.cache  # which knows the digest, also of a text encoder that is not there
+    return (digest_text_encoder(checkpoint) if cache is None else cache.encoder)[:16]
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -15,12 +15,13 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 _KEYS = {"guidance_scale", "inverter", "editor", "sources"}
 
 
-def read_recommended(model: str) -> dict[str, Any]:
+def read_recommended(model: str, subfolder: str | None = None) -> dict[str, Any]:
     """Read what is recommended for a model.
 
     Args:
         model: ``tiny``, a folder, or a hub id. A folder may hold a ``recommended.yaml`` of its own; every other model
             gets what is published for CogVideoX.
+        subfolder: Where the pipeline folder lies inside the folder.
 
     Returns:
         ``guidance_scale``, ``inverter`` and ``editor``, the last two as ``{class_path, init_args}``; and ``sources``,
@@ -29,7 +30,7 @@ def read_recommended(model: str) -> dict[str, Any]:
     Raises:
         ValueError: A file with other keys, or one that is no YAML.
     """
-    path = _find(model)
+    path = _find(model, subfolder)
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -40,8 +41,25 @@ def read_recommended(model: str) -> dict[str, Any]:
     return {**published, **found}
 
 
-def _find(model: str) -> Path:
+def fill_recommended(config: Any) -> Any:
+    """Fill null, in place, with what is recommended for the model, and return the config.
+
+    Args:
+        config: The options of `edit` by their names, or those of ``predict``, with the module under ``model``; those
+            of another module stay as they are.
+    """
+    model = config.get("model")
+    options = config if model is None or isinstance(model, str) else model.get("init_args")
+    if options and isinstance(options.get("model"), str) and "guidance_scale" in options:
+        inside = options.get("subfolder") or options.get("source.subfolder")
+        for name, value in read_recommended(options["model"], inside).items():
+            if name in options and options[name] is None:
+                options[name] = value
+    return config
+
+
+def _find(model: str, subfolder: str | None) -> Path:
     if model == "tiny":
         return _ASSETS / "tiny" / FILE
-    own = Path(model).expanduser() / FILE
+    own = Path(model).expanduser() / (subfolder or "") / FILE
     return own if model and own.is_file() else _ASSETS / "cogvideox" / FILE

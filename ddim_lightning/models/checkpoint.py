@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
-
+from ddim_lightning.models.contents import describe_folder
+from ddim_lightning.models.hub import describe_repository, fetch, list_patterns
+from ddim_lightning.models.source import Source, check_source, find_transformer, resolve_model, resolve_transformer
+from ddim_lightning.models.weight_files import check_weight_file, list_weight_files
 from ddim_lightning.types import VideoLimits
-
-BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
-"""Folder of the bundled model."""
 
 RECOMMENDED = "zai-org/CogVideoX-5b"
 
@@ -26,8 +23,6 @@ CONFIGS = {
     "scheduler": "scheduler_config.json",
 }
 WEIGHTS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
-"""What diffusers and peft call the file of a LoRA in its folder."""
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 _CLASSES = {"transformer": "CogVideoXTransformer3DModel", "vae": "AutoencoderKLCogVideoX"}
@@ -42,11 +37,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 # fmt: on
 """By part, what is read here of a config, and what it means that a key is left out; diffusers' own defaults."""
+_WITHOUT_TEXT = "; it can be left out with a prompt_cache that holds every prompt"
 # The same parts, put to different use; which of them a transformer serves, its channels say.
 _PIPELINES = ("CogVideoXPipeline", "CogVideoXVideoToVideoPipeline", "CogVideoXImageToVideoPipeline")
 _SIZE_1_5 = (768, 1360)  # pixels; its configs name the end of the grid instead, of 2400 x 2400 pixels in some releases
-_CONFIG_FILES = ["model_index.json", *(f"{part}/{file}" for part, file in CONFIGS.items())]
-_WEIGHT_FILES = [f"{part}/{stem}{end}" for part, stem in WEIGHTS.items() for end in ("*.safetensors", "*.index.json")]
 
 
 @dataclass(frozen=True)
@@ -54,62 +48,57 @@ class Checkpoint:
     """A `Checkpoint` is a pipeline folder that is a CogVideoX model.
 
     Args:
+        model: Its name, for messages.
         folder: Where it lies on this machine.
-        configs: By part, its config with `DEFAULTS` filled in.
+        configs: By part, its config with `DEFAULTS` filled in; without the text encoder where it was left out.
+        transformer: Another transformer than the folder's own: its folder, or a safetensors file.
+        variant: Of the weights in the pipeline folder, where one was asked for.
     """
 
+    model: str
     folder: Path
     configs: dict[str, dict[str, Any]]
+    transformer: Path | None = None
+    variant: str | None = None
+
+    def get_place(self, part: str) -> Path:
+        """Return the folder of a part, or the file of another transformer."""
+        return self.transformer if part == "transformer" and self.transformer is not None else self.folder / part
+
+    def list_weights(self, part: str) -> list[Path]:
+        """List the files of a part's weights; see `list_weight_files` for ``Raises``."""
+        return list_weight_files(self.get_place(part), WEIGHTS[part], self.get_variant(part))
+
+    def get_variant(self, part: str) -> str | None:
+        """Return the variant that was asked for of a part; another transformer has its own."""
+        return None if part == "transformer" and self.transformer is not None else self.variant
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the tokenizer is there."""
+        return any((self.folder / "tokenizer" / name).is_file() for name in TOKENIZERS)
+
+    @property
+    def has_text_encoder(self) -> bool:
+        """Whether the text encoder and its tokenizer are there, so that prompts can be encoded."""
+        if "text_encoder" not in self.configs or not self.has_tokenizer:
+            return False
+        place = self.folder / "text_encoder"
+        return any(place.glob("*.bin")) or any(place.glob("*.safetensors"))
 
 
-def resolve_model(model: str) -> Path | str:
-    """Tell a folder from a hub id.
-
-    Args:
-        model: ``tiny`` for the bundled model, a folder, or a hub id ``owner/name``.
-
-    Returns:
-        The folder, or the hub id when no folder of that name is here.
-
-    Raises:
-        FileNotFoundError: A path that does not exist.
-        NotADirectoryError: A file.
-    """
-    if model == "tiny":
-        return BUNDLED
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise NotADirectoryError(f"model: must be a pipeline folder or a hub id, got the file {model}")
-    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model) is None:
-        raise FileNotFoundError(f"model: no folder {model!r}: give 'tiny', a pipeline folder or a hub id 'owner/name'")
-    return model
-
-
-def find_lora(file: str) -> Path:
-    """Find the safetensors file of a LoRA.
-
-    Args:
-        file: The file itself, or the folder that `save_lora_weights` or peft's ``save_pretrained`` wrote it into.
-
-    Raises:
-        OSError: Nothing of that name, or a folder without such a file.
-    """
-    path = Path(file).expanduser()
-    if path.is_dir():
-        for name in LORA_FILES:
-            if (path / name).is_file():
-                return path / name
-        raise FileNotFoundError(f"lora: a folder must hold {' or '.join(LORA_FILES)}, got {file!r}")
-    if not path.is_file():
-        raise FileNotFoundError(f"lora: must be a safetensors file or a folder with one, got {file!r}")
-    return path
-
-
-def read_limits(model: str, *, require_rotary: bool = True) -> VideoLimits:
+def read_limits(
+    model: str,
+    source: Source = Source(),  # noqa: B008, frozen
+    *,
+    require_rotary: bool = True,
+    require_text: bool = True,
+    token: str | None = None,
+) -> VideoLimits:
     """Read which videos a model accepts; see `read_checkpoint` for ``Args`` and ``Raises``."""
-    configs = read_checkpoint(model, require_rotary=require_rotary).configs
+    configs = read_checkpoint(
+        model, source, require_rotary=require_rotary, require_text=require_text, token=token
+    ).configs
     return make_limits(configs["transformer"], configs["vae"])
 
 
@@ -138,28 +127,58 @@ def make_limits(transformer: Mapping[str, Any], vae: Mapping[str, Any]) -> Video
     )
 
 
-def read_checkpoint(model: str, *, weights: bool = False, require_rotary: bool = True) -> Checkpoint:
+def read_checkpoint(
+    model: str,
+    source: Source = Source(),  # noqa: B008, frozen
+    *,
+    weights: bool = False,
+    require_rotary: bool = True,
+    require_text: bool = True,
+    token: str | None = None,
+) -> Checkpoint:
     """Read the configs of a model and check that it is one that can be inverted.
 
     Args:
         model: ``tiny``, a folder, or a hub id ``owner/name``.
+        source: Where its weights come from beside its name.
         weights: Whether the weights are wanted too: they are fetched from the hub and their headers checked.
         require_rotary: Whether a transformer without rotary position embeddings is refused.
+        require_text: Whether a model without a text encoder or a tokenizer is refused.
+        token: Of the hub; ``None`` takes what ``HF_TOKEN`` or a login says.
 
     Raises:
         FileNotFoundError: No such folder, or a part or a weight file of it is missing.
         NotADirectoryError: A file where a folder is needed.
-        ValueError: Not a CogVideoX pipeline, one that is not supported, or files that cannot be read.
+        ValueError: Not a CogVideoX pipeline, one that is not supported, files that cannot be read, or an
+            option of the source that has no effect on this model.
         OSError: The hub cannot be reached or has no such model.
     """
-    source = resolve_model(model)
-    folder = source if isinstance(source, Path) else _load_from_hub(source, weights=weights)
+    where = resolve_model(model)
+    other = None if source.transformer is None else resolve_transformer(source.transformer)
+    check_source(where, other, source, token)
+    folder = where if isinstance(where, Path) else _fetch_pipeline(where, source, weights=weights, token=token)
+    transformer = _fetch_transformer(other, source, weights=weights, token=token) if isinstance(other, str) else other
+    if source.subfolder is not None:
+        inside = folder / source.subfolder
+        if not inside.is_dir():
+            raise FileNotFoundError(f"subfolder: {model} has no {source.subfolder!r}; {describe_folder(folder)}")
+        folder = inside
     _check_pipeline(model, folder)
-    configs = {part: _read_config(model, folder, part) for part in CONFIGS}
-    check_configs(model, configs, require_rotary=require_rotary)
-    if weights or isinstance(source, Path):
-        _check_files(model, folder)
-    return Checkpoint(folder, configs)
+    checkpoint = Checkpoint(model, folder, {}, transformer, source.variant)
+    for part, file in CONFIGS.items():
+        place = checkpoint.get_place(part)
+        path = (folder / part if place.is_file() else place) / file  # a single file has the pipeline's config
+        if part != "text_encoder" or require_text or path.is_file():
+            checkpoint.configs[part] = _read_config(model, path, part)
+    check_configs(model, checkpoint.configs, require_rotary=require_rotary)
+    if isinstance(where, Path):
+        _check_files(checkpoint, require_text=require_text)
+    elif weights:
+        try:
+            _check_files(checkpoint, require_text=require_text)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"{error}{describe_repository(where, source, token)}") from error
+    return checkpoint
 
 
 def check_configs(model: str, configs: Mapping[str, Mapping[str, Any]], *, require_rotary: bool) -> None:
@@ -168,13 +187,23 @@ def check_configs(model: str, configs: Mapping[str, Mapping[str, Any]], *, requi
     _check_parts_fit(model, configs)
 
 
-def _load_from_hub(model: str, *, weights: bool) -> Path:
-    files = [*_CONFIG_FILES, *_WEIGHT_FILES, "tokenizer/*"] if weights else _CONFIG_FILES
-    try:
-        return Path(snapshot_download(model, allow_patterns=files, ignore_patterns=["*.fp16.*", "*.bf16.*"]))
-    except Exception as error:  # its transport errors are no OSErrors, and their home changes with the hub's version
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise OSError(f"model: no folder {model!r} here, and it cannot be had from the hub: {reason}") from error
+def _fetch_pipeline(model: str, source: Source, *, weights: bool, token: str | None) -> Path:
+    inside = "" if source.subfolder is None else f"{source.subfolder.strip('/')}/"
+    files = [f"{inside}model_index.json", *(f"{inside}{part}/{file}" for part, file in CONFIGS.items())]
+    if weights:
+        parts = [part for part in WEIGHTS if part != "transformer" or source.transformer is None]
+        files += list_patterns([(f"{inside}{part}/", WEIGHTS[part]) for part in parts], source.variant)
+        files.append(f"{inside}tokenizer/*")
+    return fetch(model, files, source, argument="model", revision=source.revision, token=token)
+
+
+def _fetch_transformer(transformer: str, source: Source, *, weights: bool, token: str | None) -> Path:
+    places = ("", "transformer/")
+    files = [f"{place}config.json" for place in places]
+    if weights:
+        files += list_patterns([(place, WEIGHTS["transformer"]) for place in places], None)
+    folder = fetch(transformer, files, source, argument="transformer", revision=None, token=token)
+    return find_transformer(folder, transformer)
 
 
 def _check_pipeline(model: str, folder: Path) -> None:
@@ -182,22 +211,23 @@ def _check_pipeline(model: str, folder: Path) -> None:
     if not index.is_file():
         raise FileNotFoundError(
             f"model: {model} is no pipeline folder: it has no model_index.json beside transformer/, vae/ and the others"
+            f"; {describe_folder(folder)}"
         )
     kind = _read_json(index).get("_class_name")
     if kind not in _PIPELINES:
         raise ValueError(f"model: {model} is a {kind}, not a CogVideoXPipeline; use {RECOMMENDED}")
 
 
-def _read_config(model: str, folder: Path, part: str) -> dict[str, Any]:
-    path = folder / part / CONFIGS[part]
+def _read_config(model: str, path: Path, part: str) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"model: {model} has no {part}: {path} is missing")
+        hint = _WITHOUT_TEXT if part == "text_encoder" else ""
+        raise FileNotFoundError(f"model: {model} has no {part}: {path} is missing{hint}")
     config = _read_json(path)
     if quantized := config.get("quantization_config"):
         how = quantized.get("quant_method", "an unknown method") if isinstance(quantized, dict) else quantized
         raise ValueError(
-            f"model: the {part} of {model} was quantized by {how}, which is not supported; use the weights it was made "
-            "from, or quantize the pipeline yourself and take it with from_pipeline and forward='diffusers'"
+            f"model: the {part} of {model} ({path}) was quantized by {how}, which is not supported; use the weights it "
+            "was made from, or quantize the pipeline yourself and take it with from_pipeline and forward='diffusers'"
         )
     expected = _CLASSES.get(part)
     if expected is not None and config.get("_class_name", expected) != expected:
@@ -244,6 +274,8 @@ def _check_transformer(model: str, config: Mapping[str, Any], *, require_rotary:
 def _check_parts_fit(model: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
     pairs = (("out_channels", "vae", "latent_channels"), ("text_embed_dim", "text_encoder", "d_model"))
     for ours, part, theirs in pairs:
+        if part not in configs:
+            continue
         wanted, got = configs["transformer"][ours], configs[part].get(theirs)
         if wanted != got:
             raise ValueError(
@@ -252,69 +284,20 @@ def _check_parts_fit(model: str, configs: Mapping[str, Mapping[str, Any]]) -> No
             )
 
 
-def read_weight_shapes(folder: Path, part: str) -> dict[str, tuple[int, ...]]:
-    """Read the names and shapes of all weights of a part from the headers of its files."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in _weight_files(folder / part, WEIGHTS[part]):
-        with safe_open(path, framework="numpy") as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no dict
-    return shapes
+def list_text_files(checkpoint: Checkpoint) -> list[Path]:
+    """List the files of a model that prompt embeddings depend on: tokenizer, text encoder, its weights."""
+    texts = [path for path in sorted((checkpoint.folder / "tokenizer").iterdir()) if path.is_file()]
+    config = checkpoint.folder / "text_encoder" / CONFIGS["text_encoder"]
+    return [*texts, config, *checkpoint.list_weights("text_encoder")]
 
 
-def list_text_files(folder: Path) -> list[Path]:
-    """List the files of a pipeline folder that prompt embeddings depend on: tokenizer, text encoder, its weights."""
-    texts = [path for path in sorted((folder / "tokenizer").iterdir()) if path.is_file()]
-    config = folder / "text_encoder" / CONFIGS["text_encoder"]
-    return [*texts, config, *_weight_files(folder / "text_encoder", WEIGHTS["text_encoder"])]
-
-
-def _check_files(model: str, folder: Path) -> None:
-    for part, stem in WEIGHTS.items():
-        for path in _weight_files(folder / part, stem):
-            _check_weight_file(model, path)
-    if not any((folder / "tokenizer" / name).is_file() for name in TOKENIZERS):
+def _check_files(checkpoint: Checkpoint, *, require_text: bool) -> None:
+    for part in WEIGHTS:
+        if part != "text_encoder" or require_text or checkpoint.has_text_encoder:
+            for path in checkpoint.list_weights(part):
+                check_weight_file(checkpoint.model, path, _WITHOUT_TEXT if part == "text_encoder" else "")
+    if require_text and not checkpoint.has_tokenizer:
         raise FileNotFoundError(
-            f"model: {model} has no tokenizer: {folder / 'tokenizer'} needs {' or '.join(TOKENIZERS)}"
+            f"model: {checkpoint.model} has no tokenizer: {checkpoint.folder / 'tokenizer'} needs "
+            f"{' or '.join(TOKENIZERS)}{_WITHOUT_TEXT}"
         )
-
-
-def find_variant(folder: Path, stem: str) -> str | None:
-    """Find out which variant of its weights a part has, ``fp16`` for example; ``None`` where the plain ones are there.
-
-    Raises:
-        ValueError: Several variants and no plain weights.
-    """
-    if (folder / f"{stem}.safetensors").is_file() or (folder / f"{stem}.safetensors.index.json").is_file():
-        return None
-    whole = {
-        path.name.removeprefix(f"{stem}.").removesuffix(".safetensors") for path in folder.glob(f"{stem}.*.safetensors")
-    }
-    start = f"{stem}.safetensors.index."
-    sharded = {path.name.removeprefix(start).removesuffix(".json") for path in folder.glob(f"{start}*.json")}
-    found = sorted(sharded | {name for name in whole if "." not in name and "-of-" not in name})
-    if len(found) > 1:
-        raise ValueError(f"model: {folder} must hold one variant of its weights, got {', '.join(found)}")
-    return found[0] if found else None
-
-
-def _weight_files(folder: Path, stem: str) -> list[Path]:
-    variant = find_variant(folder, stem)
-    index = folder / f"{stem}.safetensors.index{f'.{variant}' if variant else ''}.json"
-    if index.is_file():
-        return [folder / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
-    return [folder / f"{stem}{f'.{variant}' if variant else ''}.safetensors"]
-
-
-def _check_weight_file(model: str, path: Path) -> None:
-    if not path.is_file() and any(path.parent.glob("*.bin")):
-        raise ValueError(
-            f"model: {model} has pickled weights only ({path.parent}/*.bin), which may run code when read; only "
-            "safetensors are read: save it again with save_pretrained"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"model: {model} lacks weights: {path} is missing")
-    try:
-        with safe_open(path, framework="numpy"):
-            pass  # opening reads the header and compares it with the file's length
-    except SafetensorError as error:
-        raise ValueError(f"model: {path} is truncated or damaged: {error}") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,19 +25,21 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from ddim_lightning.models.checkpoint import (
+    CONFIGS,
     DEFAULTS,
     WEIGHTS,
     Checkpoint,
     check_configs,
-    find_variant,
     make_limits,
     read_checkpoint,
-    read_weight_shapes,
 )
+from ddim_lightning.models.contents import ADAPTER_MARKS
 from ddim_lightning.models.schedulers import adopt_scheduler, make_schedulers
+from ddim_lightning.models.source import Source
+from ddim_lightning.models.weight_files import Header, find_variant, read_headers
 from ddim_lightning.types import VideoLimits
 
-_ADAPTER_MARKS = (".lora_", ".base_layer.", "lora.down", "lora.up")
+_KINDS = {"transformer": CogVideoXTransformer3DModel, "vae": AutoencoderKLCogVideoX, "text_encoder": T5EncoderModel}
 _SCALED = "; weights that are scaled to fewer bits are not supported, use those they were made from"
 
 
@@ -46,20 +50,20 @@ class Components:
     Args:
         transformer: Predicts velocities.
         vae: Between videos and latents.
-        tokenizer: Of the text encoder, which the `PromptEncoder` owns.
+        tokenizer: Of the text encoder, which the `PromptEncoder` owns; ``None`` where it was left out.
         scheduler: The sampling schedule.
         inverse_scheduler: Its inverse, on the same schedule.
         limits: Which videos the model accepts.
-        folder: Where it was read from; ``None`` for weights that were made.
+        checkpoint: What it was read from; ``None`` for weights that were made or were loaded already.
     """
 
     transformer: CogVideoXTransformer3DModel
     vae: AutoencoderKLCogVideoX
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     scheduler: CogVideoXDDIMScheduler
     inverse_scheduler: DDIMInverseScheduler
     limits: VideoLimits
-    folder: Path | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def kind(self) -> str:
@@ -70,21 +74,27 @@ class Components:
 
 def load_components(
     model: str,
+    source: Source = Source(),  # noqa: B008, frozen
     *,
     device: torch.device,
     dtype: torch.dtype,
     require_rotary: bool = True,
+    require_text: bool = True,
     on_host: Collection[str] = (),
+    token: str | None = None,
 ) -> Components:
     """Load a model from safetensors, straight onto its device.
 
     Args:
         model: ``tiny``, a folder, or a hub id ``owner/name``.
+        source: Where its weights come from beside its name.
         device: Where the weights go, without a copy on the host and without offload.
         dtype: Of all weights.
         require_rotary: Whether a transformer without rotary position embeddings is refused; where it is not, a warning
             says what is not known of such models.
+        require_text: Whether a model without a text encoder or a tokenizer is refused.
         on_host: Those of ``transformer`` and ``vae`` that stay on the host for now.
+        token: Of the hub; ``None`` takes what ``HF_TOKEN`` or a login says.
 
     Raises:
         FileNotFoundError: No such folder, or a part of it is missing.
@@ -92,7 +102,9 @@ def load_components(
         ValueError: A model that is not supported, schedulers that disagree, or weights that do not fit their config.
         OSError: The hub cannot be reached or has no such model.
     """
-    checkpoint = read_checkpoint(model, weights=True, require_rotary=require_rotary)
+    checkpoint = read_checkpoint(
+        model, source, weights=True, require_rotary=require_rotary, require_text=require_text, token=token
+    )
     configs = checkpoint.configs
     if not configs["transformer"]["use_rotary_positional_embeddings"]:
         warnings.warn(
@@ -110,11 +122,11 @@ def load_components(
         return Components(
             transformer=load(CogVideoXTransformer3DModel, "transformer"),
             vae=load(AutoencoderKLCogVideoX, "vae"),
-            tokenizer=_load_tokenizer(checkpoint),
+            tokenizer=_load_tokenizer(checkpoint) if checkpoint.has_tokenizer else None,
             scheduler=scheduler,
             inverse_scheduler=inverse_scheduler,
             limits=make_limits(configs["transformer"], configs["vae"]),
-            folder=checkpoint.folder,
+            checkpoint=checkpoint,
         )
 
 
@@ -153,28 +165,65 @@ def adopt_components(
     return Components(transformer, vae, tokenizer, sampler, inverse, limits)
 
 
-def load_text_encoder(model: str, *, device: torch.device, dtype: torch.dtype) -> T5EncoderModel:
-    """Load the text encoder of a model; see `load_components` for ``Args`` and ``Raises``."""
-    checkpoint = read_checkpoint(model, weights=True, require_rotary=False)
+def load_text_encoder(model: str | Checkpoint, *, device: torch.device, dtype: torch.dtype) -> T5EncoderModel:
+    """Load the text encoder of a model, by its name or as it was read; see `load_components` for the rest."""
+    checkpoint = read_checkpoint(model, weights=True, require_rotary=False) if isinstance(model, str) else model
     with _hidden_progress_bars():
         encoder: T5EncoderModel = _load_module(T5EncoderModel, checkpoint, "text_encoder", device, dtype)
     return encoder
 
 
+def check_weights(checkpoint: Checkpoint, part: str) -> None:
+    """Raise a ValueError unless names and shapes of a part's weights are those of its config; none are loaded."""
+    try:
+        _check_weights(_KINDS[part], checkpoint, part)
+    except (OSError, TypeError, ValueError) as error:
+        raise _misfit(checkpoint, part, error) from error
+
+
+def make_headers(checkpoint: Checkpoint, part: str) -> dict[str, Header]:
+    """Say of a part's weights what their headers would, where they are not here: names and shapes by its config."""
+    module = _make_empty(_KINDS[part], checkpoint.configs[part])
+    return {name: Header(tuple(weight.shape), "") for name, weight in module.named_parameters()}
+
+
+def _make_empty(kind: Any, config: dict[str, Any]) -> torch.nn.Module:
+    """Make a module without values."""
+    with torch.device("meta"):
+        module: torch.nn.Module = (
+            kind.from_config(config) if issubclass(kind, ModelMixin) else kind(kind.config_class.from_dict(config))
+        )
+    return module
+
+
 def _load_module(kind: Any, checkpoint: Checkpoint, part: str, device: torch.device, dtype: torch.dtype) -> Any:
     try:
         _check_weights(kind, checkpoint, part)
-        module = kind.from_pretrained(
-            checkpoint.folder / part,
-            dtype=dtype,
-            variant=find_variant(checkpoint.folder / part, WEIGHTS[part]),
-            device_map={"": device},
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        with _as_folder(checkpoint, part) as folder:
+            module = kind.from_pretrained(
+                folder,
+                dtype=dtype,
+                variant=find_variant(folder, WEIGHTS[part], checkpoint.get_variant(part)),
+                device_map={"": device},
+                use_safetensors=True,
+                local_files_only=True,
+            )
     except (OSError, TypeError, ValueError) as error:
         raise _misfit(checkpoint, part, error) from error
     return module.requires_grad_(False).eval()
+
+
+@contextmanager
+def _as_folder(checkpoint: Checkpoint, part: str) -> Iterator[Path]:
+    """Give the folder of a part; a single file gets one for the while, with its config and its name in diffusers."""
+    place = checkpoint.get_place(part)
+    if place.is_dir():
+        yield place
+        return
+    with TemporaryDirectory() as made:
+        Path(made, f"{WEIGHTS[part]}.safetensors").symlink_to(place.resolve())
+        Path(made, CONFIGS[part]).write_text(json.dumps(checkpoint.configs[part]), encoding="utf-8")
+        yield Path(made)
 
 
 def _check_weights(kind: Any, checkpoint: Checkpoint, part: str) -> None:
@@ -183,13 +232,11 @@ def _check_weights(kind: Any, checkpoint: Checkpoint, part: str) -> None:
     Of missing ones transformers would draw some at random, and with unexpected ones, such as scales of weights in 8
     bits, the others may mean something else.
     """
-    config = checkpoint.configs[part]
-    with torch.device("meta"):
-        module = kind.from_config(config) if issubclass(kind, ModelMixin) else kind(kind.config_class.from_dict(config))
-    found = read_weight_shapes(checkpoint.folder, part)
+    module = _make_empty(kind, checkpoint.configs[part])
+    found = read_headers(checkpoint.list_weights(part))
     ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
     for name in sorted(found.keys() - module.state_dict().keys()):
-        if any(marker in name for marker in _ADAPTER_MARKS):
+        if any(marker in name for marker in ADAPTER_MARKS):
             raise ValueError(
                 f"{name} is of an adapter: merge it (fuse_lora, unload_lora_weights), and save the weights again"
             )
@@ -200,8 +247,10 @@ def _check_weights(kind: Any, checkpoint: Checkpoint, part: str) -> None:
     for name, weight in [*module.named_parameters(), *buffers]:
         if name not in found:
             raise ValueError(f"{name} is missing")
-        if found[name] != weight.shape:
-            raise ValueError(f"{name} is {found[name]}, the config wants {tuple(weight.shape)}")
+        if found[name].shape != weight.shape:
+            raise ValueError(f"{name} is {found[name].shape}, the config wants {tuple(weight.shape)}")
+        if not found[name].dtype.startswith(("F", "BF")):
+            raise ValueError(f"{name} is {found[name].dtype}, no floating point{_SCALED}")
 
 
 def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -216,7 +265,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 def _misfit(checkpoint: Checkpoint, part: str, error: Exception) -> ValueError:
     reason = str(error).partition("\n")[0]
-    return ValueError(f"model: the files in {checkpoint.folder / part} do not fit together: {reason}")
+    return ValueError(f"model: the files in {checkpoint.get_place(part)} do not fit together: {reason}")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
 from safetensors import SafetensorError, safe_open
 
-from ddim_lightning.models.checkpoint import find_lora
+from ddim_lightning.models.source import find_lora
 
 PEFT_CONFIG = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, T5EncoderModel
 from ddim_lightning.models.prompt_cache import PromptCache
 from ddim_lightning.runtime.autocast import without_autocast
 
+_NO_ENCODER = "the model has no text encoder or no tokenizer"
 _MOST_ON_DEVICE = 64  # what the edits of a clip need; 2 MB each for CogVideoX
 
 
@@ -30,9 +31,9 @@ class PromptEncoder:
     thousands of prompts would fill a device with them, and those that were asked for last on the device, too.
 
     Args:
-        tokenizer: The pipeline's tokenizer.
+        tokenizer: The pipeline's tokenizer; ``None`` where it was left out, and then no prompt is warned of.
         load_text_encoder: Loads the pipeline's T5 encoder onto a device; it is called without an attention mask, as
-            `CogVideoXPipeline` does.
+            `CogVideoXPipeline` does. ``None`` where it was left out: every prompt must be in the cache.
         max_length: Tokens per prompt, the transformer's ``max_text_seq_length``.
         device: Where the text encoder works and embeddings are handed out.
         cache: Where embeddings outlive the run; ``None`` keeps them in memory alone.
@@ -41,8 +42,8 @@ class PromptEncoder:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
-        load_text_encoder: Callable[[torch.device], T5EncoderModel],
+        tokenizer: PreTrainedTokenizerBase | None,
+        load_text_encoder: Callable[[torch.device], T5EncoderModel] | None,
         max_length: int,
         device: torch.device,
         cache: PromptCache | None = None,
@@ -66,7 +67,7 @@ class PromptEncoder:
         """Return the embeddings of a prompt, (1, ``max_length``, width); loads the text encoder where it is needed.
 
         Raises:
-            ValueError: The prompt's file in the cache is damaged.
+            ValueError: The prompt's file in the cache is damaged, or it is not there and there is no text encoder.
         """
         self.prepare(prompt)
         if prompt not in self._on_device:
@@ -83,8 +84,19 @@ class PromptEncoder:
                 self._embeds[prompt] = self._find_or_encode(prompt).cpu()
             self._warnings[prompt] = self._find_warnings(prompt)
 
+    @property
+    def can_encode(self) -> bool:
+        """Whether there is a text encoder; without one only prompts in the cache are known."""
+        return self._load_text_encoder is not None and self.tokenizer is not None
+
+    def is_known(self, prompt: str) -> bool:
+        """Whether a prompt needs no text encoder: it was encoded before, or is in the cache."""
+        return prompt in self._embeds or (self.cache is not None and self.cache.find(prompt, self.device).is_file())
+
     def encode_batch(self, prompts: Sequence[str]) -> Tensor:
         """Return fresh embeddings of a batch, (b, ``max_length``, width), with gradients where they are wanted."""
+        if self.tokenizer is None:
+            raise ValueError(f"prompt: {_NO_ENCODER}, got {', '.join(map(repr, prompts))}")
         ids = self.tokenizer(
             list(prompts), padding="max_length", max_length=self.max_length, truncation=True, return_tensors="pt"
         ).input_ids
@@ -93,7 +105,13 @@ class PromptEncoder:
 
     @torch.inference_mode(False)  # weights that were made under inference mode could never train
     def load(self) -> T5EncoderModel:
-        """Return the text encoder, loading it where it is not there."""
+        """Return the text encoder, loading it where it is not there.
+
+        Raises:
+            ValueError: The model has none.
+        """
+        if self._load_text_encoder is None:
+            raise ValueError(f"text_encoder: {_NO_ENCODER}")
         if self.text_encoder is None:
             self.before_load()
             self.text_encoder = self._load_text_encoder(self.device)
@@ -123,13 +141,21 @@ class PromptEncoder:
     def _find_or_encode(self, prompt: str) -> Tensor:
         if self.cache is not None and self.cache.find(prompt, self.device).is_file():
             return self.cache.read(prompt, self.device)
+        if self.cache is not None and not self.can_encode:
+            made = f"in {str(self.cache.dtype).removeprefix('torch.')} on {self.device.type}"
+            raise ValueError(
+                f"prompt: {prompt!r} is not in the prompt_cache {self.cache.folder} (made {made}), and {_NO_ENCODER}; "
+                "encode it once, likewise, by a model that has one, with the same prompt_cache"
+            )
         embeds = self.encode_batch([prompt])
         if self.cache is not None:
             self.cache.write(prompt, embeds)
         return embeds
 
     def _find_warnings(self, prompt: str) -> list[str]:
-        found = []
+        found: list[str] = []
+        if self.tokenizer is None:
+            return found
         pieces = self.tokenizer.tokenize(prompt)
         # One place is the end-of-sequence token's.
         if len(pieces) > self.max_length - 1:
@@ -138,13 +164,14 @@ class PromptEncoder:
                 f"prompt truncated: the model reads {self.max_length - 1} of its {len(pieces)} tokens; "
                 f"not read: {lost!r}"
             )
-        unknown = [word for word in prompt.split() if self.tokenizer.unk_token_id in self._get_ids(word)]
+        unknown = [word for word in prompt.split() if self.tokenizer.unk_token_id in _get_ids(self.tokenizer, word)]
         if unknown:
             found.append(
                 f"prompt {prompt!r}: the tokenizer does not know {', '.join(map(repr, dict.fromkeys(unknown)))}"
             )
         return found
 
-    def _get_ids(self, word: str) -> list[int]:
-        ids: list[int] = self.tokenizer(word, add_special_tokens=False).input_ids
-        return ids
+
+def _get_ids(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
+    ids: list[int] = tokenizer(word, add_special_tokens=False).input_ids
+    return ids

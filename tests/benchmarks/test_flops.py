@@ -28,8 +28,8 @@ from benchmarks.flops import (
     make_sizes,
 )
 from benchmarks.published import make_random_5b, make_random_t5_xxl
-from ddim_lightning.models.checkpoint import BUNDLED
 from ddim_lightning.models.loading import Components
+from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.network.attention import Attention, sdpa_attention
 from ddim_lightning.network.kernels import CPU_KERNELS
 from ddim_lightning.network.network import Network

@@ -34,6 +34,7 @@ def run(cwd, *commands):
 
 def test_help_and_version_are_light(tmp_path):
     commands = [["--version"], ["--help"], ["benchmark"], ["edit", "--help"], ["demo", "--help"], ["export", "--help"]]
+    commands.append(["check", "--help"])
     shown, errors = run(tmp_path, *commands)
     assert errors == []
     assert all("status 0\nheavy\n" in one for one in shown)
@@ -74,6 +75,12 @@ MISTAKES = [
             (["--height", "63"], "height must be a positive multiple of 8 pixels, got 63"),
         )
     ),
+    (["check"], 2, "required: model"),
+    (["check", "empty"], 1, "model: empty is no pipeline folder"),
+    (["check", "tiny", "--revision", "v1"], 1, "revision: must be unset for a model in a folder, got 'v1'"),
+    (["check", "tiny", "--width", "9"], 1, "width must be a positive multiple of 8 pixels"),
+    (["edit", "clip.mp4", "--prompt", "x", "--output", "out", "--quiet", "--transformer", "file"], 1, "transformer: "),
+    (["edit", "clip.mp4", "--prompt", "x", "--output", "out", "--subfolder", "../a"], 2, "subfolder: must be a folder"),
     (["export", "--output", "out", "--quiet", "--width", "9"], 1, "width must be a positive multiple of 8 pixels"),
     *(
         (["edit", "clip.mp4", "--prompt", "x", "--output", "out", *words], status, said)

@@ -10,7 +10,7 @@ import pytest
 
 from ddim_lightning import DDIMInversionModule
 from ddim_lightning.cli.parser import make_parser
-from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Training, check_options, make_options
+from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Source, Training, check_options, make_options
 from tests.modules import GROUPS
 
 
@@ -40,6 +40,8 @@ def test_an_option_in_one_place_changes_the_module(tiny_model):
     assert module.outputs == Outputs(reconstruct=False)
     again = DDIMInversionModule(**module.hparams)
     assert (again.schedule, again.runtime, again.outputs) == (module.schedule, module.runtime, module.outputs)
+    moved = DDIMInversionModule(str(tiny_model.parent), source=Source(subfolder=tiny_model.name))
+    assert DDIMInversionModule(**moved.hparams).source == moved.source
 
 
 def test_options_need_no_torch():
@@ -47,7 +49,7 @@ def test_options_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("kind", [Schedule, Runtime, Outputs, Training])
+@pytest.mark.parametrize("kind", [Schedule, Source, Runtime, Outputs, Training])
 def test_options_are_frozen_and_come_from_themselves_or_from_a_mapping(kind):
     options = kind()
     assert make_options(kind, options) is options

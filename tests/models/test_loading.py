@@ -23,8 +23,9 @@ from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 import ddim_lightning.models.torch_pair
-from ddim_lightning.models.checkpoint import DEFAULTS, read_limits, resolve_model
+from ddim_lightning.models.checkpoint import DEFAULTS, read_limits
 from ddim_lightning.models.loading import load_components, load_text_encoder
+from ddim_lightning.models.source import resolve_model
 from ddim_lightning.types import VideoLimits
 from tests.random_tiny import write_random_tiny
 
@@ -209,7 +210,7 @@ def test_a_model_without_rotary_embeddings_is_refused_unless_asked_for(flat, use
 
 
 def test_a_model_is_tiny_or_a_folder_or_a_hub_id(template, monkeypatch):
-    monkeypatch.setattr("ddim_lightning.models.checkpoint.BUNDLED", template)
+    monkeypatch.setattr("ddim_lightning.models.source.BUNDLED", template)
     monkeypatch.setenv("HOME", str(template.parent))
     monkeypatch.chdir(template.parent)
     assert resolve_model("tiny") == resolve_model(str(template)) == template

@@ -10,8 +10,8 @@ import torch
 from ddim_lightning.cli.shipped import get_config_path
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.metrics.functional import psnr
-from ddim_lightning.models.checkpoint import BUNDLED
 from ddim_lightning.models.loading import load_components
+from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.tiny.shapes import render, sample_scene
 from ddim_lightning.tiny.shapes_classifier import Labels, classify

@@ -1,0 +1,99 @@
+"""How much device memory a model needs is predicted from its configs, the headers of its weights and a size.
+
+Weights are exact. What a pass needs beside them is a closed form. Its constants were counted, from the tensors that are
+alive at once, on tensors without values: the published configurations of CogVideoX-5B and 2B in bfloat16, eager.
+Nothing was measured on a device: what an allocator, the workspace of kernels and the CUDA context take comes on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from ddim_lightning.models.weight_files import Header
+from ddim_lightning.types import VideoLimits
+
+ROW_TENSORS = 18
+"""Tensors (tokens, width) that are alive at once, a row, where a block is at its widest."""
+DECODER_TENSORS, ENCODER_TENSORS = 20.0, 8.6
+"""Tensors (first channels, 9 frames, height, width) that are alive at once in the VAE."""
+CHUNK_FRAMES = 9
+"""Frames of the largest piece that the VAE takes at once."""
+_BLOCKS = "transformer_blocks."
+
+
+@dataclass(frozen=True)
+class Size:
+    """A `Size` is what memory is predicted for.
+
+    Args:
+        num_frames: Frames of a clip, or of a window of it.
+        height: In pixels.
+        width: In pixels.
+        rows: Rows of the widest pass of an edit.
+        bytes_each: Of a value; 2 for bfloat16.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    rows: int
+    bytes_each: int = 2
+
+
+def count_parameters(headers: Mapping[str, Header], prefix: str = "") -> int:
+    """Count the values of all tensors whose names begin with a prefix."""
+    return sum(prod(header.shape) for name, header in headers.items() if name.startswith(prefix))
+
+
+def predict_peaks(
+    headers: Mapping[str, Mapping[str, Header]],
+    configs: Mapping[str, Mapping[str, Any]],
+    limits: VideoLimits,
+    size: Size,
+) -> dict[str, dict[str, float]]:
+    """Predict the peak of what is allocated, in GiB, by ``offload`` and by stage.
+
+    Args:
+        headers: By part, of its weights; without a text encoder no prompt is encoded.
+        configs: By part.
+        limits: Of the model.
+        size: Of the clip and of the edit.
+
+    Returns:
+        By ``none``, ``model`` and ``blocks``: ``prompts``, ``encode``, ``invert``, ``edit`` and ``decode``.
+    """
+    gib = size.bytes_each / 2**30
+    transformer, vae = (count_parameters(headers[part]) * gib for part in ("transformer", "vae"))
+    blocks = count_parameters(headers["transformer"], _BLOCKS) * gib
+    text = count_parameters(headers.get("text_encoder", {})) * gib
+    names = {name.split(".")[1] for name in headers["transformer"] if name.startswith(_BLOCKS)}
+    outside = transformer - blocks
+    streamed = outside + 2 * blocks / max(1, len(names))
+    row = count_row_values(configs["transformer"], limits, size) * gib
+    picture = CHUNK_FRAMES * configs["vae"]["block_out_channels"][0] * size.height * size.width * gib
+    peaks = {}
+    for offload, (alone, with_vae, with_transformer) in {
+        "none": (transformer + vae, transformer + vae, transformer + vae),
+        "model": (0.0, vae, transformer),
+        "blocks": (outside, vae + outside, streamed),
+    }.items():
+        peaks[offload] = {
+            "prompts": alone + text,
+            "encode": with_vae + ENCODER_TENSORS * picture,
+            "invert": with_transformer + row,
+            "edit": with_transformer + size.rows * row,
+            "decode": with_vae + DECODER_TENSORS * picture,
+        }
+    return peaks
+
+
+def count_row_values(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> int:
+    """Count the values that a row of a pass needs at its peak beside the weights."""
+    width = config.get("num_attention_heads", 30) * config.get("attention_head_dim", 64)  # diffusers' defaults
+    latents = 1 + (size.num_frames - 1) // limits.temporal
+    frames = -(-latents // (config.get("patch_size_t") or 1))
+    video = frames * (size.height // limits.multiple) * (size.width // limits.multiple)
+    return ROW_TENSORS * int(width) * (int(config.get("max_text_seq_length", 226)) + video)

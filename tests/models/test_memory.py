@@ -1,0 +1,120 @@
+"""The closed form of a model's memory, against the tensors that are alive at once, on shapes without values."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.published import COGVIDEOX_5B_TRANSFORMER, COGVIDEOX_5B_VAE
+from ddim_lightning.models.checkpoint import make_limits
+from ddim_lightning.models.memory import (
+    CHUNK_FRAMES,
+    DECODER_TENSORS,
+    ENCODER_TENSORS,
+    Size,
+    count_parameters,
+    count_row_values,
+    predict_peaks,
+)
+from ddim_lightning.models.vae import encode_video, stream_decoded
+from ddim_lightning.models.weight_files import Header
+from ddim_lightning.network.attention import Attention
+from ddim_lightning.network.network import Network
+
+META = torch.device("meta")
+LIMITS = make_limits(COGVIDEOX_5B_TRANSFORMER, COGVIDEOX_5B_VAE)
+FULL = Size(49, 480, 720, rows=4)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that were made inside and are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.watched, self.now, self.peak = {}, {}, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"):
+            with self:  # such a function would hide what it allocates
+                made = function.decompose(*args, **(kwargs or {}))
+            if made is not NotImplemented:
+                return made
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.alive:
+                self.alive[key] = tensor.untyped_storage().nbytes()
+                self.now += self.alive[key]
+                self.peak = max(self.peak, self.now)
+                self.watched[key] = weakref.ref(tensor.untyped_storage(), lambda _, key=key: self.forget(key))
+        return made
+
+    def forget(self, key):
+        self.now -= self.alive.pop(key)
+        del self.watched[key]
+
+
+def make_empty(kind, config):
+    with META:
+        return kind(**config).to(torch.bfloat16).eval().requires_grad_(False)
+
+
+def attend(query, key, value, bias):
+    """Keeps no matrix of weights, as the kernels of a GPU do."""
+    return torch.empty_like(query.transpose(1, 2)).transpose(1, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rows", [1, 4])
+def test_rows(rows):
+    config = {**COGVIDEOX_5B_TRANSFORMER, "num_layers": 1}
+    network = Network(make_empty(CogVideoXTransformer3DModel, config), Attention("none", attend))
+    network.get_modulation(5)
+    latents = torch.empty(rows, 13, 16, 60, 90, device=META, dtype=torch.bfloat16)
+    embeds = torch.empty(rows, 226, 4096, device=META, dtype=torch.bfloat16)
+    block = sum(weight.numel() * 2 for weight in network.transformer.transformer_blocks[0].ff.parameters())
+    with torch.no_grad(), LiveBytes() as live:
+        network(latents, embeds, 5)
+    predicted = rows * count_row_values(config, LIMITS, FULL) * 2
+    assert live.peak == pytest.approx(predicted, abs=2 * block, rel=0.05)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_vae():
+    vae = make_empty(AutoencoderKLCogVideoX, COGVIDEOX_5B_VAE)
+    picture = CHUNK_FRAMES * 128 * 480 * 720 * 2
+    with torch.no_grad():
+        with LiveBytes() as live:
+            for _ in stream_decoded(vae, torch.empty(1, 7, 16, 60, 90, device=META)):
+                pass
+        assert live.peak == pytest.approx(DECODER_TENSORS * picture, rel=0.05)
+        with LiveBytes() as live:
+            encode_video(vae, torch.empty(1, 25, 3, 480, 720, device=META))
+        assert live.peak == pytest.approx(ENCODER_TENSORS * picture, rel=0.05)
+
+
+def test_weights_are_exact_and_offload_parks_those_that_do_not_work():
+    gib = 2**29  # values of two bytes
+    headers = {
+        "transformer": {f"transformer_blocks.{k}.weight": Header((gib,), "BF16") for k in range(10)}
+        | {"proj_out.weight": Header((gib, 1), "BF16")},
+        "vae": {"weight": Header((3 * gib,), "F32")},
+        "text_encoder": {"weight": Header((7 * gib,), "F32")},
+    }
+    assert count_parameters(headers["transformer"]) == 11 * gib
+    configs = {"transformer": COGVIDEOX_5B_TRANSFORMER, "vae": COGVIDEOX_5B_VAE}
+    peaks = predict_peaks(headers, configs, LIMITS, FULL)
+    none, model, blocks = (peaks[offload] for offload in ("none", "model", "blocks"))
+    assert [peak["prompts"] for peak in (none, model, blocks)] == [21.0, 7.0, 8.0]
+    row = count_row_values(COGVIDEOX_5B_TRANSFORMER, LIMITS, FULL) / gib
+    assert [peak["invert"] for peak in (none, model, blocks)] == pytest.approx([14 + row, 11 + row, 3 + row])
+    assert [peak["edit"] for peak in (none, model, blocks)] == pytest.approx([14 + 4 * row, 11 + 4 * row, 3 + 4 * row])
+    for stage in ("encode", "decode"):
+        assert none[stage] - model[stage] == pytest.approx(11.0)
+        assert none[stage] - blocks[stage] == pytest.approx(10.0)
+    wider = predict_peaks(headers, configs, LIMITS, Size(49, 480, 720, rows=4, bytes_each=4))
+    assert wider["none"]["edit"] == pytest.approx(2 * none["edit"])
