@@ -13,19 +13,11 @@ from ddim_lightning.engine.export import export_network, make_row_size
 from ddim_lightning.engine.trajectory import write_trajectory
 from ddim_lightning.types import Branch
 from tests.modules import make_module
-from tests.random_tiny import TRANSFORMER, write_random_tiny
-from tests.variants import adapt
+from tests.random_tiny import write_image_to_video
 
 NAMES = ["5B-I2V", "1.5-5B-I2V"]
 SIZE = {"num_frames": 9, "height": 32, "width": 48}
-LATENTS = {"sample_height": 8, "sample_width": 12}
 STEPS = 4  # diffusers' scheduler steps from level to level only where it divides 1000
-
-
-def write_image_to_video(folder, name):
-    """Write a random tiny model with the keys of a variant."""
-    vae = {"invert_scale_latents": name.startswith("1.5")}
-    return write_random_tiny(folder, transformer=adapt(name, TRANSFORMER | LATENTS), vae=vae)
 
 
 @pytest.fixture(scope="module")
