@@ -176,9 +176,9 @@ class VideoLimits:
             )
 
     def check_count(self, num_frames: int) -> None:
-        """Raise a ValueError unless the model has positions for so many frames, or for windows of them."""
+        """Raise a ValueError unless the model has positions for so many frames, or windows, which need no image."""
         if self.fixed and num_frames < self.num_frames:
-            rule = f"the model has learned positions for {self.num_frames} frames, longer clips take windows of as many"
+            rule = f"the model has learned positions for {self.num_frames} frames, no fewer"
             raise ValueError(f"num_frames: {rule}, got {num_frames}")
         if self.needs_image and num_frames > self.num_frames:
             rule = f"an image-to-video model takes {self.num_frames} at most, for no later window has its first frame"

@@ -219,6 +219,27 @@ MUTATIONS = (
         "diffusion/test_inverters.py::test_round_trip",
     ),
     Mutation(
+        "the reconstruction forgets the image of the inversion",
+        "diffusion/sampling.py",
+        "inversion.prompt, inversion.image_latents), inversion.state",
+        "inversion.prompt, None), inversion.state",
+        "diffusion/test_image_latents.py::test_the_way_back_is_under_the_same_image",
+    ),
+    Mutation(
+        "the edit is shown the image of the source",
+        "diffusion/editors/base.py",
+        "image_latents=request.image_latents",
+        "image_latents=None",
+        "diffusion/test_image_latents.py::test_the_edit_is_shown_the_request_and_the_source_its_own",
+    ),
+    Mutation(
+        "a paired source is shown the image of the edit",
+        "diffusion/editors/source_branch.py",
+        "kv_source=None, image_latents=image)",
+        "kv_source=None)",
+        "diffusion/test_image_latents.py::test_the_edit_is_shown_the_request_and_the_source_its_own",
+    ),
+    Mutation(
         "an edit takes the steps before its first",
         "diffusion/sampling.py",
         "list(inversion.schedule)[editor.get_first_step(len(inversion.schedule)) :]",

@@ -13,6 +13,7 @@ from benchmarks.random_weights import make_random
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER
 from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.tiny.training import make_tokenizer, write_pipeline
+from tests.variants import adapt
 
 VAE = {
     "block_out_channels": (8, 12, 16),  # three blocks: 4x in space, as the bundled model
@@ -94,3 +95,11 @@ def write_random_tiny(
     write_pipeline(folder, parts, max_shard_size)
     shutil.copy(BUNDLED / "recommended.yaml", folder)
     return folder
+
+
+def write_image_to_video(folder, name="5B-I2V"):
+    """Write a random image-to-video model for 9 frames of 32 x 48, with the keys of a variant; return the folder."""
+    sizes = {**TRANSFORMER, "sample_height": 8, "sample_width": 12}
+    return write_random_tiny(
+        folder, transformer=adapt(name, sizes), vae={"invert_scale_latents": name.startswith("1.5")}
+    )

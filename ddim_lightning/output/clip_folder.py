@@ -95,11 +95,14 @@ def _write_sheet(result: ClipResult, clip: Clip, path: Path) -> None:
         rows.append(Row(f"edit {index:02d}", edit.frames, edit.prompt))
     count, _, height, width = clip.frames.shape
     facts = [f"{count} frames", f"{float(clip.fps):.4g} fps", f"{width} x {height}", f"seed {result.seed}"]
-    facts += [] if clip.mask is None else [f"mask {Path(clip.mask_source).name if clip.mask_source else 'given'}"]
+    given = {"mask": (clip.mask, clip.mask_source), "first frame": (clip.first_frame, clip.first_frame_source)}
+    facts += [
+        f"{what} {Path(file).name if file else 'given'}" for what, (one, file) in given.items() if one is not None
+    ]
     # The groups' fields beside the module's own: no two have the same name.
     settings = {**result.settings, **result.settings.get("schedule", {}), **result.settings.get("runtime", {})}
-    shown = ("model", "num_inference_steps", "guidance_scale", "inverter", "editor")
-    facts += [f"{name} {_short(settings[name])}" for name in shown if name in settings]
+    named = ("model", "num_inference_steps", "guidance_scale", "inverter", "editor")
+    facts += [f"{name} {_short(settings[name])}" for name in named if name in settings]
     facts += [f"{result.windows['count']} windows"] if result.windows else []
     approximate = {"fast": False, "precision": "none", "vae_tiling": False}
     facts += [f"{name} {settings[name]}" for name, off in approximate.items() if settings.get(name, off) != off]

@@ -90,7 +90,10 @@ def test_positions_end_and_counts_are_padded():
         limits.check_size(2416, 16)
     learned = LIMITS["5B-I2V"]
     learned.check_size(480, 720)
-    learned.check_count(65)
+    learned.check_count(49)
+    for needs_image in LIMITS["5B-I2V"], LIMITS["1.5-5B-I2V"]:
+        with pytest.raises(ValueError, match=r"^num_frames: .*image-to-video .*got 97"):
+            needs_image.check_count(97)
     with pytest.raises(ValueError, match=r"^height, width: .*480 x 720 .*got 720 x 480"):
         learned.check_size(720, 480)
     with pytest.raises(ValueError, match=r"^num_frames: .*49 .*got 45"):
