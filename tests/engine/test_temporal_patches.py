@@ -22,8 +22,10 @@ from ddim_lightning import (
 from ddim_lightning.data.video import write_video
 from ddim_lightning.engine.clip_job import ClipJob
 from ddim_lightning.engine.config import Outputs
+from ddim_lightning.engine.export import export_network, make_row_size
 from ddim_lightning.types import count_latent_frames
 from tests.modules import make_module
+from tests.network.test_adapters import TARGETS, write_lora
 from tests.random_tiny import TRANSFORMER, write_random_tiny
 from tests.variants import adapt
 
@@ -148,3 +150,22 @@ def test_what_is_encoded_already_says_how_many_frames_it_is_of(folder):
     assert result.status == "done" and result.clip.frames.shape == frames.shape
     (result,) = module.predict_step([{"latents": latents[0], "prompt": "cat"}], 0)
     assert result.status == "skipped" and "num_frames: " in result.reason
+
+
+def test_lora_compiled_blocks_and_graphs_agree_with_the_eager_model(folder, tmp_path):
+    module = load(folder, num_inference_steps=2, inverter=DDIM())
+    write_lora(module.transformer, TARGETS["attention"], tmp_path / "lora")
+    frames = make_frames(9)
+
+    def invert(**options):
+        made = load(folder, num_inference_steps=2, inverter=DDIM(), **options)
+        return made.engine.invert(made.engine.encode(frames)).x_T
+
+    plain = module.engine.invert(module.engine.encode(frames)).x_T
+    adapted = invert(lora=[str(tmp_path / "lora")])
+    assert (adapted - plain).abs().max() > 1e-2
+    torch.testing.assert_close(invert(lora=[str(tmp_path / "lora")], forward="diffusers"), adapted, rtol=0, atol=1e-4)
+    torch.testing.assert_close(invert(compile=True), plain, rtol=0, atol=1e-4)
+    size = make_row_size(module.components, 9, 16, 24)
+    export_network(module.engine, tmp_path / "graphs", "torch-export", size=size, guidance_scale=1.0)
+    torch.testing.assert_close(invert(exported=str(tmp_path / "graphs")), plain, rtol=0, atol=1e-4)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
+from ddim_lightning.diffusion.steps import inverse_step
 from ddim_lightning.network.attention import Attention, sdpa_attention
+from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.kernels import CPU_KERNELS
 from ddim_lightning.network.network import Network
+from ddim_lightning.types import Step
 from tests.network.reference import make_diffusers_rotary
 from tests.variants import KEYS, adapt
 
@@ -189,3 +192,23 @@ def test_rows_that_are_only_read_end_at_the_last_layer_that_reads_them(transform
     torch.testing.assert_close(ours, whole[:2], rtol=0, atol=2e-6)
     merged = Network(transformer, SDPA)(latents, embeds, 500, wanted=2, reads=(2, 2), kv_scale=told)
     torch.testing.assert_close(merged, whole[:2], rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("variant", ["5B", "2B"])
+def test_gradients_to_the_latents_are_those_of_diffusers(variant):
+    """Also through a step of an inversion, by both forward passes."""
+    transformer = make_variant(**VARIANTS[variant]).requires_grad_(False)
+    rows, embeds = make_rows(1)
+    step = Step(3, 500, 0.9, 0.7)
+
+    @torch.enable_grad()
+    def find_gradient(network):
+        latents = rows.clone().requires_grad_()
+        inverse_step(latents, network(latents, embeds), step).square().sum().backward()
+        return latents.grad
+
+    theirs = find_gradient(lambda latents, embeds: run_diffusers(transformer, latents, embeds, 500))
+    for network in (Network(transformer, SDPA), DiffusersNetwork(transformer, SDPA)):
+        ours = find_gradient(lambda latents, embeds, run=network: run(latents, embeds, 500))
+        assert ours.isfinite().all() and ours.abs().min() > 0
+        assert relative_error(ours, theirs) <= 1e-5
