@@ -230,16 +230,16 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         A clip's result is the same bytes in whatever batch it comes.
 
         Args:
-            batch: A `Clip`, as `VideoDataModule` makes them; a mapping with ``video`` (or ``frames``), ``prompts`` and so
-                on; a tensor of frames; a pair (tensor, prompts); such a mapping or tensor with a batch axis; or a list
-                of these. What a mapping may hold is said in the documentation, "Your own data module".
+            batch: A `Clip`, as `VideoDataModule` makes them; a mapping with ``video`` (or ``frames``), ``prompts`` and
+                so on; a tensor of frames; a pair (tensor, prompts); such a mapping or tensor with a batch axis; or a
+                list of these. The documentation says what a mapping may hold ("Your own data module").
             batch_idx: With the rank and ``dataloader_idx`` it names clips that bring no id: ``rank-0-batch-7-clip-1``.
             dataloader_idx: Position of the data loader, where there are several.
 
         Returns:
             The result, on the CPU; of a list or a batch axis, whatever its length, a list of them in order. With
-            ``on_error="skip"`` a failed clip has status ``skipped`` and a reason, and so has what is no clip. A clip that
-            a writer finds finished has status ``finished``.
+            ``on_error="skip"`` a failed clip has status ``skipped`` and a reason, and so has what is no clip. A clip
+            that a writer finds finished has status ``finished``.
 
         Raises:
             TypeError: With ``on_error="raise"``, a batch that is no clip, or has a field of a wrong type; otherwise

@@ -19,11 +19,10 @@ from tests import modules
 QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
 PROMPTS = ("a red circle", "a blue cross")
 PRECISIONS = ("32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed")
-SEED = 5
 
 
 def make_module(model, **options):
-    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "inversion_prompt": "", "seed": SEED}
+    settings = {"num_inference_steps": 2, "guidance_scale": 3.0, "editor": "Denoise", "seed": 5}
     return modules.make_module(str(model), **settings | options)
 
 
@@ -127,6 +126,7 @@ def test_every_form_gives_what_our_own_data_module_gives(form, tiny_model, sampl
     assert [len(result.edits) for result in ours] == ([0, 0] if form == "tensors" else [1, 1])
     names = [f"rank-0-batch-0-clip-{k}" for k in range(2)] if form in NAMELESS else ["clip-0", "clip-1"]
     assert [result.clip.id for result in ours] == names
+    assert ([result.seed for result in ours] == [result.seed for result in wanted]) == (form not in NAMELESS)
 
 
 def encode(model, samples):
@@ -175,7 +175,7 @@ def test_one_bad_clip_of_a_batch_loses_nothing_of_the_others(tiny_model, samples
         assert results[1].reason.startswith("ValueError: mask: ") and "int" in results[2].reason
         assert (writer.num_clips, len(read_results(tmp_path))) == (4, 4)
     assert writer.num_finished == 2  # the second run found them
-    with pytest.raises(TypeError, match="^batch: must be a Clip, a mapping"):
+    with pytest.raises(TypeError, match=r"^batch: must be a Clip, a mapping"):
         predict(make_module(tiny_model, on_error="raise"), Foreign(load([7], collate_fn=list)))
 
 

@@ -99,11 +99,11 @@ def _check_keys(values: Mapping[Any, Any], options: Collection[str]) -> None:
         warnings.warn(f"batch: what a clip brings as {', '.join(unused)} has no effect", stacklevel=2)
 
 
-def _read_frames(name: str, video: Any) -> Frames:
+def _read_frames(name: str, given: Any) -> Frames:
     """Return uint8 frames of a tensor, (f, 3, h, w) uint8 or floats in 0 .. 1."""
-    if not isinstance(video, Tensor):
-        raise TypeError(f"{name}: must be a Tensor, got {say_kind(video)}")
-    video = video[0] if video.dim() == 5 and len(video) == 1 else video
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name}: must be a Tensor, got {say_kind(given)}")
+    video: Tensor = given[0] if given.dim() == 5 and len(given) == 1 else given
     shape = tuple(video.shape)
     if len(shape) != 4 or shape[1] != 3:
         hints = {0: ", whose first axis has the channels: use .transpose(0, 1)"}
@@ -117,17 +117,16 @@ def _read_frames(name: str, video: Any) -> Frames:
         raise TypeError(f"{name}: must be uint8 in 0 .. 255 or floats in 0 .. 1, got {kind}")
     low, high = (float(value) for value in video.aminmax()) if video.numel() else (0.0, 0.0)
     if not (low >= 0.0 and high <= 1.0):
-        raise ValueError(
-            f"{name}: floats must lie in 0 .. 1, got {low:g} .. {high:g}; -1 .. 1 is (video + 1) / 2 there"
-        )
+        hint = "; bring -1 .. 1 there by (video + 1) / 2" if low >= -1.0 and high <= 1.0 else ""
+        raise ValueError(f"{name}: floats must lie in 0 .. 1, got {low:g} .. {high:g}{hint}")
     return (video.float() * 255.0).round().to(torch.uint8)
 
 
-def _read_latents(latents: Any, engine: InversionEngine) -> Latents:
+def _read_latents(given: Any, engine: InversionEngine) -> Latents:
     """Return latents (1, f, c, h, w) float32."""
-    if not isinstance(latents, Tensor):
-        raise TypeError(f"latents: must be a Tensor, got {say_kind(latents)}")
-    latents = latents if latents.dim() == 5 else latents[None]
+    if not isinstance(given, Tensor):
+        raise TypeError(f"latents: must be a Tensor, got {say_kind(given)}")
+    latents: Tensor = given if given.dim() == 5 else given[None]
     check_latents(latents, engine.components)
     return latents.float()
 
@@ -135,7 +134,7 @@ def _read_latents(latents: Any, engine: InversionEngine) -> Latents:
 @torch.no_grad()
 def _decode(latents: Latents, engine: InversionEngine) -> Frames:
     """Decode latents to frames on the host."""
-    return torch.cat([quantize(piece[0]) for piece in engine.stream(latents.to(engine.device))])
+    return torch.cat([quantize(piece[0]) for piece in engine.stream(latents)])
 
 
 def _read_mask(mask: Any) -> Any:

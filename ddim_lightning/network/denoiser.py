@@ -45,8 +45,8 @@ class CogVideoXDenoiser:
     """A `CogVideoXDenoiser` is a CogVideoX transformer as a `Denoiser`.
 
     Latents enter as float32, pass the network in its own dtype, autocast or not, and their velocities leave as float32;
-    guidance is combined in float32. Latents may lie on another device than the network, as those of long clips do: of them no more
-    than a window is on its device at a time.
+    guidance is combined in float32. Latents may lie on another device than the network, as those of long clips do: of
+    them no more than a window is on its device at a time.
 
     Args:
         network: What evaluates rows: a `Network`, or an artifact of one.
