@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
 from ddim_lightning.diffusion.inverters.predictor import predict_point
@@ -66,9 +67,9 @@ class FixedPoint(Inverter):
         return (num_steps - 1) * self.iterations + self.first_step_iterations + self.keep_residual
 
 
-def _measure(latents: Latents) -> Latents:
+def _measure(latents: Latents) -> Tensor:
     """Return the norm of each clip of a batch, (b,)."""
-    return latents.detach().flatten(1).norm(dim=1)
+    return torch.linalg.vector_norm(latents.detach(), dim=(1, 2, 3, 4))
 
 
 def _mix(solved: Latents, moved: Latents, solved_before: Latents, moved_before: Latents) -> Latents:
