@@ -248,6 +248,24 @@ def test_autocast_of_ones_own_changes_nothing(forward, tiny_model, samples, want
         check_same(ours, wanted)
 
 
+@pytest.mark.parametrize("forward", ["fused", "diffusers"])
+@pytest.mark.filterwarnings("ignore")
+def test_training_under_mixed_precision_keeps_float32_weights(forward, tiny_model, samples, wanted, caplog):
+    batch = {"frames": torch.stack([s["video"] for s in samples]), "prompts": list(PROMPTS)}
+    losses = {}
+    for precision in ("32-true", "bf16-mixed"):
+        training = {"parts": ["transformer"], "learning_rate": 1e-3}
+        module = make_module(tiny_model, forward=forward, training=training)
+        trainer = Trainer(accelerator="cpu", devices=1, max_steps=2, precision=precision, **QUIET)
+        with caplog.at_level("INFO"):
+            trainer.fit(module, DataLoader([batch] * 2, batch_size=None))
+        assert {weight.dtype for weight in module.parameters()} == {torch.float32}
+        assert all(weight.grad is None or weight.grad.isfinite().all() for weight in module.parameters())
+        losses[precision] = float(trainer.callback_metrics["train/loss"])
+    assert losses["32-true"] != losses["bf16-mixed"] == pytest.approx(losses["32-true"], rel=0.02)
+    assert "under autocast" in caplog.text
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("form", list(FORMS))
 def test_every_form_on_a_gpu(form, tiny_model, samples):

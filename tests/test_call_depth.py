@@ -77,6 +77,6 @@ def test_the_update_line_is_near(inverter, editor, tiny_model):
     chains = trace_updates(module, clip)
     edits = {chain for chain in chains if "edit_together" in chain}
     assert edits and chains - edits
-    assert all(chain[:2] == ("predict_step", "run") for chain in chains)
-    assert all(len(chain) <= 6 for chain in chains - edits)
-    assert all(len(chain) <= 7 for chain in edits)
+    assert all(chain[:3] == ("predict_step", "run", "run") for chain in chains)
+    assert all(len(chain) <= 7 for chain in chains - edits)
+    assert all(len(chain) <= 8 for chain in edits)

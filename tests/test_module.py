@@ -202,7 +202,7 @@ def test_a_precision_that_cannot_be_had_is_refused_by_name(precision, dtype, mes
         predict(make_module(tiny_model, dtype=dtype), Clips([make_clip("a")]), precision=precision)
 
 
-FOREIGN = [torch.zeros(3), {"frames": 1, "fps": 2}, [UnreadableClip("x", "x.mp4", "gone")], [1, 2], "clip.mp4"]
+FOREIGN = [7, {"caption": "a", "fps": 2}, {"frames": 1}, torch.zeros(3), "clip.mp4"]
 
 
 def test_what_is_no_clip_is_skipped_with_what_it_is_and_its_neighbors_are_done(tiny_model):
@@ -210,9 +210,9 @@ def test_what_is_no_clip_is_skipped_with_what_it_is_and_its_neighbors_are_done(t
     assert (first.status, last.status) == ("done", "done")
     assert [result.status for result in skipped] == ["skipped"] * len(FOREIGN)
     assert [result.clip.id for result in skipped] == [f"rank-0-batch-{i}" for i in range(1, 1 + len(FOREIGN))]
-    kinds = ("Tensor", "dict of frames, fps", "list of UnreadableClip", "list of int", "str")
-    for result, kind in zip(skipped, kinds, strict=True):
-        assert result.reason.startswith("batch: must be a Clip")
+    said = [("batch", "int"), ("batch", "dict of caption, fps"), ("frames", "int"), ("video", "(3,)"), ("batch", "str")]
+    for result, (field, kind) in zip(skipped, said, strict=True):
+        assert result.reason.startswith(f"{field}: ")
         assert result.reason.endswith(f"got {kind}")
 
 
@@ -243,8 +243,8 @@ def test_a_clip_with_a_field_of_a_wrong_type_is_skipped_and_its_neighbors_are_do
 
 def test_what_is_no_clip_is_raised_where_errors_are_raised(tiny_model):
     module = make_module(tiny_model, on_error="raise")
-    with pytest.raises(TypeError, match=r"^batch: must be a Clip .*dict of frames"):
-        predict(module, Clips([{"frames": torch.zeros(1)}]))
+    with pytest.raises(TypeError, match=r"^batch: must be a Clip.*dict of pixels"):
+        predict(module, Clips([{"pixels": torch.zeros(1)}]))
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ class SampleSheets(Callback):
 
     @torch.inference_mode()
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Of the training's precision; Lightning's own context has ended where callbacks are called.
+        # For rows that a module of one's own makes; Lightning's own context has ended where callbacks are called.
         with _evaluating(pl_module), trainer.precision_plugin.forward_context():
             if isinstance(pl_module, DDIMInversionModule):
                 rows = self._sample(pl_module)

@@ -1,4 +1,8 @@
-"""All sampling loops of the package are here: inversion, reconstruction, edits, and sampling from noise."""
+"""All sampling loops of the package are here: inversion, reconstruction, edits, and sampling from noise.
+
+Each clip of a batch comes out as alone, but for methods that draw random numbers: they draw for the whole batch.
+Gradients pass through every step, as far as the denoiser lets them.
+"""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Item:
 def is_one_clip(batch: object) -> bool:
     """Whether a batch is one clip by its form, rather than a list or a batch axis of any length."""
     if isinstance(batch, Mapping):
-        return all(_count(batch[key]) is None for key in (*VIDEO, "latents") if key in batch)
+        return all(size is None for size in _count_by_key(batch).values())
     if _is_pair(batch):
         return _count(batch[0]) is None  # type: ignore[index]
     return _count(batch) is None
@@ -95,9 +95,13 @@ def _count(value: object) -> int | None:
     return len(value) if isinstance(value, list | tuple) else None
 
 
+def _count_by_key(batch: Mapping[Any, Any]) -> dict[str, int | None]:
+    return {key: _count(batch[key]) for key in (*VIDEO, "latents") if batch.get(key) is not None}
+
+
 def _split_mapping(batch: Mapping[Any, Any]) -> list[dict[Any, Any]]:
     """Take a collated mapping apart; a value without a batch axis is every clip's."""
-    sizes = {key: _count(batch[key]) for key in (*VIDEO, "latents") if key in batch}
+    sizes = _count_by_key(batch)
     size = next(iter(sizes.values()))
     if size is None or len(set(sizes.values())) > 1:
         raise ValueError(f"batch: video and latents must be of equally many clips, got {sizes}")

@@ -61,7 +61,12 @@ class ClipRunner:
             return self._skip(clip, clip.reason)
         try:
             seed = make_clip_seed(self.seed, clip.id) if clip.seed is None else clip.seed
-            result = self._run_clip(clip, seed)
+            job = self._make_job(clip, seed)
+            fingerprint = make_clip_fingerprint(self.engine, job.clip, seed=seed, settings=self.settings)
+            # A list, because each of them may say that it could not take the result.
+            found = [find(job.clip, fingerprint) for find in self.find_results]
+            result = ClipResult(job.clip, "finished", seed=seed) if found and all(found) else job.run()
+            result.fingerprint, result.settings = fingerprint, self.settings
         except Exception as error:
             if self.outputs.on_error == "raise":
                 raise
@@ -82,8 +87,8 @@ class ClipRunner:
             raise ValueError(clip.reason)
         return clip
 
-    def _run_clip(self, clip: Clip, seed: int) -> ClipResult:
-        job = ClipJob(
+    def _make_job(self, clip: Clip, seed: int) -> ClipJob:
+        return ClipJob(
             self.engine,
             clip,
             seed=seed,
@@ -92,12 +97,6 @@ class ClipRunner:
             batch_prompts=self.batch_prompts,
             on_progress=self.on_progress,
         )
-        fingerprint = make_clip_fingerprint(self.engine, job.clip, seed=seed, settings=self.settings)
-        # A list, because each of them may say that it could not take the result.
-        found = [find(job.clip, fingerprint) for find in self.find_results]
-        result = ClipResult(job.clip, "finished", seed=seed) if found and all(found) else job.run()
-        result.fingerprint, result.settings = fingerprint, self.settings
-        return result
 
     def _skip(self, clip: Clip | UnreadableClip, reason: str, seed: int = 0) -> ClipResult:
         warnings.warn(f"clip {clip.id}: skipped: {reason}", stacklevel=4)

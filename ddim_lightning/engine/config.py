@@ -77,7 +77,7 @@ class Runtime:
     """The `Runtime` says how the model runs: in which precision, with which kernels, with what in device memory.
 
     Args:
-        dtype: Dtype of all weights: ``auto`` is that of the Trainer's precision where it is bf16-true or 16-true, else
+        dtype: Dtype of all weights: ``auto`` is that of the Trainer's precision where it is another than 32-true, else
             bfloat16 on an accelerator and float32 on a CPU.
         forward: Forward pass of the transformer: ``fused`` is ours over its weights, the fast one; ``diffusers`` runs
             its own blocks, in which hooks, caches, attention processors, group offload, and quantized or sharded

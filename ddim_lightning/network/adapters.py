@@ -83,7 +83,15 @@ def take_linear(module: Any, name: str) -> Linear:
         weight = weight + scale * (up.weight @ down.weight).to(weight.dtype)
         if up.bias is not None:
             bias = scale * up.bias if bias is None else bias + scale * up.bias
-    return Linear(weight, bias)
+    return Linear(_like_weights(weight), None if bias is None else _like_weights(bias))
+
+
+def _like_weights(summed: Tensor) -> Tensor:
+    """Return a sum as the parameter that it stands for, or compiled blocks would be compiled anew for it.
+
+    One that is part of a graph stays as it is.
+    """
+    return summed if summed.requires_grad else nn.Parameter(summed, requires_grad=False)
 
 
 State = list[object]

@@ -68,8 +68,9 @@ class Network(OverModel):
             weight.requires_grad for layer in projections if has_adapter(layer) for weight in layer.parameters()
         )
         if not self._blocks or state != self._gathered_from or trains:
-            # As the weights were made: views made under inference mode could not train any more.
-            with torch.inference_mode(next(modules.parameters()).is_inference()):
+            # As the weights were made: views made under inference mode could not train any more. Leaving that mode
+            # turns gradients on, which only sums that train need.
+            with torch.inference_mode(next(modules.parameters()).is_inference()), torch.set_grad_enabled(trains):
                 self._blocks = [gather_block(block) for block in modules]
             self._gathered_from = read_state(projections)
         return self._blocks

@@ -12,7 +12,7 @@ import torch
 from ddim_lightning import BDIA, Clip, EditFriendly, KVInjection, Outputs, UniInv
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
-from ddim_lightning.engine.trajectory import write_trajectory
+from ddim_lightning.engine.trajectory import make_fingerprint, write_trajectory
 from tests.modules import make_module
 
 PROMPTS = ("a red circle moving right", "a blue square moving left")
@@ -162,7 +162,8 @@ def test_values_that_are_not_finite_are_no_result(part, stage, tiny_model):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((8, 3, 24, 40), "frames: their count must be 4k \\+ 1, got 8"),
+        ((8, 3, 24, 40), "frames: their count must be 4k \\+ 1 and at least 5, got 8"),
+        ((1, 3, 24, 40), "frames: their count must be .* at least 5, got 1"),
         ((9, 3, 20, 40), "frames: height and width must be multiples of 8, got 20 x 40"),
         ((9, 1, 24, 40), "frames: must have shape \\(f, 3, h, w\\), got \\(9, 1, 24, 40\\)"),
     ],
@@ -207,7 +208,6 @@ def test_inversion_under_each_clips_own_source_prompt(engine):
     own = run(replace(engine, inversion_prompt=None), clip, save_trajectory=True)
     with pytest.raises(ValueError, match=r"source_prompt: must be given .* got None"):
         run(replace(engine, inversion_prompt=None), make_clip())
-    assert told.fingerprint["prompt"] == "" and own.fingerprint["prompt"] == PROMPTS[1]
     assert own.trajectory is not None
     assert told.trajectory is not None
     with torch.no_grad():
@@ -215,18 +215,18 @@ def test_inversion_under_each_clips_own_source_prompt(engine):
     assert torch.equal(own.trajectory["levels"], expected) and not torch.equal(told.trajectory["levels"], expected)
 
 
-def save(result, folder):
+def save(result, folder, engine):
     (folder / result.clip.id).mkdir()
     assert result.trajectory is not None
     path = folder / result.clip.id / "trajectory.safetensors"
-    write_trajectory(path, result.trajectory, {"fingerprint": result.fingerprint})
+    write_trajectory(path, result.trajectory, {"fingerprint": make_fingerprint(engine, result.clip, "")})
 
 
 @pytest.mark.parametrize("inverter", [UniInv(), BDIA(), EditFriendly()])
 def test_a_stored_trajectory_is_as_good_as_an_inversion(inverter, engine, tmp_path):
     engine = replace(engine, inverter=inverter)
     first = run(engine, make_clip(), save_trajectory=True)
-    save(first, tmp_path)
+    save(first, tmp_path, engine)
     again = run(engine, make_clip(), trajectory_dir=str(tmp_path))
     assert again.nfe["invert"] == 0 < first.nfe["invert"]
     assert torch.equal(first.reconstruction, again.reconstruction)
@@ -243,7 +243,7 @@ def test_a_clip_without_a_stored_trajectory_is_inverted(engine, tmp_path):
 @pytest.mark.parametrize("differs", ["clip", "inverter", "prompt", "schedule", "model"])
 def test_a_trajectory_of_something_else_is_refused(differs, engine, tmp_path):
     made = run(engine, make_clip(), save_trajectory=True)
-    save(made, tmp_path)
+    save(made, tmp_path, engine)
     clip, schedule, other = make_clip(), engine.schedule, engine
     if differs == "clip":
         clip.frames = clip.frames.flip(0)
@@ -277,6 +277,21 @@ def test_edits_stay_within_the_clips_mask(batch_prompts, engine):
 def test_a_mask_of_another_size_is_refused(engine):
     with pytest.raises(ValueError, match=r"mask: must have the frames, height and width of the clip, \(9, 24, 40\)"):
         run(engine, make_clip(mask=torch.ones(9, 40, 24, dtype=torch.bool)))
+
+
+def test_a_mask_that_lets_nothing_change_is_refused(engine):
+    with pytest.raises(ValueError, match="mask: must be true somewhere"):
+        run(engine, make_clip(mask=torch.zeros(9, 24, 40, dtype=torch.bool)))
+
+
+def test_latents_of_other_frames_are_refused(engine):
+    latents = engine.encode(make_clip().frames)
+    with pytest.raises(ValueError, match=r"latents: must be those of the clip's frames, \(1, 3, 8, 6, 10\), got"):
+        run(engine, make_clip(latents=latents[:, :2]))
+    with pytest.raises(ValueError, match=r"latents: must have shape .*axis 1 has the channels"):
+        run(engine, make_clip(latents=latents.transpose(1, 2)))
+    with pytest.raises(ValueError, match="latents: must be finite"):
+        run(engine, make_clip(latents=latents / 0))
 
 
 def test_diagnosis_of_the_inversion(engine):

@@ -13,7 +13,7 @@ from ddim_lightning import BDIA, Clip, KVInjection, Outputs, UniInv, VideoDataMo
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.data.video import read_info, write_video
 from ddim_lightning.engine.clip_job import ClipJob
-from ddim_lightning.engine.trajectory import write_trajectory
+from ddim_lightning.engine.trajectory import make_fingerprint, write_trajectory
 from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.tiny.shapes import render, sample_edit, sample_scene
 from ddim_lightning.types import EditRequest
@@ -71,11 +71,12 @@ def test_a_trajectory_of_other_windows_is_refused(engine, tmp_path):
     first, clip = run(engine, make_clip(), save_trajectory=True), make_clip()
     (tmp_path / clip.id).mkdir()
     path = tmp_path / clip.id / "trajectory.safetensors"
-    write_trajectory(path, first.trajectory, {"fingerprint": first.fingerprint})
+    fingerprint = make_fingerprint(engine, clip, "")
+    write_trajectory(path, first.trajectory, {"fingerprint": fingerprint})
     again = run(engine, clip, trajectory_dir=str(tmp_path))
     assert again.nfe["invert"] == 0 and torch.equal(again.edits[0].latents, first.edits[0].latents)
     others = replace(engine.denoiser.windows, overlap=1)
-    write_trajectory(path, first.trajectory, {"fingerprint": first.fingerprint | {"windows": repr(others)}})
+    write_trajectory(path, first.trajectory, {"fingerprint": fingerprint | {"windows": repr(others)}})
     with pytest.raises(ValueError, match=r"windows .*overlap=2.* got .*overlap=1"):
         run(engine, clip, trajectory_dir=str(tmp_path))
 

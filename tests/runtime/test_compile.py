@@ -10,6 +10,8 @@ from torch._inductor.utils import fresh_cache
 from ddim_lightning.models.vae import decode_latents, encode_video
 from ddim_lightning.runtime.compile import apply_vae_compile
 from ddim_lightning.runtime.compile_cache import load_compiled, save_compiled
+from tests.modules import make_module
+from tests.network.test_adapters import TARGETS, write_lora
 
 COUNTERS = torch._dynamo.utils.counters
 
@@ -59,3 +61,29 @@ def test_saved_graphs_are_found_by_a_process_with_empty_caches(tmp_path):
         found = run()
     assert found["fxgraph_cache_hit"] == 1 and "fxgraph_cache_miss" not in found
     assert [path.suffix for path in folder.iterdir()] == [".bin"]
+
+
+@torch.no_grad()
+def test_swapping_a_lora_compiles_nothing_anew(tiny_model, tmp_path):
+    module = make_module(str(tiny_model), num_inference_steps=1, inverter="DDIM", compile=True)
+    module.load("cpu")
+    loras = {name: tmp_path / name for name in ("attention", "feed-forward", "norms")}
+    for name, folder in loras.items():
+        write_lora(module.transformer, TARGETS[name], folder)
+    latents = torch.randn(1, 2, 8, 4, 6, generator=torch.Generator().manual_seed(0))
+    torch._dynamo.reset()
+    COUNTERS.clear()
+    plain = module.engine.invert(latents).x_T
+    graphs, pipeline, seen = COUNTERS["stats"]["unique_graphs"], module.pipeline, [plain]
+    for name, folder in loras.items():
+        pipeline.load_lora_weights(folder, adapter_name=name)
+        pipeline.set_adapters([name], [0.5])
+        seen.append(module.engine.invert(latents).x_T)
+        assert (seen[-1] - seen[-2]).norm() > 1e-3 * plain.norm()
+    pipeline.set_adapters(["attention", "norms"], [1.0, -0.5])
+    pipeline.fuse_lora(adapter_names=["attention"])
+    module.engine.invert(latents)
+    pipeline.unfuse_lora()
+    pipeline.unload_lora_weights()
+    torch.testing.assert_close(module.engine.invert(latents).x_T, plain, rtol=1e-4, atol=1e-4)
+    assert graphs == COUNTERS["stats"]["unique_graphs"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ddim_lightning.diffusion.inverters.base import Inverter, State
 from ddim_lightning.diffusion.inverters.predictor import predict_point
@@ -25,8 +26,8 @@ class FixedPoint(Inverter):
         keep_residual: See `Inverter`.
         iterations: Most NFE of a step, >= 1; most steps need two or three.
         first_step_iterations: Most NFE of the step from clean, >= 1.
-        tolerance: Stop a step once the point moved by no more than this share of its norm; 0 never stops early.
-            Asking makes the host wait for the device once an evaluation.
+        tolerance: Stop a step once the point moved by no more than this share of its norm, in every clip of a batch; 0
+            never stops early. Asking makes the host wait for the device once an evaluation.
         accelerate: Mix the last two iterates by Anderson's method.
 
     Raises:
@@ -58,12 +59,17 @@ class FixedPoint(Inverter):
             moved = solved - point
             point = solved if before is None or not (self.accelerate and velocities) else _mix(solved, moved, *before)
             before = solved, moved
-            if self.tolerance and float(moved.norm()) <= self.tolerance * float(solved.norm()):
+            if self.tolerance and bool((_measure(moved) <= self.tolerance * _measure(solved)).all()):
                 break
         return (point, velocity, *velocities[:1]) if i > 0 else (point,)  # denoising starts without a velocity
 
     def count_nfe(self, num_steps: int) -> int:  # noqa: D102
         return (num_steps - 1) * self.iterations + self.first_step_iterations + self.keep_residual
+
+
+def _measure(latents: Latents) -> Tensor:
+    """Return the norm of each clip of a batch, (b,)."""
+    return torch.linalg.vector_norm(latents.detach(), dim=(1, 2, 3, 4))
 
 
 def _mix(solved: Latents, moved: Latents, solved_before: Latents, moved_before: Latents) -> Latents:
@@ -72,6 +78,7 @@ def _mix(solved: Latents, moved: Latents, solved_before: Latents, moved_before: 
     Source: Walker and Ni 2011, "Anderson acceleration for fixed-point iterations", algorithm AA with m = 1.
     """
     change = moved - moved_before
-    # On the device, so that the host need not wait; two equal moves are mixed by nothing.
-    share = (moved * change).sum() / (change * change).sum().clamp(min=torch.finfo(change.dtype).tiny)
+    # Of each clip by itself, and on the device, so that the host need not wait; two equal moves are mixed by nothing.
+    along, length = ((one * change).sum(dim=(1, 2, 3, 4), keepdim=True) for one in (moved, change))
+    share = along / length.clamp(min=torch.finfo(change.dtype).tiny)
     return solved - share.clamp(-1.0, 1.0) * (solved - solved_before)
