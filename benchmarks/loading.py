@@ -18,10 +18,10 @@ from ddim_lightning.engine.config import Forward, Offload, Precision, Runtime, S
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import make_part
 from ddim_lightning.engine.recommended import read_recommended
+from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.runtime.allocator import keep_freed_memory
-from ddim_lightning.types import VideoLimits
 
 from .published import make_random_5b, make_random_t5_xxl
 

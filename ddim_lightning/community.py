@@ -18,11 +18,12 @@ from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.sampling import edit, invert
 from ddim_lightning.engine.config import Schedule
+from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.schedulers import adopt_scheduler
 from ddim_lightning.models.vae import decode_latents, encode_video, quantize
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
-from ddim_lightning.types import EditRequest, Latents, VideoLimits
+from ddim_lightning.types import EditRequest, Latents
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ddim_lightning.data.dataset import ShardSampler, VideoDataset
 from ddim_lightning.data.frames import Fit, NumFrames, Stride, check_num_frames, check_stride
 from ddim_lightning.data.loader import ClipLoader
 from ddim_lightning.data.manifest import ClipRequest, Videos, check_file, check_fps, find_clips
-from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
+from ddim_lightning.limits import VideoLimits
+from ddim_lightning.types import Clip, UnreadableClip
 
 
 class VideoDataModule(LightningDataModule):

@@ -38,11 +38,12 @@ from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.precision import describe_precision, take_precision
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.training import compute_loss, make_optimizer
+from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.checkpoint import read_limits
 from ddim_lightning.models.schedulers import describe_scheduler
 from ddim_lightning.models.text import is_text
 from ddim_lightning.runtime.compile_cache import save_compiled
-from ddim_lightning.types import ClipResult, FindResult, Progress, VideoLimits
+from ddim_lightning.types import ClipResult, FindResult, Progress
 
 
 class DDIMInversionModule(PartsAtHand, LightningModule):

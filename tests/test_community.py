@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from ddim_lightning import CogVideoXPipelineForDDIMInversion
 from ddim_lightning.community import choose_frames
 from ddim_lightning.data.video import read_info
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 from tests.community.make_cases import CASES, write_frames, write_model
 from tests.random_tiny import write_random_tiny
 

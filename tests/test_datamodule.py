@@ -11,7 +11,8 @@ from PIL import Image
 
 from ddim_lightning.data.video import read_clip, write_video
 from ddim_lightning.datamodule import VideoDataModule
-from ddim_lightning.types import Clip, VideoLimits
+from ddim_lightning.limits import VideoLimits
+from ddim_lightning.types import Clip
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)
 

@@ -15,7 +15,8 @@ from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stri
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.mask import read_mask
 from ddim_lightning.data.video import VideoInfo, read_clip, read_info
-from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
+from ddim_lightning.limits import VideoLimits
+from ddim_lightning.types import Clip, UnreadableClip
 
 
 class VideoDataset(Dataset[Clip | UnreadableClip]):

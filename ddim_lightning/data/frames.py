@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from ddim_lightning.types import FrameSelection, VideoLimits
+from ddim_lightning.limits import VideoLimits
+from ddim_lightning.types import FrameSelection
 
 Fit = Literal["crop", "pad", "stretch"]
 """How a frame of another shape fills the model's: cut at the sides, framed by black bars, or distorted."""

@@ -27,7 +27,8 @@ from ddim_lightning.data.mp4 import check_frames, write_mp4
 from ddim_lightning.data.opening import open_video, reading, video_stream
 from ddim_lightning.data.picture import fit_pictures, to_picture
 from ddim_lightning.data.timeline import Timeline, read_timeline
-from ddim_lightning.types import Frames, VideoLimits
+from ddim_lightning.limits import VideoLimits
+from ddim_lightning.types import Frames
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule, Sourc
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork
 from ddim_lightning.engine.trajectory import digest_model
+from ddim_lightning.limits import VideoLimits, count_latent_frames
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder
 from ddim_lightning.models.lora import merge_loras
 from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder, find_text_encoder
@@ -38,7 +39,6 @@ from ddim_lightning.runtime.compile_cache import load_compiled
 from ddim_lightning.runtime.host_memory import HostCopy
 from ddim_lightning.runtime.offload import Parkable, ParkedModule, Placement
 from ddim_lightning.runtime.streaming import WeightStream
-from ddim_lightning.types import VideoLimits, count_latent_frames
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

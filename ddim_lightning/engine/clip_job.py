@@ -28,21 +28,11 @@ from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.decoding import DecodedVideo, measure_decoded
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
+from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.metrics.diagnosis import diagnose
 from ddim_lightning.metrics.functional import use_full_precision
 from ddim_lightning.runtime.timing import StageTimer
-from ddim_lightning.types import (
-    Clip,
-    ClipResult,
-    Edit,
-    EditRequest,
-    Latents,
-    Progress,
-    Stage,
-    Step,
-    StepCallback,
-    count_latent_frames,
-)
+from ddim_lightning.types import Clip, ClipResult, Edit, EditRequest, Latents, Progress, Stage, Step, StepCallback
 
 Tick = Callable[..., None]
 

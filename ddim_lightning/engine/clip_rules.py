@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddim_lightning.limits import VideoLimits, count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.text import is_text
-from ddim_lightning.types import Clip, Frames, VideoLimits, count_latent_frames
+from ddim_lightning.types import Clip, Frames
 
 
 def check_frames(frames: Frames, limits: VideoLimits) -> None:

@@ -14,6 +14,7 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.padding import pad_front
 from ddim_lightning.diffusion.sampling import edit, invert, reconstruct
 from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import decode_latents, encode_first_frame, encode_video, stream_decoded
@@ -23,7 +24,7 @@ from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.runtime.autocast import without_autocast
 from ddim_lightning.runtime.offload import Placement
-from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video, count_latent_frames
+from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
 
 
 @dataclass(frozen=True)

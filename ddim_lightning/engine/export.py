@@ -18,12 +18,13 @@ from ddim_lightning.diffusion.sampling import edit, invert
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
+from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.forward import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
-from ddim_lightning.types import EditRequest, KVScale, count_latent_frames
+from ddim_lightning.types import EditRequest, KVScale
 
 SCHEMA = "ddim-lightning/artifacts/1"
 MANIFEST = "manifest.json"

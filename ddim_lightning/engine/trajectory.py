@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import describe_part
+from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.network.adapters import describe_adapters
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.ignored import describe_switches
 from ddim_lightning.network.quantized import QuantizedNetwork
-from ddim_lightning.types import Clip, count_latent_frames
+from ddim_lightning.types import Clip
 
 _KEY = "ddim_lightning"
 _SAMPLES = 64

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.contents import describe_folder
 from ddim_lightning.models.hub import describe_repository, fetch, list_patterns
 from ddim_lightning.models.source import Source, check_source, find_transformer, resolve_model, resolve_transformer
 from ddim_lightning.models.weight_files import check_weight_file, list_weight_files
-from ddim_lightning.types import VideoLimits
 
 RECOMMENDED = "zai-org/CogVideoX-5b"
 

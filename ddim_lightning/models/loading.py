@@ -24,6 +24,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import PreTrainedTokenizerBase, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
+from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.checkpoint import (
     CONFIGS,
     DEFAULTS,
@@ -37,7 +38,6 @@ from ddim_lightning.models.contents import ADAPTER_MARKS
 from ddim_lightning.models.schedulers import adopt_scheduler, make_schedulers
 from ddim_lightning.models.source import Source
 from ddim_lightning.models.weight_files import Header, find_variant, read_headers
-from ddim_lightning.types import VideoLimits
 
 _KINDS = {"transformer": CogVideoXTransformer3DModel, "vae": AutoencoderKLCogVideoX, "text_encoder": T5EncoderModel}
 _SCALED = "; weights that are scaled to fewer bits are not supported, use those they were made from"

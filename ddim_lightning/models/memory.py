@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.weight_files import Header
-from ddim_lightning.types import VideoLimits
 
 ROW_TENSORS = 18
 """Tensors (tokens, width) that are alive at once, a row, where a block is at its widest."""

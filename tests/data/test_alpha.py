@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddim_lightning.data.video import read_clip
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 
 LIMITS = VideoLimits(num_frames=5, height=32, width=64, multiple=16, temporal=4)
 

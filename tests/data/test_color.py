@@ -10,7 +10,7 @@ from av.video.reformatter import ColorPrimaries, ColorTrc
 
 from ddim_lightning.data.color import to_sdr
 from ddim_lightning.data.video import read_clip
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 
 LIMITS = VideoLimits(num_frames=5, height=64, width=96, multiple=16, temporal=4)
 CHART = np.array(

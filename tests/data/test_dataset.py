@@ -11,7 +11,8 @@ from torch.utils.data import DistributedSampler
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.video import read_clip
-from ddim_lightning.types import Clip, FrameSelection, UnreadableClip, VideoLimits
+from ddim_lightning.limits import VideoLimits
+from ddim_lightning.types import Clip, FrameSelection, UnreadableClip
 from tests.data.messages import make_pattern
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)

@@ -11,7 +11,7 @@ import pytest
 
 from ddim_lightning.data.decoding import logged_errors
 from ddim_lightning.data.video import read_clip
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 from tests.data.timed import make_square, write_timed
 
 LIMITS = VideoLimits(num_frames=9, height=48, width=80, multiple=16, temporal=4)
@@ -67,7 +67,7 @@ READ_MUTANTS = """
 import random, resource, sys
 from pathlib import Path
 from ddim_lightning.data.video import read_clip
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 
 limits = VideoLimits(num_frames=9, height=48, width=80, multiple=16, temporal=4)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -9,7 +9,7 @@ import torch
 
 from ddim_lightning.data.deinterlace import deinterlace, was_interlaced
 from ddim_lightning.data.video import read_clip, read_info
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 
 LIMITS = VideoLimits(num_frames=17, height=64, width=128, multiple=16, temporal=4)
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ddim_lightning.data.first_frame import read_first_frame
 from ddim_lightning.data.video import read_clip, read_frames, read_info
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 from tests.data.messages import make_pattern
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)

@@ -12,7 +12,7 @@ from PIL import Image
 from ddim_lightning.data.frames import choose_frames
 from ddim_lightning.data.mask import read_mask
 from ddim_lightning.data.video import read_clip, read_frames, read_info, write_video
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=64, multiple=16, temporal=4)
 

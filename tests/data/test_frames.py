@@ -7,7 +7,8 @@ import pytest
 
 from ddim_lightning.data.fitting import measure_crop
 from ddim_lightning.data.frames import check_num_frames, choose_frames, make_size
-from ddim_lightning.types import FrameSelection, VideoLimits
+from ddim_lightning.limits import VideoLimits
+from ddim_lightning.types import FrameSelection
 from tests.data.messages import make_pattern
 
 LIMITS = VideoLimits(num_frames=49, height=480, width=720, multiple=16, temporal=4)

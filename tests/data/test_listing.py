@@ -11,7 +11,7 @@ from PIL import Image
 from ddim_lightning.data.listing import find_videos, name_some
 from ddim_lightning.data.manifest import ClipRequest, find_clips
 from ddim_lightning.data.video import read_clip
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 from tests.data.test_frame_folder import write_frames
 
 LIMITS = VideoLimits(num_frames=9, height=48, width=64, multiple=16, temporal=4)

@@ -13,7 +13,8 @@ from ddim_lightning.data import dataset as reading
 from ddim_lightning.data.dataset import VideoDataset
 from ddim_lightning.data.loader import ClipLoader
 from ddim_lightning.data.manifest import ClipRequest
-from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
+from ddim_lightning.limits import VideoLimits
+from ddim_lightning.types import Clip, UnreadableClip
 
 LIMITS = VideoLimits(num_frames=5, height=16, width=16, multiple=8, temporal=4)
 NAMES = ("a", "b", "c", "d", "e")

@@ -9,7 +9,7 @@ from PIL import Image
 from ddim_lightning.data.frames import FrameChoice, choose_frames
 from ddim_lightning.data.mask import read_mask
 from ddim_lightning.data.video import read_clip, read_info, write_video
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 from tests.data.messages import make_pattern
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)

@@ -10,7 +10,8 @@ import pytest
 from ddim_lightning.data.dataset import VideoDataset
 from ddim_lightning.data.manifest import ClipRequest, find_clips
 from ddim_lightning.data.video import read_clip, read_info, write_video
-from ddim_lightning.types import UnreadableClip, VideoLimits
+from ddim_lightning.limits import VideoLimits
+from ddim_lightning.types import UnreadableClip
 from tests.data.messages import make_pattern
 from tests.data.timed import write_timed
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ddim_lightning.data.video import read_clip, read_frames, read_info
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 
 LIMITS = VideoLimits(num_frames=5, height=32, width=64, multiple=16, temporal=4)
 COLORS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "Y": (255, 255, 0)}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddim_lightning.data.video import read_clip, read_info
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 from tests.data.timed import write_timed
 
 LIMITS = VideoLimits(num_frames=17, height=48, width=80, multiple=16, temporal=4)

@@ -9,7 +9,7 @@ import pytest
 from ddim_lightning.data.dataset import VideoDataset
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.video import read_clip, read_frames, read_info, write_video
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 from tests.data.timed import find_flashes_and_beeps, make_gray, write_flash_and_beep, write_timed
 
 LIMITS = VideoLimits(num_frames=17, height=48, width=80, multiple=16, temporal=4)

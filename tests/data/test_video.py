@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ddim_lightning.data.video import read_clip, read_info, write_video
-from ddim_lightning.types import VideoLimits
+from ddim_lightning.limits import VideoLimits
 from tests.data.messages import make_pattern
 
 LIMITS = VideoLimits(num_frames=17, height=48, width=80, multiple=16, temporal=4)

@@ -23,7 +23,7 @@ from ddim_lightning.data.video import write_video
 from ddim_lightning.engine.clip_job import ClipJob
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.export import export_network, make_row_size
-from ddim_lightning.types import count_latent_frames
+from ddim_lightning.limits import count_latent_frames
 from tests.modules import make_module
 from tests.network.test_adapters import TARGETS, write_lora
 from tests.random_tiny import TRANSFORMER, write_random_tiny

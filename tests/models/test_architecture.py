@@ -10,8 +10,8 @@ from transformers import T5Config, T5EncoderModel
 
 from benchmarks.published import make_random_5b, make_random_components, make_random_t5_xxl
 from benchmarks.random_weights import make_random
+from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER
-from ddim_lightning.types import VideoLimits
 from tests.random_tiny import TEXT_ENCODER, TRANSFORMER, VAE
 
 Shapes = dict[str, tuple[int, ...]]

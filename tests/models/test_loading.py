@@ -23,10 +23,10 @@ from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 import ddim_lightning.models.torch_pair
+from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.checkpoint import DEFAULTS, read_limits
 from ddim_lightning.models.loading import load_components, load_text_encoder
 from ddim_lightning.models.source import resolve_model
-from ddim_lightning.types import VideoLimits
 from tests.random_tiny import write_random_tiny
 
 CPU = torch.device("cpu")

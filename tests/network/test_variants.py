@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from benchmarks.published import COGVIDEOX_5B_VAE, make_random_components
+from ddim_lightning.limits import VideoLimits, count_latent_frames
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.forward import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
 from ddim_lightning.runtime.compile import apply_compile
-from ddim_lightning.types import VideoLimits, count_latent_frames
 from tests.network.test_network import SDPA, VARIANTS, make_rows, make_variant, relative_error
 from tests.variants import KEYS, make_published
 
