@@ -69,7 +69,8 @@ class FixedPoint(Inverter):
 
 def _measure(latents: Latents) -> Tensor:
     """Return the norm of each clip of a batch, (b,)."""
-    return torch.linalg.vector_norm(latents.detach(), dim=(1, 2, 3, 4))
+    norms: Tensor = torch.linalg.vector_norm(latents.detach(), dim=(1, 2, 3, 4))
+    return norms
 
 
 def _mix(solved: Latents, moved: Latents, solved_before: Latents, moved_before: Latents) -> Latents:
