@@ -1,4 +1,4 @@
-"""One switch at a time: on the bundled model, in few steps."""
+"""One switch at a time: on random weights, in few steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddim_lightning.models.loading import load_components
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+def result(small_model: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("ablation")
     words = ["--steps", "6", "--rounds", "2", "--edits", "1", "--no-compile", "--commit", "abc", "--output"]
     assert main([*words, str(folder)]) == 0
