@@ -6,11 +6,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-import torch
 
 
 def pytest_collection_modifyitems(items):
     """Skip tests marked ``gpu`` where there is none."""
+    import torch  # not in the process that hands out the tests: it collects none, and the others wait for it
+
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
