@@ -15,7 +15,7 @@ from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.tiny.training import make_tokenizer, write_pipeline
 
 VAE = {
-    "block_out_channels": (4, 8, 12),  # three blocks: 4x in space, as the bundled model
+    "block_out_channels": (8, 12, 16),  # three blocks: 4x in space, as the bundled model
     "down_block_types": ("CogVideoXDownBlock3D",) * 3,
     "up_block_types": ("CogVideoXUpBlock3D",) * 3,
     "layers_per_block": 1,  # full-resolution convolutions are what costs time on a CPU

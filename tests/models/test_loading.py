@@ -430,7 +430,7 @@ WRONG_CONTENTS = {
     "a config that no class takes": (
         edit("vae/config.json", norm_num_groups=5),
         ValueError,
-        r"vae do not fit together: num_channels \(4\) must be divisible by num_groups \(5\)",
+        r"vae do not fit together: num_channels \(8\) must be divisible by num_groups \(5\)",
     ),
     "a config of another type": (
         edit("transformer/config.json", num_layers="three"),
