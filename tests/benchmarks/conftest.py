@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import environment
+from benchmarks import environment, loading
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,6 +18,15 @@ def _quiet_machine() -> Iterator[None]:
     """Results of tests say that they were made at rest and of a commit, whatever else this checkout is used for."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(environment, "_START", environment.Start("0" * 40, dirty=False, load_1min=0.25))
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_model(tiny_model: Path) -> Iterator[None]:
+    """Benchmarks that know the bundled model alone load random weights instead, a small part of its size."""
+    load = loading.load_components
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "load_components", lambda _, **where: load(str(tiny_model), **where))
         yield
 
 

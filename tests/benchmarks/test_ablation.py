@@ -1,4 +1,4 @@
-"""One switch at a time: on the bundled model, in few steps."""
+"""One switch at a time: on random weights, in few steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddim_lightning.models.loading import load_components
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+def result(small_model: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("ablation")
     words = ["--steps", "6", "--rounds", "2", "--edits", "1", "--no-compile", "--commit", "abc", "--output"]
     assert main([*words, str(folder)]) == 0
@@ -65,11 +65,13 @@ def test_report_is_made_of_the_result(result) -> None:  # type: ignore[no-untype
     assert f"| {ratio:.2f} |" in line and line.endswith(f"| {loss:+.2f} |")
 
 
-def test_at_full_size_only_the_distance_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_drawn) -> None:  # type: ignore[no-untyped-def]
+def test_at_full_size_only_the_distance_is_told(  # type: ignore[no-untyped-def]
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_drawn
+) -> None:
     rungs = [Variant(EXACT), Variant("kv_scale 0", replace(EDITOR, kv_scale=0.0), exact=False)]
     monkeypatch.setattr(ablation, "make_switches", lambda device: rungs)
     monkeypatch.setattr(ablation, "make_ladder", lambda: rungs)
-    small = load_components("tiny", device=torch.device("cpu"), dtype=torch.float32)
+    small = load_components(str(tiny_model), device=torch.device("cpu"), dtype=torch.float32)
     monkeypatch.setattr(ablation, "load_parts", lambda args: small)
     words = ["--full-size", "--device", "cpu", "--dtype", "float32", "--steps", "2", "--rounds", "1", "--no-compile"]
     assert main([*words, "--commit", "abc", "--output", str(tmp_path)]) == 0

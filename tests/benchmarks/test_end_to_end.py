@@ -1,4 +1,4 @@
-"""The whole job on the bundled model; here the variants share a process, for the time it takes to start one."""
+"""The whole job on random weights; here the variants share a process, for the time it takes to start one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.stages import STAGES, WORKING
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(small_model: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("end")
     flags = ["--device", "cpu", "--dtype", "float32", "--commit", "abc", "--steps", "5", "--rounds", "2"]
     with pytest.MonkeyPatch.context() as patch:

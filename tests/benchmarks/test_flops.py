@@ -112,9 +112,15 @@ class ReadingProcessor:
 # Diffusers
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_diffusers_forward_of_the_5b_architecture(published: Components, full: TransformerSizes, rows: int):
-    assert measure(lambda: run_diffusers(published.transformer, rows, LATENTS)) == count_diffusers_pass(full, rows)
+@pytest.fixture(scope="module")
+def pair(published: Components) -> Flops:
+    """Diffusers' forward pass of two rows."""
+    return measure(lambda: run_diffusers(published.transformer, 2, LATENTS))
+
+
+def test_diffusers_forward_of_the_5b_architecture(published: Components, full: TransformerSizes, pair: Flops):
+    assert measure(lambda: run_diffusers(published.transformer, 1, LATENTS)) == count_diffusers_pass(full, 1)
+    assert pair == count_diffusers_pass(full, 2)
 
 
 @pytest.mark.parametrize("latents", [(3, 8, 16, 16), (2, 8, 12, 20)])
@@ -124,9 +130,8 @@ def test_diffusers_forward_of_the_tiny_model(tiny: CogVideoXTransformer3DModel, 
     assert measure(lambda: run_diffusers(tiny, rows, latents)) == counted
 
 
-def test_the_steps_of_the_script(published: Components, full: TransformerSizes):
-    measured = measure(lambda: run_diffusers(published.transformer, 2, LATENTS))
-    assert measured == count_reference_inversion_step(full)
+def test_the_steps_of_the_script(published: Components, full: TransformerSizes, pair: Flops):
+    assert pair == count_reference_inversion_step(full)
     before = published.transformer.attn_processors
     published.transformer.set_attn_processor(ReadingProcessor())
     try:
@@ -199,7 +204,7 @@ def test_text_encoder():
     assert counted.total / TERA == pytest.approx(2.1, abs=0.05)
 
 
-@pytest.mark.parametrize("size", [(49, 480, 720), (9, 64, 96), (13, 96, 64), (21, 64, 80), (1, 64, 64)])
+@pytest.mark.parametrize("size", [(17, 480, 720), (9, 64, 96), (13, 96, 64), (21, 64, 80), (1, 64, 64)])
 def test_vae_of_the_5b_model(published: Components, size: tuple[int, int, int]):
     frames, height, width = size
     check_vae(published.vae, (frames, height, width), ((frames - 1) // 4 + 1, height // 8, width // 8))

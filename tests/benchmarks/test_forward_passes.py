@@ -1,4 +1,4 @@
-"""The forward passes on the bundled model, two rounds, eager."""
+"""The forward passes on random weights, two rounds, eager."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.check import list_faults
 from benchmarks.forward_passes import FORMS, FUSED, PASSES, main, make_markdown
 
 
-def test_both_take_the_same_rows_and_agree(tmp_path: Path):
+def test_both_take_the_same_rows_and_agree(small_model: None, tmp_path: Path):
     assert main(["--rounds", "2", "--commit", "abc", "--output", str(tmp_path)]) == 0
     assert list_faults(tmp_path) == []
     result = json.loads((tmp_path / "result.json").read_text("utf-8"))

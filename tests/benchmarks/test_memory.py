@@ -1,4 +1,4 @@
-"""Memory by stage on the bundled model; here the presets share a process, for the time it takes to start one."""
+"""Memory by stage on random weights; here the presets share a process, for the time it takes to start one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddim_lightning.engine.config import Offload
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(small_model: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("memory")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "run_fresh", lambda function, *arguments: function(*arguments))

@@ -1,4 +1,4 @@
-"""Scaling on the bundled model, one round."""
+"""Scaling on random weights, one round."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.check import list_faults
 from benchmarks.scaling import STEPS, TINY, main, make_markdown, predict
 
 
-def test_it_measures_every_point_and_reports(tmp_path: Path, is_drawn) -> None:  # type: ignore[no-untyped-def]
+def test_it_measures_every_point_and_reports(small_model: None, tmp_path: Path, is_drawn) -> None:  # type: ignore[no-untyped-def]
     assert main(["--rounds", "1", "--commit", "abc", "--output", str(tmp_path)]) == 0
     assert list_faults(tmp_path) == []
     result = json.loads((tmp_path / "result.json").read_text())

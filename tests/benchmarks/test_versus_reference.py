@@ -15,7 +15,9 @@ STUB = Path(__file__).parent / "reference_stub.py"
 
 
 @pytest.fixture(scope="module", params=["eager", pytest.param("compiled", marks=pytest.mark.slow)])
-def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+def result(
+    request: pytest.FixtureRequest, small_model: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str]:
     folder = tmp_path_factory.mktemp("versus")
     left_out = ["--no-compile"] if request.param == "eager" else []
     words = ["--script", str(STUB), "--steps", "2", "--rounds", "2", "--commit", "abc", "--output", str(folder)]

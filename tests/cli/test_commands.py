@@ -130,12 +130,13 @@ def test_few_frames_stand_between_main_and_the_work(clip, tiny_model, tmp_path, 
     assert seen == ["main", "edit", "predict_clips"]
 
 
-@pytest.fixture
-def inverted(clip, tiny_model, tmp_path):
-    """The output of a run with two prompts that kept its trajectory."""
+@pytest.fixture(scope="module")
+def inverted(tiny_model, tmp_path_factory):
+    """The output of a run with two prompts that kept its trajectory; its clip is a copy of that of the tests."""
+    folder = tmp_path_factory.mktemp("inverted")
     words = ["--prompt", "a red circle", "--prompt", "a green square", *SMALL, "--save-trajectory", "--quiet"]
-    assert edit(clip, tmp_path / "first", tiny_model, *words) == 0
-    return tmp_path / "first"
+    assert edit(write_clip(folder / "clip.mp4", 0), folder / "first", tiny_model, *words) == 0
+    return folder / "first"
 
 
 def test_a_former_runs_trajectory_saves_the_inversion_and_gives_the_same_edit(inverted, clip, tiny_model, tmp_path):

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ddim_lightning.data import dataset as reading
 from ddim_lightning.data.dataset import VideoDataset
@@ -18,6 +19,12 @@ from ddim_lightning.types import Clip, UnreadableClip
 
 LIMITS = VideoLimits(num_frames=5, height=16, width=16, multiple=8, temporal=4)
 NAMES = ("a", "b", "c", "d", "e")
+
+
+@pytest.fixture(autouse=True)
+def _soon_noticed(monkeypatch):
+    """PyTorch looks every five seconds whether a process that it waits for is still there; here more often."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.2,))
 
 
 def take_only(batch):

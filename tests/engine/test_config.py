@@ -21,15 +21,20 @@ def described(tiny_model):
     return module.describe()
 
 
+@pytest.fixture(scope="module")
+def actions():
+    """What a command line takes, by its name."""
+    return {action.dest: action for action in make_parser("edit")._actions}
+
+
 @pytest.mark.parametrize(
     ("group", "field"), [(name, field) for name, kind in GROUPS.items() for field in dataclasses.fields(kind)]
 )
-def test_a_field_reaches_checkpoints_records_and_the_command_line(group, field, described):
+def test_a_field_reaches_checkpoints_records_and_the_command_line(group, field, described, actions):
     """A field is told of in its class alone, so an option that is added there is an option everywhere."""
     assert DDIMInversionModule().hparams[group][field.name] == field.default
     if field.name != "dtype":  # where the record says what was taken
         assert described[group][field.name] == field.default
-    actions = {action.dest: action for action in make_parser("edit")._actions}
     if field.name != "on_error":  # of one clip there is nothing to skip
         assert actions[field.name].default == field.default
         assert actions[field.name].help

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import permutations
 
 import pytest
 import torch
@@ -29,6 +30,15 @@ def test_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
 
 
+def test_equal_input_gives_equal_bytes_in_any_order(tmp_path):
+    names = ["state", "levels", "angles"]
+    for number, order in enumerate([*permutations(names)] * 2):
+        tensors = {name: torch.full((2, 3), float(len(name))) for name in order}
+        write_trajectory(tmp_path / f"{number}", tensors, {name: len(name) for name in order[::-1]})
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+@pytest.mark.slow  # by default those of two processes are compared in tests/cli/test_commands.py
 def test_equal_input_gives_equal_bytes_in_every_process(tmp_path):
     code = """
 import sys, torch
