@@ -324,7 +324,7 @@ class ClipJob:
 
 def _move_to_host(clip: Clip) -> Clip:
     """Return a clip whose tensors are on the CPU, from where they come to the device a few frames at a time."""
-    tensors = {name: getattr(clip, name) for name in ("frames", "mask", "latents")}
+    tensors = {name: getattr(clip, name) for name in ("frames", "mask", "first_frame", "latents")}
     return replace(clip, **{name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None})
 
 

@@ -46,8 +46,15 @@ def test_every_key_is_read(engine):
     assert (clip.prompts, clip.source_prompt, clip.negative_prompt) == (("a",), "b", "c")
     assert (clip.id, clip.fps, clip.seed) == ("d", Fraction(2997, 100), 3)
     assert torch.equal(clip.mask, mask[:, 0] > 0)
+    picture = make(engine, {"video": VIDEO, "first_frame": VIDEO[1] / 255.0, "num_frames": 5}).first_frame
+    assert torch.equal(picture, VIDEO[1])
     plain = make(engine, {"video": VIDEO, "prompts": None, "mask": None})
     assert (plain.id, plain.prompts, plain.fps, plain.mask) == ("rank-0-batch-7", (), Fraction(8), None)
+
+
+def test_a_number_of_frames_is_that_of_the_frames(engine):
+    with pytest.raises(ValueError, match=r"^num_frames: must .* 5, got 9"):
+        make(engine, {"video": VIDEO, "num_frames": 9})
 
 
 @pytest.mark.parametrize(
