@@ -16,6 +16,7 @@ __version__ = "0.2.0"
 logging.getLogger("xformers").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
+    from ddim_lightning.callbacks.inversion import InversionCallback
     from ddim_lightning.callbacks.measure import MemoryTimeline, StepTimer
     from ddim_lightning.callbacks.progress import ProgressPrinter
     from ddim_lightning.callbacks.sample_sheets import SampleSheets
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
     from ddim_lightning.diffusion.inversion import Inversion
     from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
+    from ddim_lightning.diffusion.objectives import InContextEditing, InversionConsistency, Objective, Velocity
     from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Training
     from ddim_lightning.module import DDIMInversionModule
     from ddim_lightning.types import Branch, Clip, ClipResult, Denoiser, EditRequest, Step, UnreadableClip
     from ddim_lightning.writer import VideoWriter
 
 NAMES = {
+    "callbacks.inversion": ("InversionCallback",),
     "callbacks.measure": ("MemoryTimeline", "StepTimer"),
     "callbacks.progress": ("ProgressPrinter",),
     "callbacks.sample_sheets": ("SampleSheets",),
@@ -36,6 +39,7 @@ NAMES = {
     "diffusion.editors": ("Denoise", "DirectInversion", "Editor", "FlowEdit", "KVInjection"),
     "diffusion.inversion": ("Inversion",),
     "diffusion.inverters": ("BDIA", "DDIM", "EditFriendly", "FixedPoint", "Inverter", "UniInv"),
+    "diffusion.objectives": ("InContextEditing", "InversionConsistency", "Objective", "Velocity"),
     "engine.config": ("Outputs", "Runtime", "Schedule", "Training"),
     "module": ("DDIMInversionModule",),
     "types": ("Branch", "Clip", "ClipResult", "Denoiser", "EditRequest", "Step", "UnreadableClip"),
@@ -46,9 +50,10 @@ _HOMES = {name: home for home, names in NAMES.items() for name in names}
 # fmt: off
 __all__ = [
     "BDIA", "DDIM", "Branch", "Clip", "ClipResult", "DDIMInversionModule", "Denoise", "Denoiser", "DirectInversion",
-    "EditFriendly", "EditRequest", "Editor", "FixedPoint", "FlowEdit", "Inversion", "Inverter", "KVInjection",
-    "MemoryTimeline", "Outputs", "ProgressPrinter", "Runtime", "SampleSheets", "Schedule", "Step", "StepTimer",
-    "Training", "UniInv", "UnreadableClip", "VideoDataModule", "VideoWriter",
+    "EditFriendly", "EditRequest", "Editor", "FixedPoint", "FlowEdit", "InContextEditing", "Inversion",
+    "InversionCallback", "InversionConsistency", "Inverter", "KVInjection", "MemoryTimeline", "Objective", "Outputs",
+    "ProgressPrinter", "Runtime", "SampleSheets", "Schedule", "Step", "StepTimer", "Training", "UniInv",
+    "UnreadableClip", "Velocity", "VideoDataModule", "VideoWriter",
 ]
 # fmt: on
 
