@@ -184,7 +184,8 @@ class InversionCallback(Callback):
         rows = []
         for result in results:
             clip = result.clip
-            assert isinstance(clip, Clip) and result.reconstruction is not None
+            assert isinstance(clip, Clip)
+            assert result.reconstruction is not None
             note = f"PSNR {result.metrics['reconstruction']['psnr']:.1f} dB"
             rows += [Row(clip.id, clip.frames, clip.source_prompt or ""), Row("back", result.reconstruction, note=note)]
             rows += [Row(f"edit {k:02d}", edit.frames, edit.prompt) for k, edit in enumerate(result.edits)]
@@ -207,7 +208,9 @@ def find_transformer(module: nn.Module, name: str | None = None) -> CogVideoXTra
     found = {k: one for k, one in module.named_modules() if isinstance(one, CogVideoXTransformer3DModel)}
     if name is not None:
         if name not in found:
-            raise ValueError(f"transformer: must be the name of one ({', '.join(found) or 'there is none'}), got {name!r}")
+            raise ValueError(
+                f"transformer: must be the name of one ({', '.join(found) or 'there is none'}), got {name!r}"
+            )
         return found[name]
     if len(found) != 1:
         got = ", ".join(found) or f"a {type(module).__name__} without"
@@ -227,7 +230,7 @@ def load_beside(model: str, transformer: CogVideoXTransformer3DModel) -> dict[st
         ValueError: Files that do not fit together.
     """
     pipeline = CogVideoXPipeline.from_pretrained(
-        resolve_model(model), transformer=transformer, torch_dtype=transformer.dtype, use_safetensors=True
+        resolve_model(model), transformer=transformer, dtype=transformer.dtype, use_safetensors=True
     )
     return {name: getattr(pipeline, name) for name in _BESIDE}
 

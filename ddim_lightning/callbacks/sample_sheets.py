@@ -42,8 +42,8 @@ class SampleSheets(Callback):
     are drawn with averaged weights where a `WeightAveraging` callback keeps some.
 
     A sheet is ``sheets/step-000300.png`` in the logger's folder, or in the Trainer's ``default_root_dir`` where there
-    is no logger; TensorBoard and loggers with a ``log_image`` get it as an image, too. The first process draws alone, so the weights must be
-    whole on it: strategies that shard them will not do.
+    is no logger; TensorBoard and loggers with a ``log_image`` get it as an image, too. The first process draws alone,
+    so the weights must be whole on it: strategies that shard them will not do.
 
     Args:
         clips: Clips on a sheet, the first ones of the batch, >= 1; fewer where the batch has fewer.

@@ -89,22 +89,21 @@ def test_the_gradient_of_inversion_consistency_through_both_calls():
     assert torch.autograd.gradcheck(lambda weight: consistency(weight, "both"), draw(3, 3, seed=1).requires_grad_())
 
 
-def test_the_gradient_of_inversion_consistency_through_the_inverse_call_alone():
+def test_the_gradient_of_inversion_consistency_through_the_denoising_call_alone():
     weight = draw(3, 3, seed=1)
     latents, turn, prompts = draw(2, *SHAPE), make_angles(0.2, 0.6), ["left", ""]
     timesteps, still = torch.tensor([300, 800]), SmallDenoiser(weight, torch.zeros(3, 3, dtype=torch.float64))
-    velocity = still(turn.cos() * latents + turn.sin() * still(latents, prompts, timesteps), prompts, timesteps)
+    noisier = turn.cos() * latents + turn.sin() * still(latents, prompts, timesteps)
 
-    def with_a_constant_velocity(weight):
-        inverse = SmallDenoiser(weight, torch.zeros(3, 3, dtype=torch.float64))(latents, prompts, timesteps)
-        noisier = turn.cos() * latents + turn.sin() * inverse
+    def from_a_constant_latent(weight):
+        velocity = SmallDenoiser(weight, torch.zeros(3, 3, dtype=torch.float64))(noisier, prompts, timesteps)
         return (turn.cos() * noisier - turn.sin() * velocity - latents).square().mean()
 
     first, second = weight.clone().requires_grad_(), weight.clone().requires_grad_()
-    consistency(first, "inverse").backward()
-    with_a_constant_velocity(second).backward()
+    consistency(first, "denoise").backward()
+    from_a_constant_latent(second).backward()
     torch.testing.assert_close(first.grad, second.grad)
-    torch.testing.assert_close(consistency(weight, "inverse"), consistency(weight, "both"))  # of one value
+    torch.testing.assert_close(consistency(weight, "denoise"), consistency(weight, "both"))  # of one value
 
 
 def test_the_exact_model_of_one_clip_is_consistent_in_one_step(levels):
@@ -234,12 +233,12 @@ def test_what_is_out_of_range_is_refused_by_name(name, make):
 
 def test_pairs_without_a_source_and_steps_beyond_the_schedule_are_refused(levels, model):
     clips, generator = Samples(draw(1, *SHAPE), ["left"]), torch.Generator()
-    with pytest.raises(ValueError, match="^source_latents: "):
+    with pytest.raises(ValueError, match=r"^source_latents: "):
         InContextEditing()(model, clips, levels, generator)
     with pytest.raises(ValueError, match=r"^num_inference_steps: must be 1 \.\. 1000, got 1001"):
         InversionConsistency(num_inference_steps=1001)(model, clips, levels, generator)
     for objectives in ((), (Velocity(), Velocity(weight=2.0))):
-        with pytest.raises(ValueError, match="^objectives: "):
+        with pytest.raises(ValueError, match=r"^objectives: "):
             compute_losses(objectives, model, clips, levels, generator)
 
 

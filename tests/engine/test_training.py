@@ -34,7 +34,7 @@ def module():
         (Velocity(min_snr_gamma=5.0, num_inference_steps=(4,)),),
         (InContextEditing(num_inference_steps=(4,)),),
         (InversionConsistency(num_inference_steps=10),),
-        (InversionConsistency(num_inference_steps=10, gradients="both"),),
+        (InversionConsistency(num_inference_steps=10, gradients="denoise"),),
         (Velocity(), InversionConsistency(num_inference_steps=10, weight=10.0)),
     ],
 )
@@ -66,5 +66,5 @@ def test_objectives_are_chosen_as_inverters_and_editors_are():
     made = make_part(spec, Objective, package, "objectives")
     assert made == Velocity(min_snr_gamma=5.0, num_inference_steps=(4, 10))
     assert make_part(describe_part(made), Objective, package, "objectives") == made
-    with pytest.raises(ValueError, match="^objectives: .*Objective"):
+    with pytest.raises(ValueError, match=r"^objectives: .*Objective"):
         make_part("Objective", Objective, package, "objectives")

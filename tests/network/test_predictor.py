@@ -111,6 +111,6 @@ def test_a_processor_that_cannot_read_is_refused_by_name_and_stays(parts):
     attention = parts.transformer.transformer_blocks[1].attn1
     attention.processor = processor = FusedCogVideoXAttnProcessor2_0()
     predict = TransformerPredictor(parts.transformer, encode)
-    with pytest.raises(ValueError, match="^objective: .*FusedCogVideoXAttnProcessor2_0"):
+    with pytest.raises(ValueError, match=r"^objective: .*FusedCogVideoXAttnProcessor2_0"):
         predict(draw(2, 3, 8, 16, 16), ["", "a"], torch.tensor([1, 2]), reads=(1,))
     assert attention.processor is processor

@@ -14,7 +14,7 @@ from ddim_lightning.diffusion.objectives.levels import TrainingLevels, draw_time
 from ddim_lightning.diffusion.steps import add_noise
 from ddim_lightning.types import Latents
 
-Through = Literal["inverse", "both"]
+Through = Literal["denoise", "both"]
 
 
 def inversion_consistency_loss(
@@ -23,7 +23,7 @@ def inversion_consistency_loss(
     prompts: Sequence[str],
     timesteps: Tensor,
     turn: Tensor,
-    gradients: Through = "inverse",
+    gradients: Through = "both",
 ) -> Tensor:
     """Return the mean squared distance between latents and what an inverse DDIM step and a denoising step make of them.
 
@@ -33,8 +33,8 @@ def inversion_consistency_loss(
         prompts: The text of each inversion.
         timesteps: (b,) int64 of the noisier level of each step.
         turn: (b, 1, 1, 1, 1) radians, > 0: by how much the step turns latents.
-        gradients: ``inverse`` takes the velocity of the denoising step as it is, and trains that of the inverse step,
-            which no sampling asks for; ``both`` trains the two.
+        gradients: ``both`` trains the velocities of both steps; ``denoise`` takes that of the inverse step as it is,
+            which halves the memory, and trains the step back from where it leads.
 
     Returns:
         A scalar.
@@ -43,18 +43,15 @@ def inversion_consistency_loss(
     they should meet is the cycle of ReNoise, Garibi et al. 2024, arXiv:2403.14602, as a loss.
     """
     cos, sin = turn.cos(), turn.sin()
-    noisier = cos * latents + sin * predict(latents, prompts, timesteps)
-    if gradients == "both":
-        velocity = predict(noisier, prompts, timesteps)
-    else:
-        with torch.no_grad():
-            velocity = predict(noisier, prompts, timesteps)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and gradients == "both"):
+        noisier = cos * latents + sin * predict(latents, prompts, timesteps)
+    velocity = predict(noisier, prompts, timesteps)
     return (cos * noisier - sin * velocity - latents).square().mean()
 
 
 @dataclass(frozen=True)
 class InversionConsistency(Objective):
-    """`InversionConsistency` has plain DDIM inversion come back: a clip is noised, inverted one step and denoised again.
+    """`InversionConsistency` has plain DDIM inversion come back: a step towards noise and the step back have to meet.
 
     It takes 2 NFE a clip. Beside `Velocity` it keeps the model invertible; alone it would forget what it draws.
 
@@ -69,13 +66,13 @@ class InversionConsistency(Objective):
 
     num_inference_steps: int = 50
     prompt: str | None = ""
-    gradients: Through = "inverse"
+    gradients: Through = "both"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_steps([self.num_inference_steps])
-        if self.gradients not in ("inverse", "both"):
-            raise ValueError(f"gradients: must be inverse or both, got {self.gradients!r}")
+        if self.gradients not in ("denoise", "both"):
+            raise ValueError(f"gradients: must be denoise or both, got {self.gradients!r}")
 
     def __call__(  # noqa: D102
         self,
