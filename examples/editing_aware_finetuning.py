@@ -54,4 +54,4 @@ if __name__ == "__main__":
     watch = InversionCallback([clip], "tiny", every_n_steps=steps, schedule=Schedule(num_inference_steps=10))
     trainer = Trainer(max_steps=steps, callbacks=[watch], limit_val_batches=0)
     trainer.fit(MyFinetuning("tiny"), data)
-    print({name: round(float(value), 4) for name, value in trainer.callback_metrics.items()})
+    print({name: round(float(value), 6) for name, value in trainer.callback_metrics.items()})

@@ -32,7 +32,7 @@ _BESIDE = ("vae", "text_encoder", "tokenizer", "scheduler")
 
 
 class InversionCallback(Callback):
-    """An `InversionCallback` says, while a model trains, how well its inversions come back and what its edits look like.
+    """An `InversionCallback` shows, while a model trains, how well its inversions come back and what it edits.
 
     It works in any LightningModule that holds a `CogVideoXTransformer3DModel` somewhere, and uses the weights as they
     are. The training goes on as if it had not been there: random states, gradients and their flags, modes, devices and
@@ -43,8 +43,8 @@ class InversionCallback(Callback):
     - ``inversion/edit_psnr_vs_source`` and ``inversion/edit_ssim_vs_source``: how much the edits keep.
 
     They go to every logger and to ``trainer.callback_metrics``, for early stopping and checkpoints. A sheet of each
-    evaluation is ``inversions/step-000300.png`` in the logger's folder; TensorBoard and loggers with a ``log_image`` get
-    it, too.
+    evaluation is ``inversions/step-000300.png`` in the logger's folder; TensorBoard and loggers with a ``log_image``
+    get it, too.
 
     A clip costs ``inverter.count_nfe(N)`` + N + the edits' ``editor.count_nfe`` function evaluations, for N steps. The
     first process evaluates alone while the others wait, so the weights must be whole on it.
