@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig
+from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -141,6 +142,27 @@ def test_what_is_logged_is_what_the_weights_do_and_checkpoints_can_go_by_it(tiny
     steps, editor = STEPS.num_inference_steps, again.engine.editor
     nfe = again.engine.inverter.count_nfe(steps) + steps + editor.count_nfe(job.requests[0], again.engine.schedule, 1)
     assert sum(result.nfe.values()) == nfe
+
+
+class Images(CSVLogger):
+    """A logger that takes images, as that of Weights & Biases does."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.images = []
+
+    def log_image(self, key, images, step=None):
+        self.images += [(key, step, image.size) for image in images]
+
+
+def test_a_logger_that_takes_images_gets_the_sheet(tiny_model, tmp_path):
+    logger = Images(tmp_path)
+    guest = InversionCallback([make_clip()], str(tiny_model), schedule=STEPS, every_n_steps=3, every_n_epochs=None)
+    fit(Foreign(tiny_model), tmp_path, guest, logger=logger)
+    ((key, step, size),) = logger.images
+    assert (key, step) == ("inversions", 3)
+    with Image.open(tmp_path / "lightning_logs" / "version_0" / "inversions" / "step-000003.png") as sheet:
+        assert sheet.size == size
 
 
 def test_a_clip_that_fails_costs_neither_the_others_nor_the_training(tiny_model, tmp_path):
