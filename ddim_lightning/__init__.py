@@ -17,6 +17,7 @@ logging.getLogger("xformers").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from ddim_lightning.blocks import DecodeBlock, EditBlock, EncodeBlock, InvertBlock, ReconstructBlock
+    from ddim_lightning.callbacks.inversion import InversionCallback
     from ddim_lightning.callbacks.measure import MemoryTimeline, StepTimer
     from ddim_lightning.callbacks.progress import ProgressPrinter
     from ddim_lightning.callbacks.sample_sheets import SampleSheets
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
     from ddim_lightning.diffusion.inversion import Inversion
     from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
+    from ddim_lightning.diffusion.objectives import InContextEditing, InversionConsistency, Objective, Velocity
     from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Source, Training
     from ddim_lightning.module import DDIMInversionModule
     from ddim_lightning.types import Branch, Clip, ClipResult, Denoiser, EditRequest, Step, UnreadableClip
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 NAMES = {
     "blocks": ("DecodeBlock", "EditBlock", "EncodeBlock", "InvertBlock", "ReconstructBlock"),
+    "callbacks.inversion": ("InversionCallback",),
     "callbacks.measure": ("MemoryTimeline", "StepTimer"),
     "callbacks.progress": ("ProgressPrinter",),
     "callbacks.sample_sheets": ("SampleSheets",),
@@ -40,6 +43,7 @@ NAMES = {
     "diffusion.editors": ("Denoise", "DirectInversion", "Editor", "FlowEdit", "KVInjection"),
     "diffusion.inversion": ("Inversion",),
     "diffusion.inverters": ("BDIA", "DDIM", "EditFriendly", "FixedPoint", "Inverter", "UniInv"),
+    "diffusion.objectives": ("InContextEditing", "InversionConsistency", "Objective", "Velocity"),
     "engine.config": ("Outputs", "Runtime", "Schedule", "Source", "Training"),
     "module": ("DDIMInversionModule",),
     "types": ("Branch", "Clip", "ClipResult", "Denoiser", "EditRequest", "Step", "UnreadableClip"),
@@ -49,12 +53,13 @@ _HOMES = {name: home for home, names in NAMES.items() for name in names}
 
 # fmt: off
 __all__ = [
-    "BDIA", "DDIM", "Branch", "Clip", "ClipResult", "CogVideoXDDIMInversionOutput", "CogVideoXPipelineForDDIMInversion",
-    "DDIMInversionModule", "DecodeBlock", "Denoise", "Denoiser", "DirectInversion", "EditBlock", "EditFriendly",
-    "EditRequest", "Editor", "EncodeBlock", "FixedPoint", "FlowEdit", "Inversion", "InvertBlock", "Inverter",
-    "KVInjection", "MemoryTimeline", "Outputs", "ProgressPrinter", "ReconstructBlock", "Runtime", "SampleSheets",
-    "Schedule", "Source", "Step", "StepTimer", "Training", "UniInv", "UnreadableClip", "VideoDataModule",
-    "VideoWriter",
+    "BDIA", "DDIM", "Branch", "Clip", "ClipResult", "CogVideoXDDIMInversionOutput",
+    "CogVideoXPipelineForDDIMInversion", "DDIMInversionModule", "DecodeBlock", "Denoise", "Denoiser",
+    "DirectInversion", "EditBlock", "EditFriendly", "EditRequest", "Editor", "EncodeBlock", "FixedPoint",
+    "FlowEdit", "InContextEditing", "Inversion", "InversionCallback", "InversionConsistency", "InvertBlock",
+    "Inverter", "KVInjection", "MemoryTimeline", "Objective", "Outputs", "ProgressPrinter", "ReconstructBlock",
+    "Runtime", "SampleSheets", "Schedule", "Source", "Step", "StepTimer", "Training", "UniInv", "UnreadableClip",
+    "Velocity", "VideoDataModule", "VideoWriter",
 ]
 # fmt: on
 

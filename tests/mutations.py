@@ -393,6 +393,41 @@ MUTATIONS = (
         "picked = [read - 1] * own",
         "test_parity.py::test_parity",
     ),
+    Mutation(
+        "objective: min-SNR weights by SNR plus one",
+        "diffusion/objectives/velocity.py",
+        "angle.cos().square(), min_snr_gamma * angle.sin().square()",
+        "angle.cos().square(), min_snr_gamma * angle.cos().square()",
+        "diffusion/test_objectives.py::test_min_snr_is_the_weight_of_the_paper",
+    ),
+    Mutation(
+        "objective: the source is noised with the edit",
+        "diffusion/objectives/in_context_editing.py",
+        "add_noise(edits, noise, angle), sources]",
+        "add_noise(edits, noise, angle), sources + noise[: len(sources)]]",
+        "diffusion/test_objectives.py::test_edits_are_noised_and_their_sources_are_not",
+    ),
+    Mutation(
+        "objective: the inverse step starts at the noisier level",
+        "diffusion/objectives/inversion_consistency.py",
+        "add_noise(latents, noise, cleaner)",
+        "add_noise(latents, noise, noisier)",
+        "diffusion/test_objectives.py::test_consistency_takes_two_evaluations_at_the_steps_of_an_inversion",
+    ),
+    Mutation(
+        "objective: one call has the gradients of both",
+        "diffusion/objectives/inversion_consistency.py",
+        'torch.is_grad_enabled() and gradients == "both"',
+        "torch.is_grad_enabled()",
+        "diffusion/test_objectives.py::test_the_gradient_of_inversion_consistency_through_the_denoising_call_alone",
+    ),
+    Mutation(
+        "objective: checkpointing repeats the pass without what it read",
+        "network/predictor.py",
+        "with _placed(block, reads=reads):",
+        "with _placed(block, reads=()):",
+        "network/test_predictor.py::test_checkpointing_keeps_the_gradients_of_adapters_and_leaves_the_model_as_it_was",
+    ),
 )
 
 

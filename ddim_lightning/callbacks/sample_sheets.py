@@ -9,13 +9,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, WeightAveraging
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
+from ddim_lightning.callbacks.sheet_log import find_folder, log_sheet
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.diffusion.sampling import sample
 from ddim_lightning.models.schedulers import make_noise_schedule
@@ -43,8 +42,8 @@ class SampleSheets(Callback):
     are drawn with averaged weights where a `WeightAveraging` callback keeps some.
 
     A sheet is ``sheets/step-000300.png`` in the logger's folder, or in the Trainer's ``default_root_dir`` where there
-    is no logger; a `TensorBoardLogger` gets it as an image, too. The first process draws alone, so the weights must be
-    whole on it: strategies that shard them will not do.
+    is no logger; TensorBoard and loggers with a ``log_image`` get it as an image, too. The first process draws alone,
+    so the weights must be whole on it: strategies that shard them will not do.
 
     Args:
         clips: Clips on a sheet, the first ones of the batch, >= 1; fewer where the batch has fewer.
@@ -86,8 +85,7 @@ class SampleSheets(Callback):
         if not isinstance(pl_module, DDIMInversionModule | DrawsRows):
             name = type(pl_module).__name__
             raise TypeError(f"SampleSheets: must watch a DDIMInversionModule or one with make_sheet_rows, got {name}")
-        # Every process must ask: Lightning sends the answer of the first to the others.
-        self._folder = Path(trainer.log_dir or trainer.default_root_dir) / "sheets"
+        self._folder = find_folder(trainer, "sheets")
         self._batch, self._validated_at, self._drawn_at = {}, -1, -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,11 +139,7 @@ class SampleSheets(Callback):
                 rows, what = pl_module.make_sheet_rows(self._batch)
         step = trainer.global_step
         sheet = make_sheet(rows, title=f"step {step}", subtitle=what, fps=_FPS)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        sheet.save(self._folder / f"step-{step:06d}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("sheet", np.asarray(sheet), step, dataformats="HWC")
+        log_sheet(trainer, sheet, self._folder, "sheet")
         self._drawn_at = step
 
     def _sample(self, module: DDIMInversionModule) -> list[Row]:

@@ -1,4 +1,4 @@
-"""A training step of the denoiser: levels and noise are drawn, the velocity is predicted and compared."""
+"""A training step of a loaded model: its objectives ask it for velocities, and an optimizer follows the gradients."""
 
 from __future__ import annotations
 
@@ -9,28 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim_lightning.diffusion.objective import velocity_loss
-from ddim_lightning.diffusion.steps import add_noise
+from ddim_lightning.diffusion.objectives import Objective, Samples, TrainingLevels, Velocity, compute_losses
 from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.optimizers import MuonAdamW, is_block_matrix
+from ddim_lightning.network.predictor import TransformerPredictor
 from ddim_lightning.types import Latents
-
-
-def draw_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
-    """Draw training timesteps, one from each of ``count`` equal parts of the schedule, in random order.
-
-    Args:
-        count: How many, b.
-        num_train_timesteps: Length of the schedule.
-        generator: Source of the draw.
-
-    Returns:
-        (b,) int64, 0 .. ``num_train_timesteps - 1``.
-    """
-    parts = torch.randperm(count, generator=generator)
-    drawn = (parts + torch.rand(count, generator=generator)) / count * num_train_timesteps
-    return drawn.long().clamp_(max=num_train_timesteps - 1)
 
 
 def compute_loss(
@@ -46,9 +30,8 @@ def compute_loss(
         engine: The model.
         latents: (b, f, c, h, w) clean latents, whole tokens of frames as `InversionEngine.encode` gives them.
         prompts: One caption a clip.
-        generator: Source of levels, noise and dropped captions; lies on the CPU, so that a seed means the same
-            everywhere.
-        caption_dropout: Chance, 0 .. 1, that a caption is replaced by the empty one, which guidance needs.
+        generator: See `Objective`; likewise ``caption_dropout``.
+        caption_dropout: Chance, 0 .. 1.
 
     Returns:
         A scalar.
@@ -56,28 +39,37 @@ def compute_loss(
     Raises:
         ValueError: An image-to-video model, or latents that the model cannot take.
     """
-    if engine.components.limits.needs_image:
+    return compute_objectives(engine, (Velocity(),), Samples(latents, prompts), generator, caption_dropout)[0]
+
+
+def compute_objectives(
+    engine: InversionEngine,
+    objectives: Sequence[Objective],
+    samples: Samples,
+    generator: torch.Generator,
+    caption_dropout: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the weighted sum of objectives with gradients, and the loss of each by its class name.
+
+    Args:
+        engine: The model.
+        objectives: What is to become small.
+        samples: The batch.
+        generator: See `Objective`; likewise ``caption_dropout``.
+        caption_dropout: Chance, 0 .. 1.
+
+    Raises:
+        ValueError: See `compute_losses`; pairs that an objective needs and the batch does not hold; an image-to-video
+            model, or latents that the model cannot take.
+    """
+    parts = engine.components
+    if parts.limits.needs_image:
         raise ValueError("model: must be a text-to-video model to train it, got an image-to-video model")
-    engine.network.check_rows(latents)
-    size, parts = latents.shape[0], engine.components
-    timesteps = draw_timesteps(size, len(parts.scheduler.alphas_cumprod), generator)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
-    dropped = torch.rand(size, generator=generator) < caption_dropout
-    captions = ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
-    alphas = parts.scheduler.alphas_cumprod[timesteps].double()
-    angle = torch.atan2((1.0 - alphas).sqrt(), alphas.sqrt()).to(latents).view(-1, 1, 1, 1, 1)
-    embeds = engine.prompts.encode_batch(captions).to(parts.transformer.dtype)
-    rotary = engine.network.get_rotary(latents)
-    # diffusers' own forward: here every row has a timestep of its own, and gradients may be checkpointed.
-    velocity = parts.transformer(
-        add_noise(latents, noise, angle).to(parts.transformer.dtype),
-        embeds,
-        timesteps.to(latents.device),
-        ofs=engine.network.make_ofs(latents),
-        image_rotary_emb=None if rotary is None else (rotary[0][embeds.shape[1] :], rotary[1][embeds.shape[1] :]),
-        return_dict=False,
-    )[0]
-    return velocity_loss(velocity.float(), latents, noise, angle)
+    engine.network.check_rows(samples.latents)
+    scheduler = parts.scheduler
+    levels = TrainingLevels.make(scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod))
+    predict = TransformerPredictor(parts.transformer, engine.prompts.encode_batch, engine.network.get_rotary)
+    return compute_losses(objectives, predict, samples, levels, generator, caption_dropout)
 
 
 def make_optimizer(parameters: Iterable[tuple[str, Tensor]], num_steps: int, options: Training) -> dict[str, Any]:

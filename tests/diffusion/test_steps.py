@@ -7,7 +7,7 @@ import math
 import torch
 
 from ddim_lightning.diffusion import steps
-from ddim_lightning.diffusion.objective import velocity_loss
+from ddim_lightning.diffusion.objectives import velocity_loss
 from ddim_lightning.types import Step
 
 STEP = Step(0, 500, angle=1.1, angle_next=0.6)

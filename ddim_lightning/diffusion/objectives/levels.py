@@ -1,0 +1,83 @@
+"""The noise levels that a model trains at are those of its schedule, all of them or those that an edit visits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddim_lightning.diffusion.schedule import make_angle
+
+
+def draw_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
+    """Draw training timesteps, one from each of ``count`` equal parts of the schedule, in random order.
+
+    Args:
+        count: How many, b.
+        num_train_timesteps: Length of the schedule.
+        generator: Source of the draw.
+
+    Returns:
+        (b,) int64, 0 .. ``num_train_timesteps - 1``.
+    """
+    parts = torch.randperm(count, generator=generator)
+    drawn = (parts + torch.rand(count, generator=generator)) / count * num_train_timesteps
+    return drawn.long().clamp_(max=num_train_timesteps - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingLevels:
+    """The `TrainingLevels` are the noise levels that a model was trained at, by timestep.
+
+    Args:
+        angles: (num_train_timesteps,) float64 radians on the CPU; entry 0 is the cleanest.
+        clean: The angle that the last step of sampling leads to, in radians; 0 is a clean sample.
+    """
+
+    angles: Tensor
+    clean: float = 0.0
+
+    @classmethod
+    def make(cls, alphas_cumprod: Tensor, final_alpha_cumprod: float = 1.0) -> TrainingLevels:
+        """Make the levels of a scheduler.
+
+        Args:
+            alphas_cumprod: (num_train_timesteps,), after SNR shift and zero-SNR rescaling.
+            final_alpha_cumprod: The level that the last step of sampling leads to.
+        """
+        alphas = alphas_cumprod.double().cpu()
+        return cls(torch.atan2((1.0 - alphas).sqrt(), alphas.sqrt()), make_angle(final_alpha_cumprod))
+
+    def list_timesteps(self, num_inference_steps: int) -> list[int]:
+        """Return the timesteps of a sampling in so many steps, spaced as ``trailing``, descending.
+
+        Source: `CogVideoXDDIMScheduler.set_timesteps`.
+        """
+        most = len(self.angles)
+        if not 1 <= num_inference_steps <= most:
+            raise ValueError(f"num_inference_steps: must be 1 .. {most}, got {num_inference_steps}")
+        stride = (most - most / num_inference_steps) - most  # rounded as numpy.arange does, which decides ties
+        return [round(most + k * stride) - 1 for k in range(num_inference_steps)]
+
+    def draw(self, count: int, generator: torch.Generator, num_inference_steps: Sequence[int] = ()) -> Tensor:
+        """Draw timesteps, one from each of ``count`` equal parts of what is drawn from, in random order.
+
+        Args:
+            count: How many, b.
+            generator: Source of the draw.
+            num_inference_steps: Draws from the timesteps that samplings in so many steps visit; one that several of
+                them visit is as much more likely. Empty draws from all.
+
+        Returns:
+            (b,) int64.
+        """
+        if not num_inference_steps:
+            return draw_timesteps(count, len(self.angles), generator)
+        visited = torch.tensor(sorted(t for n in num_inference_steps for t in self.list_timesteps(n)))
+        return visited[draw_timesteps(count, len(visited), generator)]
+
+    def get_angles(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """Return the angles of timesteps (b,) as (b, 1, 1, 1, 1), in the dtype and on the device of latents."""
+        return self.angles[timesteps].to(like).view(-1, 1, 1, 1, 1)
