@@ -1,0 +1,157 @@
+"""What a VAE made of clips is kept in files that are named after all that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddim_lightning.data.buckets import Size
+from ddim_lightning.data.files import expand
+from ddim_lightning.data.frames import Fit, Stride
+from ddim_lightning.data.video import VideoInfo, read_info
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """A `ClipInfo` is what a video holds, and which content it is.
+
+    Args:
+        info: What the video holds.
+        digest: Of its content; empty where nobody asked for it.
+    """
+
+    info: VideoInfo
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class EncodedClip:
+    """An `EncodedClip` is a file with the posterior of a clip's latents.
+
+    Args:
+        file: Tensors ``mean`` and ``std``, (f, c, h, w) float16, not scaled; ``scaling_factor``, a number.
+    """
+
+    file: Path
+
+    def load(self, generator: torch.Generator | None = None) -> Tensor:
+        """Load latents, scaled.
+
+        Args:
+            generator: Draws from the posterior with it; without one its mean is taken.
+
+        Returns:
+            (f, c, h, w) float32.
+
+        Raises:
+            ValueError: If the file is damaged or gone.
+        """
+        try:
+            with safe_open(self.file, framework="pt") as tensors:
+                latents: Tensor = tensors.get_tensor("mean").float()
+                if generator is not None:
+                    latents += tensors.get_tensor("std").float() * torch.randn(latents.shape, generator=generator)
+                scaled: Tensor = latents * tensors.get_tensor("scaling_factor")
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"cache: {self.file} cannot be read ({error}); start again, and it is made anew") from error
+        return scaled
+
+    def is_whole(self, shape: tuple[int, int, int]) -> bool:
+        """Say whether the file is there and has all tensors, of this many latent frames, rows and columns."""
+        try:
+            with safe_open(self.file, framework="pt") as tensors:
+                shapes = [tensors.get_slice(name).get_shape() for name in ("mean", "std")]
+                return all((f, h, w) == shape for f, _, h, w in shapes) and "scaling_factor" in tensors.keys()  # noqa: SIM118, no mapping
+        except (OSError, SafetensorError, ValueError):
+            return False
+
+    def write(self, mean: Tensor, std: Tensor, scaling_factor: float) -> None:
+        """Write the file; it appears whole or not at all, so that a process may be killed at any time.
+
+        Args:
+            mean: (f, c, h, w), of the posterior.
+            std: Likewise.
+            scaling_factor: Of the VAE.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"mean": mean.half().cpu().contiguous(), "std": std.half().cpu().contiguous()}
+        draft = self.file.with_name(f".{self.file.name}.{uuid4().hex}.partial")
+        save_file(tensors | {"scaling_factor": torch.tensor(scaling_factor)}, draft)
+        os.replace(draft, self.file)
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """A `LatentCache` is a folder of encoded clips; several trainings and processes may use it at once.
+
+    Args:
+        folder: Made where it is missing. ``latents/`` holds the encoded clips, ``clips/`` what is known of the videos,
+            so that a file that has not changed since is not read again.
+    """
+
+    folder: Path
+
+    def read_info(self, video: Path) -> ClipInfo:
+        """Read what a video holds, and digest its content.
+
+        Raises:
+            OSError: If it may not be read; always the exact subclass.
+            ValueError: If it is no readable video.
+        """
+        files = sorted(video.iterdir()) if video.is_dir() else [video]
+        stats = [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)]
+        known = self.folder / "clips" / f"{_digest(stats)}.json"
+        try:
+            record = json.loads(known.read_text(encoding="utf-8"))
+            rates = {name: Fraction(record["info"][name]) for name in ("fps", "pixel_aspect")}
+            return ClipInfo(VideoInfo(**record["info"] | rates | {"path": video}), record["digest"])
+        except (OSError, ValueError, TypeError, KeyError):  # not there, or from another version
+            pass
+        content = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as opened:
+                content.update(hashlib.file_digest(opened, "sha256").digest())
+        clip = ClipInfo(replace(read_info(video), notes=()), content.hexdigest())
+        known.parent.mkdir(parents=True, exist_ok=True)
+        draft = known.with_name(f".{known.name}.{uuid4().hex}.partial")
+        draft.write_text(json.dumps(asdict(clip), default=str), encoding="utf-8")
+        os.replace(draft, known)
+        return clip
+
+    def find(self, clip: ClipInfo, size: Size, stride: Stride, fit: Fit, vae: str) -> EncodedClip:
+        """Find where a clip is kept, or will be.
+
+        Args:
+            clip: The clip.
+            size: Frames, height and width it is trained on at.
+            stride: Distance between its frames.
+            fit: What happens to frames of another shape.
+            vae: Digest of the VAE.
+        """
+        name = _digest([clip.digest, size, stride, fit, vae])
+        return EncodedClip(self.folder / "latents" / name[:2] / f"{name}.safetensors")  # not a million in one folder
+
+
+def open_cache(folder: str | os.PathLike[str]) -> LatentCache:
+    """Open a cache, made with its parents where it is missing.
+
+    Raises:
+        OSError: If it is no folder or cannot be written; always the exact subclass.
+    """
+    path = expand(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    return LatentCache(path)
+
+
+def _digest(values: object) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
