@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from ddim_lightning.callbacks.measure import MemoryTimeline, StepTimer
     from ddim_lightning.callbacks.progress import ProgressPrinter
     from ddim_lightning.callbacks.sample_sheets import SampleSheets
+    from ddim_lightning.data.batches import Batches
     from ddim_lightning.datamodule import VideoDataModule
     from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
     from ddim_lightning.diffusion.inversion import Inversion
     from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
     from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Training
     from ddim_lightning.module import DDIMInversionModule
+    from ddim_lightning.pair_datamodule import PairDataModule
     from ddim_lightning.types import Branch, Clip, ClipResult, Denoiser, EditRequest, Step, UnreadableClip
     from ddim_lightning.writer import VideoWriter
 
@@ -32,12 +34,14 @@ NAMES = {
     "callbacks.measure": ("MemoryTimeline", "StepTimer"),
     "callbacks.progress": ("ProgressPrinter",),
     "callbacks.sample_sheets": ("SampleSheets",),
+    "data.batches": ("Batches",),
     "datamodule": ("VideoDataModule",),
     "diffusion.editors": ("Denoise", "DirectInversion", "Editor", "FlowEdit", "KVInjection"),
     "diffusion.inversion": ("Inversion",),
     "diffusion.inverters": ("BDIA", "DDIM", "EditFriendly", "FixedPoint", "Inverter", "UniInv"),
     "engine.config": ("Outputs", "Runtime", "Schedule", "Training"),
     "module": ("DDIMInversionModule",),
+    "pair_datamodule": ("PairDataModule",),
     "types": ("Branch", "Clip", "ClipResult", "Denoiser", "EditRequest", "Step", "UnreadableClip"),
     "writer": ("VideoWriter",),
 }
@@ -45,10 +49,10 @@ _HOMES = {name: home for home, names in NAMES.items() for name in names}
 
 # fmt: off
 __all__ = [
-    "BDIA", "DDIM", "Branch", "Clip", "ClipResult", "DDIMInversionModule", "Denoise", "Denoiser", "DirectInversion",
-    "EditFriendly", "EditRequest", "Editor", "FixedPoint", "FlowEdit", "Inversion", "Inverter", "KVInjection",
-    "MemoryTimeline", "Outputs", "ProgressPrinter", "Runtime", "SampleSheets", "Schedule", "Step", "StepTimer",
-    "Training", "UniInv", "UnreadableClip", "VideoDataModule", "VideoWriter",
+    "BDIA", "DDIM", "Batches", "Branch", "Clip", "ClipResult", "DDIMInversionModule", "Denoise", "Denoiser",
+    "DirectInversion", "EditFriendly", "EditRequest", "Editor", "FixedPoint", "FlowEdit", "Inversion", "Inverter",
+    "KVInjection", "MemoryTimeline", "Outputs", "PairDataModule", "ProgressPrinter", "Runtime", "SampleSheets",
+    "Schedule", "Step", "StepTimer", "Training", "UniInv", "UnreadableClip", "VideoDataModule", "VideoWriter",
 ]
 # fmt: on
 

@@ -80,12 +80,15 @@ class Columns:
         for name in self.known:
             text = self.names.get(name, "" if self.names else name)
             fields = _FIELD.findall(text) or [text]
-            cells = {one: row[one] for one in fields if one in row}
-            for one, cell in cells.items():
-                if not isinstance(cell, str):
-                    raise ValueError(f"{origin}, column {one}: must be text, got {SHORT.repr(cell)}")
-            if len(cells) == len(fields) and all(cell.strip() for cell in cells.values()):
-                taken[name] = _FIELD.sub(lambda match: cells[match[1]], text) if text not in cells else cells[text]
+            for one in fields:
+                if not isinstance(row.get(one, ""), str):
+                    raise ValueError(f"{origin}, column {one}: must be text, got {SHORT.repr(row[one])}")
+            if all(row.get(one, "").strip() for one in fields):
+                taken[name] = row[text] if fields == [text] else _fill(text, row)
             elif name in self.required:
                 raise ValueError(f"{origin}, column {fields[0]}: must not be empty ({name})")
         return taken
+
+
+def _fill(text: str, row: Row) -> str:
+    return _FIELD.sub(lambda match: str(row[match[1]]), text)

@@ -85,7 +85,9 @@ def find_captioned(
         table = next((path / name for name in METADATA if (path / name).is_file()), None)
         if table is None:
             if names or root is not None:
-                raise ValueError(f"columns, root: must be unset for a folder without {' or '.join(METADATA)}, got {path}")
+                raise ValueError(
+                    f"columns, root: must be unset for a folder without {' or '.join(METADATA)}, got {path}"
+                )
             return _find_texts(path, prompt)
         names = names or _guess_columns(table)
         path = table

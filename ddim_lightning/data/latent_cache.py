@@ -15,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ddim_lightning.data.buckets import Size
+from ddim_lightning.data.clip_frames import ClipFrames
 from ddim_lightning.data.files import expand
-from ddim_lightning.data.frames import Fit, Stride
 from ddim_lightning.data.video import VideoInfo, read_info
 
 
@@ -63,7 +62,9 @@ class EncodedClip:
                     latents += tensors.get_tensor("std").float() * torch.randn(latents.shape, generator=generator)
                 scaled: Tensor = latents * tensors.get_tensor("scaling_factor")
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"cache: {self.file} cannot be read ({error}); start again, and it is made anew") from error
+            raise ValueError(
+                f"cache: {self.file} cannot be read ({error}); start again, and it is made anew"
+            ) from error
         return scaled
 
     def is_whole(self, shape: tuple[int, int, int]) -> bool:
@@ -128,17 +129,15 @@ class LatentCache:
         os.replace(draft, known)
         return clip
 
-    def find(self, clip: ClipInfo, size: Size, stride: Stride, fit: Fit, vae: str) -> EncodedClip:
+    def find(self, clip: ClipInfo, frames: ClipFrames, vae: str) -> EncodedClip:
         """Find where a clip is kept, or will be.
 
         Args:
-            clip: The clip.
-            size: Frames, height and width it is trained on at.
-            stride: Distance between its frames.
-            fit: What happens to frames of another shape.
+            clip: What the video is; its path does not matter.
+            frames: Which frames of it.
             vae: Digest of the VAE.
         """
-        name = _digest([clip.digest, size, stride, fit, vae])
+        name = _digest([clip.digest, frames.size, frames.start, frames.stride, frames.fit, vae])
         return EncodedClip(self.folder / "latents" / name[:2] / f"{name}.safetensors")  # not a million in one folder
 
 

@@ -21,6 +21,7 @@ from ddim_lightning.data.rows import SHORT, read_rows
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
 """What is read as a list of clips."""
 
+
 @dataclass(frozen=True)
 class ClipRequest:
     """A `ClipRequest` is one clip that is wanted.

@@ -66,7 +66,10 @@ def _read_csv(path: Path, text: str, check: Callable[[str, list[str]], None]) ->
         if len(cells) != len(columns):
             got = f"{len(cells)} (quote cells that contain commas)"
             raise ValueError(f"{path} row {number}: must have {len(columns)} cells, got {got}")
-        yield f"{path} row {number}", {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if cell.strip()}
+        yield (
+            f"{path} row {number}",
+            {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if cell.strip()},
+        )
 
 
 def _read_jsonl(path: Path, text: str, check: Callable[[str, list[str]], None]) -> Iterator[tuple[str, Row]]:

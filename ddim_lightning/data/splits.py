@@ -10,42 +10,44 @@ from pathlib import Path
 from ddim_lightning.data.examples import Example, Split
 
 
-def split_examples(examples: Sequence[Example], val_share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def divide(
+    examples: Sequence[Example], val: Sequence[Example] | None = None, val_share: float = 0.0, seed: int = 0
+) -> dict[Split, list[Example]]:
     """Divide examples into those that train and those that validate.
 
-    What the rows name holds. Where they name nothing, a share is drawn: it depends on the seed and the paths alone, not
-    on the order of the rows. Examples that share a clip stay together.
+    Either are validation's examples given, or the rows name their split, or a share is drawn: it depends on the seed
+    and the paths alone, not on the order of the rows. Examples that share a clip stay together.
 
     Args:
         examples: In any order.
-        val_share: Share of validation, 0 .. 1, where no row names a split; of a positive share at least one clip.
+        val: Examples that validate; none of the others does then.
+        val_share: Share of validation, 0 .. 1; of a positive share at least one example.
         seed: Of the draw.
 
     Returns:
         Training and validation, each in the order of the rows.
 
     Raises:
-        ValueError: If a share is asked for and rows name splits, or nothing is left to train on.
+        ValueError: If validation is asked for in two ways, a clip would do both, or nothing is left to train on.
     """
-    named: list[Split] = [example.split or "train" for example in examples]
-    if val_share:
-        if any(example.split for example in examples):
-            raise ValueError(f"val_share: must be 0 where rows name their split, got {val_share}")
-        named = _draw(examples, val_share, seed)
-    train = [example for example, name in zip(examples, named, strict=True) if name == "train"]
-    val = [example for example, name in zip(examples, named, strict=True) if name == "val"]
-    if not train:
-        raise ValueError(f"val_share: must leave something to train on, but all {len(val)} examples validate")
-    return train, val
-
-
-def check_splits(train: Sequence[Example], val: Sequence[Example]) -> None:
-    """Raise a ValueError for a clip that both trains and validates."""
-    trained = {video.resolve() for example in train for video in example.videos}
-    for example in val:
+    named = any(example.split for example in examples)
+    if val_share and (named or val is not None):
+        other = "rows name their split" if named else "what validates is given"
+        raise ValueError(f"val_share: must be 0 where {other}, got {val_share}")
+    if named and val is not None:
+        raise ValueError(f"{examples[0].origin}: must not name splits where what validates is given")
+    splits = _draw(examples, val_share, seed) if val_share else [example.split or "train" for example in examples]
+    divided: dict[Split, list[Example]] = {"train": [], "val": list(val or ())}
+    for example, split in zip(examples, splits, strict=True):
+        divided[split].append(example)
+    if not divided["train"]:
+        raise ValueError(f"there must be something to train on, but all of {len(examples)} examples validate")
+    trained = {video.resolve() for example in divided["train"] for video in example.videos}
+    for example in divided["val"]:
         for video in example.videos:
             if video.resolve() in trained:
                 raise ValueError(f"{example.origin}: {video} must not validate, because it trains, too")
+    return divided
 
 
 def _draw(examples: Sequence[Example], share: float, seed: int) -> list[Split]:
