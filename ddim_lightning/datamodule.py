@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from ddim_lightning.data.batches import Batches, CaptionedBatches
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
@@ -121,7 +122,7 @@ class VideoDataModule(LightningDataModule):
             examples = find_captioned(videos, columns, root, source_prompt)
             val = None if val_videos is None else find_captioned(val_videos, columns, root, source_prompt)
             splits = divide(examples, val, batches.val_share, batches.seed)
-            self.clips = TrainingClips(splits, batches, start=start, stride=stride, fit=fit)
+            self.clips = TrainingClips(splits, batches, start=start, stride=stride, fit=fit, tell=rank_zero_info)
             self.requests = assign_ids([_make_request(example, default) for example in examples])
         if fps is not None and not any(request.video.is_dir() for request in self.requests):
             warnings.warn("fps: has no effect on video files, which have a rate of their own", stacklevel=2)

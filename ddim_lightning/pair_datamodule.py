@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, get_args
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from ddim_lightning.data.batches import Batches, PairBatches
 from ddim_lightning.data.examples import Split, find_pairs
@@ -67,7 +68,7 @@ class PairDataModule(LightningDataModule):
         self.targets, self.num_workers = targets, num_workers
         val = None if val_pairs is None else find_pairs(val_pairs, columns, root)
         splits = divide(find_pairs(pairs, columns, root), val, batches.val_share, batches.seed)
-        self.clips = TrainingClips(splits, batches, stride=stride, fit=fit)
+        self.clips = TrainingClips(splits, batches, stride=stride, fit=fit, tell=rank_zero_info)
 
     def setup(self, stage: str) -> None:
         """Look at every clip before weights are loaded; Lightning calls it."""

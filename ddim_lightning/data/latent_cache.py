@@ -103,31 +103,36 @@ class LatentCache:
     folder: Path
 
     def read_info(self, video: Path) -> ClipInfo:
-        """Read what a video holds, and digest its content.
+        """Read what a video holds, and digest its content; what `keep` has kept of the same file is not read again.
 
         Raises:
             OSError: If it may not be read; always the exact subclass.
             ValueError: If it is no readable video.
         """
-        files = sorted(video.iterdir()) if video.is_dir() else [video]
-        stats = [(str(file.absolute()), stat.st_size, stat.st_mtime_ns) for file in files for stat in (file.stat(),)]
-        known = self.folder / "clips" / f"{_digest(stats)}.json"
         try:
-            record = json.loads(known.read_text(encoding="utf-8"))
+            record = json.loads(self._find_record(video).read_text(encoding="utf-8"))
             rates = {name: Fraction(record["info"][name]) for name in ("fps", "pixel_aspect")}
             return ClipInfo(VideoInfo(**record["info"] | rates | {"path": video}), record["digest"])
         except (OSError, ValueError, TypeError, KeyError):  # not there, or from another version
-            pass
-        content = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as opened:
-                content.update(hashlib.file_digest(opened, "sha256").digest())
-        clip = ClipInfo(replace(read_info(video), notes=()), content.hexdigest())
-        known.parent.mkdir(parents=True, exist_ok=True)
-        draft = known.with_name(f".{known.name}.{uuid4().hex}.partial")
+            content = hashlib.sha256()
+            for file in _list_files(video):
+                with file.open("rb") as opened:
+                    content.update(hashlib.file_digest(opened, "sha256").digest())
+            return ClipInfo(replace(read_info(video), notes=()), content.hexdigest())
+
+    def keep(self, clip: ClipInfo) -> None:
+        """Keep what is known of a video, until its file changes.
+
+        Raises:
+            OSError: If the cache cannot be written; always the exact subclass.
+        """
+        record = self._find_record(clip.info.path)
+        if record.exists():
+            return
+        record.parent.mkdir(parents=True, exist_ok=True)
+        draft = record.with_name(f".{record.name}.{uuid4().hex}.partial")
         draft.write_text(json.dumps(asdict(clip), default=str), encoding="utf-8")
-        os.replace(draft, known)
-        return clip
+        os.replace(draft, record)
 
     def find(self, clip: ClipInfo, frames: ClipFrames, vae: str) -> EncodedClip:
         """Find where a clip is kept, or will be.
@@ -140,6 +145,14 @@ class LatentCache:
         name = _digest([clip.digest, frames.size, frames.start, frames.stride, frames.fit, vae])
         return EncodedClip(self.folder / "latents" / name[:2] / f"{name}.safetensors")  # not a million in one folder
 
+    def _find_record(self, video: Path) -> Path:
+        """Find the record of a video, named by the path, the size and the time of its files."""
+        stats = []
+        for file in _list_files(video):
+            stat = file.stat()
+            stats.append((str(file.absolute()), stat.st_size, stat.st_mtime_ns))
+        return self.folder / "clips" / f"{_digest(stats)}.json"
+
 
 def open_cache(folder: str | os.PathLike[str]) -> LatentCache:
     """Open a cache, made with its parents where it is missing.
@@ -150,6 +163,10 @@ def open_cache(folder: str | os.PathLike[str]) -> LatentCache:
     path = expand(folder)
     path.mkdir(parents=True, exist_ok=True)
     return LatentCache(path)
+
+
+def _list_files(video: Path) -> list[Path]:
+    return sorted(video.iterdir()) if video.is_dir() else [video]
 
 
 def _digest(values: object) -> str:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
@@ -22,11 +22,13 @@ from ddim_lightning.data.latent_cache import ClipInfo, EncodedClip, LatentCache,
 from ddim_lightning.data.streams import get_batches_done
 from ddim_lightning.data.video import read_info
 from ddim_lightning.engine.trajectory import digest_weights
-from ddim_lightning.runtime.processes import share_work
+from ddim_lightning.runtime.processes import is_first, share_work
 from ddim_lightning.types import Frames, VideoLimits
 
 Reason = str
 """Why a clip cannot be used, in one line."""
+_Result = TypeVar("_Result")
+_TELL_EVERY = 100
 
 
 class TrainingClips:
@@ -38,6 +40,7 @@ class TrainingClips:
         start: Index of the first frame.
         stride: Distance between frames.
         fit: What happens to frames of another shape.
+        tell: Takes sentences about how far it is.
 
     Raises:
         OSError: If the cache cannot be made; always the exact subclass.
@@ -51,13 +54,15 @@ class TrainingClips:
         start: int = 0,
         stride: Stride = 1,
         fit: Fit = "crop",
+        tell: Callable[[str], object] = print,
     ) -> None:
+        self.tell = tell
         self.batches, self.start, self.stride, self.fit = batches, start, stride, fit
         self.cache: LatentCache | None = None if batches.cache is None else open_cache(batches.cache)
         self._splits = splits
         self._infos: dict[Path, ClipInfo] = {}
         self._ready: dict[Split, list[ReadyExample]] = {}
-        self._encoded = self.cache is None
+        self._encoded = False
 
     def read(self, sizes: Sequence[Sequence[int]], limits: VideoLimits | None) -> None:
         """Look at every clip, each in one of the processes, and choose its bucket.
@@ -72,8 +77,8 @@ class TrainingClips:
         """
         checked = check_sizes(sizes, limits)
         videos = list(dict.fromkeys(video for part in self._splits.values() for one in part for video in one.videos))
-        read = partial(_try_to, self._read_info)
-        found = dict(zip(videos, share_work(len(videos), lambda k: read(videos[k])), strict=True))
+        self._encoded = self.cache is None
+        found = dict(zip(videos, share_work(len(videos), lambda k: self._look_at(videos[k])), strict=True))
         self._infos = {video: info for video, info in found.items() if isinstance(info, ClipInfo)}
         reasons = {video: info for video, info in found.items() if isinstance(info, str)}
         self._ready = {split: self._place(part, checked, reasons) for split, part in self._splits.items()}
@@ -108,8 +113,15 @@ class TrainingClips:
         sampler = BucketSampler(data, self.batches.batch_size, rank=rank, world=world, get_done=done)
         return EpochLoader(data, batch_size=None, sampler=sampler, num_workers=num_workers)
 
-    def _read_info(self, video: Path) -> ClipInfo:
-        return ClipInfo(read_info(video)) if self.cache is None else self.cache.read_info(video)
+    def _look_at(self, video: Path) -> ClipInfo | Reason:
+        """Look at a clip; a cache that cannot be written ends the run, a clip that cannot be read does not."""
+        if self.cache is None:
+            return _try_to(lambda: ClipInfo(read_info(video)))
+        cache = self.cache
+        clip = _try_to(lambda: cache.read_info(video))
+        if isinstance(clip, ClipInfo):
+            cache.keep(clip)
+        return clip
 
     def _place(
         self, examples: Sequence[Example], sizes: Sequence[Size], reasons: Mapping[Path, Reason]
@@ -141,7 +153,7 @@ class TrainingClips:
             raise ValueError(f"{example.origin}: {reason}")
         if not left:
             raise ValueError(f"no clip can be used, {len(examples)} were tried; the first, {example.origin}: {reason}")
-        for example, reason in examples.items():
+        for example, reason in examples.items() if is_first() else ():
             warnings.warn(f"{example.origin}: left out: {reason}", stacklevel=3)
 
     def _check_contents(self) -> None:
@@ -170,8 +182,7 @@ class TrainingClips:
             files[frames] = file
             wanted.setdefault(file, frames)  # a copy need not be encoded again
         work = list(wanted.items())
-        encode = partial(_try_to, partial(_encode_missing, vae))
-        outcomes = share_work(len(work), lambda k: encode(work[k]))
+        outcomes = share_work(len(work), lambda k: self._encode_missing(vae, *work[k], of=(k, len(work))))
         failed = {file: reason for (file, _), reason in zip(work, outcomes, strict=True) if reason is not None}
         for split, part in self._ready.items():
             ready, left_out = [], {}
@@ -184,6 +195,25 @@ class TrainingClips:
             self._leave_out(left_out, len(ready))
             self._ready[split] = ready
         self._encoded = True
+
+    def _encode_missing(
+        self, vae: AutoencoderKLCogVideoX, file: EncodedClip, frames: ClipFrames, of: tuple[int, int]
+    ) -> Reason | None:
+        """Encode a clip, unless it is in the cache and whole; a sentence says why it cannot be decoded."""
+        num_frames, height, width = frames.size
+        scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        latent_frames = (num_frames - 1) // int(vae.config.temporal_compression_ratio) + 1
+        if of[0] % _TELL_EVERY == 0:
+            self.tell(f"Encoding clip {of[0] + 1} of {of[1]}, unless it is in the cache")
+        if file.is_whole((latent_frames, height // scale, width // scale)):
+            return None
+        if file.file.exists():
+            warnings.warn(f"cache: {file.file} is damaged; the clip is encoded again", stacklevel=2)
+        pixels = _try_to(frames.load)
+        if isinstance(pixels, str):
+            return pixels
+        file.write(*encode_posterior(vae, pixels), vae.config.scaling_factor)
+        return None
 
     def _find_vae(self, trainer: Any) -> AutoencoderKLCogVideoX:
         """Find the VAE: that of a folder, or of the module that trains."""
@@ -199,26 +229,13 @@ class TrainingClips:
         return vae
 
 
-def _try_to(do: Callable[[Any], Any], what: Any) -> Any:
-    """Do something for one clip; a sentence says why it could not be done."""
+def _try_to(do: Callable[[], _Result]) -> _Result | Reason:
+    """Do something with one clip; a sentence says why it could not be done."""
     try:
-        return do(what)
+        return do()
     except Exception as error:  # a damaged file can make a decoder raise anything
         known = isinstance(error, OSError | ValueError)
         return " ".join((str(error) if known else f"{type(error).__name__}: {error}").split())
-
-
-def _encode_missing(vae: AutoencoderKLCogVideoX, wanted: tuple[EncodedClip, ClipFrames]) -> None:
-    """Encode a clip, unless it is in the cache and whole."""
-    file, frames = wanted
-    num_frames, height, width = frames.size
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    latent_frames = (num_frames - 1) // int(vae.config.temporal_compression_ratio) + 1
-    if file.is_whole((latent_frames, height // scale, width // scale)):
-        return
-    if file.file.exists():
-        warnings.warn(f"cache: {file.file} is damaged; the clip is encoded again", stacklevel=2)
-    file.write(*encode_posterior(vae, frames.load()), vae.config.scaling_factor)
 
 
 @torch.no_grad()

@@ -28,6 +28,12 @@ def leave_group() -> Iterator[None]:
             distributed.destroy_process_group()
 
 
+def is_first() -> bool:
+    """Say whether this process is the first of its run, which speaks for all."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
 def share_work(count: int, work: Callable[[int], _Result]) -> list[_Result]:
     """Do each of many pieces of work in one process of the run, and give all results to all processes.
 
