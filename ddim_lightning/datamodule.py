@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from lightning import LightningDataModule
@@ -20,8 +20,10 @@ from ddim_lightning.data.frames import Fit, NumFrames, Stride, check_num_frames,
 from ddim_lightning.data.loader import ClipLoader
 from ddim_lightning.data.manifest import ClipRequest, Videos, assign_ids, check_file, check_fps, find_clips
 from ddim_lightning.data.splits import divide
-from ddim_lightning.engine.training_clips import TrainingClips
 from ddim_lightning.types import Clip, UnreadableClip, VideoLimits
+
+if TYPE_CHECKING:
+    from ddim_lightning.engine.training_clips import TrainingClips
 
 
 class VideoDataModule(LightningDataModule):
@@ -117,6 +119,8 @@ class VideoDataModule(LightningDataModule):
                     raise ValueError(f"{name}: must be unset without batches, under which clips train, got {value!r}")
             self.requests = find_clips(videos, default)
         else:
+            from ddim_lightning.engine.training_clips import TrainingClips  # imports diffusers
+
             if not isinstance(videos, str | os.PathLike):
                 raise ValueError(f"videos: must be a table or a folder to train from, got a list of {len(videos)}")
             examples = find_captioned(videos, columns, root, source_prompt)

@@ -112,7 +112,7 @@ class LatentCache:
         try:
             record = json.loads(self._find_record(video).read_text(encoding="utf-8"))
             rates = {name: Fraction(record["info"][name]) for name in ("fps", "pixel_aspect")}
-            return ClipInfo(VideoInfo(**record["info"] | rates | {"path": video}), record["digest"])
+            return ClipInfo(VideoInfo(**record["info"] | rates | {"path": video, "notes": ()}), record["digest"])
         except (OSError, ValueError, TypeError, KeyError):  # not there, or from another version
             content = hashlib.sha256()
             for file in _list_files(video):

@@ -161,12 +161,11 @@ class TrainingClips:
         trained = {self._infos[video].digest for one in self._ready["train"] for video in one.example.videos}
         kept = []
         for one in self._ready["val"]:
-            if any(self._infos[video].digest in trained for video in one.example.videos):
-                warnings.warn(
-                    f"{one.example.origin}: left out: a copy of it trains, so it cannot validate", stacklevel=3
-                )
-            else:
+            if not any(self._infos[video].digest in trained for video in one.example.videos):
                 kept.append(one)
+            elif is_first():
+                reason = "a copy of it trains, so it cannot validate"
+                warnings.warn(f"{one.example.origin}: left out: {reason}", stacklevel=3)
         self._ready["val"] = kept
 
     def _encode(self, trainer: Any) -> None:

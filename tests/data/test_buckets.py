@@ -52,7 +52,7 @@ def test_sizes_are_the_models_or_what_it_takes():
     assert check_sizes([[17, 32, 48]], LIMITS) == [(17, 32, 48)]
     assert check_sizes([[12, 30, 50]], None) == [(12, 30, 50)]
     for sizes in ([[16, 32, 48]], [[17, 30, 48]], [[17, 32]], [[17, 32, 48], [17, 32, 48]]):
-        with pytest.raises(ValueError, match="^buckets: "):
+        with pytest.raises(ValueError, match=r"^buckets: "):
             check_sizes(sizes, LIMITS)
-    with pytest.raises(ValueError, match="^buckets: .*video_limits"):
+    with pytest.raises(ValueError, match=r"^buckets: .*video_limits"):
         check_sizes([], None)

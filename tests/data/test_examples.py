@@ -37,7 +37,7 @@ def test_a_folder_may_have_the_table_of_hugging_face(folder, name):
     assert clips(find_captioned(folder), folder) == [("deep/c.mp4", "a cat", None), ("a.mp4", "a dog", None)]
     (folder / name).write_text("file_name,text,caption\na.mp4,x,y\n")
     if name.endswith("csv"):
-        with pytest.raises(ValueError, match="^columns: .*text and caption"):
+        with pytest.raises(ValueError, match=r"^columns: .*text and caption"):
             find_captioned(folder)
         mapped = find_captioned(folder, {"video": "file_name", "prompt": "caption"})
         assert clips(mapped, folder) == [("a.mp4", "y", None)]
