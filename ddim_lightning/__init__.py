@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ddim_lightning.callbacks.progress import ProgressPrinter
     from ddim_lightning.callbacks.sample_sheets import SampleSheets
     from ddim_lightning.community import CogVideoXDDIMInversionOutput, CogVideoXPipelineForDDIMInversion
+    from ddim_lightning.data.batches import Batches
     from ddim_lightning.datamodule import VideoDataModule
     from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
     from ddim_lightning.diffusion.inversion import Inversion
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from ddim_lightning.diffusion.objectives import InContextEditing, InversionConsistency, Objective, Velocity
     from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Source, Training
     from ddim_lightning.module import DDIMInversionModule
+    from ddim_lightning.pair_datamodule import PairDataModule
     from ddim_lightning.types import Branch, Clip, ClipResult, Denoiser, EditRequest, Step, UnreadableClip
     from ddim_lightning.writer import VideoWriter
 
@@ -39,6 +41,7 @@ NAMES = {
     "callbacks.progress": ("ProgressPrinter",),
     "callbacks.sample_sheets": ("SampleSheets",),
     "community": ("CogVideoXDDIMInversionOutput", "CogVideoXPipelineForDDIMInversion"),
+    "data.batches": ("Batches",),
     "datamodule": ("VideoDataModule",),
     "diffusion.editors": ("Denoise", "DirectInversion", "Editor", "FlowEdit", "KVInjection"),
     "diffusion.inversion": ("Inversion",),
@@ -46,6 +49,7 @@ NAMES = {
     "diffusion.objectives": ("InContextEditing", "InversionConsistency", "Objective", "Velocity"),
     "engine.config": ("Outputs", "Runtime", "Schedule", "Source", "Training"),
     "module": ("DDIMInversionModule",),
+    "pair_datamodule": ("PairDataModule",),
     "types": ("Branch", "Clip", "ClipResult", "Denoiser", "EditRequest", "Step", "UnreadableClip"),
     "writer": ("VideoWriter",),
 }
@@ -53,13 +57,13 @@ _HOMES = {name: home for home, names in NAMES.items() for name in names}
 
 # fmt: off
 __all__ = [
-    "BDIA", "DDIM", "Branch", "Clip", "ClipResult", "CogVideoXDDIMInversionOutput",
+    "BDIA", "DDIM", "Batches", "Branch", "Clip", "ClipResult", "CogVideoXDDIMInversionOutput",
     "CogVideoXPipelineForDDIMInversion", "DDIMInversionModule", "DecodeBlock", "Denoise", "Denoiser",
     "DirectInversion", "EditBlock", "EditFriendly", "EditRequest", "Editor", "EncodeBlock", "FixedPoint",
     "FlowEdit", "InContextEditing", "Inversion", "InversionCallback", "InversionConsistency", "InvertBlock",
-    "Inverter", "KVInjection", "MemoryTimeline", "Objective", "Outputs", "ProgressPrinter", "ReconstructBlock",
-    "Runtime", "SampleSheets", "Schedule", "Source", "Step", "StepTimer", "Training", "UniInv", "UnreadableClip",
-    "Velocity", "VideoDataModule", "VideoWriter",
+    "Inverter", "KVInjection", "MemoryTimeline", "Objective", "Outputs", "PairDataModule", "ProgressPrinter",
+    "ReconstructBlock", "Runtime", "SampleSheets", "Schedule", "Source", "Step", "StepTimer", "Training", "UniInv",
+    "UnreadableClip", "Velocity", "VideoDataModule", "VideoWriter",
 ]
 # fmt: on
 

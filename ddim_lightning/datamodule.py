@@ -1,22 +1,30 @@
-"""A data module yields clips from video files, under any Trainer."""
+"""A data module yields clips from video files, under any Trainer, one at a time or in batches to train on."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 
+from ddim_lightning.data.batches import Batches, CaptionedBatches
 from ddim_lightning.data.dataset import ShardSampler, VideoDataset
+from ddim_lightning.data.examples import Example, find_captioned
 from ddim_lightning.data.frames import Fit, NumFrames, Stride, check_num_frames, check_stride
 from ddim_lightning.data.loader import ClipLoader
-from ddim_lightning.data.manifest import ClipRequest, Videos, check_file, check_fps, find_clips
+from ddim_lightning.data.manifest import ClipRequest, Videos, assign_ids, check_file, check_fps, find_clips
+from ddim_lightning.data.splits import divide
 from ddim_lightning.limits import VideoLimits
 from ddim_lightning.types import Clip, UnreadableClip
+
+if TYPE_CHECKING:
+    from ddim_lightning.engine.training_clips import TrainingClips
 
 
 class VideoDataModule(LightningDataModule):
@@ -26,6 +34,9 @@ class VideoDataModule(LightningDataModule):
     ``video_limits``; under a module without it, ``height`` and ``width`` must be given and the clips alone limit the
     number of frames. Clips are decoded by worker processes ahead of the device; their frames pass through shared memory
     (``/dev/shm``): where a container has little of it, use ``num_workers=0``.
+
+    With ``batches`` it trains, too: a batch is ``{"latents": (b, f, c, h, w), "prompts": [b]}``, latents drawn from
+    what the VAE made of the clips. Without ``batches.cache`` it has ``frames`` instead, uint8.
 
     Args:
         videos: A video, a folder of numbered frames, a folder of either, a glob, a list, or a manifest: CSV or JSONL
@@ -49,6 +60,14 @@ class VideoDataModule(LightningDataModule):
             that begin with it. ``None`` shows it the clip's own.
         fps: Frames per second of folders of frames, 0.01 .. 1000; ``None`` is 8. Video files have a rate of their own.
         num_workers: Processes that decode, >= 0.
+        columns: What a table to train from calls the columns ``video``, ``prompt`` and ``split``: by these names a
+            column, or a text with columns in braces.
+        root: Where the paths in a table to train from begin; ``None`` is its folder.
+        val_videos: Clips that validate, as ``videos``; ``None`` takes those that ``split`` names, or the share
+            ``batches.val_share``.
+        batches: How clips become batches under `Trainer.fit`; see `Batches`. With it ``videos`` is a table, CSV, JSONL
+            or a JSON list, with a caption in ``prompt``; or a folder of clips with a text beside each, or with
+            ``metadata.csv``. ``source_prompt`` is the caption of clips without one.
 
     Raises:
         OSError: If something named does not exist or is a folder where a video is expected; always the exact subclass.
@@ -72,6 +91,10 @@ class VideoDataModule(LightningDataModule):
         first_frame: str | os.PathLike[str] | None = None,
         fps: float | None = None,
         num_workers: int = 2,
+        columns: Mapping[str, str] | None = None,
+        root: str | os.PathLike[str] | None = None,
+        val_videos: str | os.PathLike[str] | None = None,
+        batches: Batches | None = None,
     ) -> None:
         super().__init__()
         check_stride(stride)
@@ -94,7 +117,22 @@ class VideoDataModule(LightningDataModule):
             fps=None if fps is None else check_fps(fps),
             first_frame=None if first_frame is None else check_file(first_frame, "first_frame"),
         )
-        self.requests = find_clips(videos, default)
+        self.clips: TrainingClips | None = None
+        if batches is None:
+            for name, value in (("columns", columns), ("root", root), ("val_videos", val_videos)):
+                if value is not None:
+                    raise ValueError(f"{name}: must be unset without batches, under which clips train, got {value!r}")
+            self.requests = find_clips(videos, default)
+        else:
+            from ddim_lightning.engine.training_clips import TrainingClips  # imports diffusers
+
+            if not isinstance(videos, str | os.PathLike):
+                raise ValueError(f"videos: must be a table or a folder to train from, got a list of {len(videos)}")
+            examples = find_captioned(videos, columns, root, source_prompt)
+            val = None if val_videos is None else find_captioned(val_videos, columns, root, source_prompt)
+            splits = divide(examples, val, batches.val_share, batches.seed)
+            self.clips = TrainingClips(splits, batches, start=start, stride=stride, fit=fit, tell=rank_zero_info)
+            self.requests = assign_ids([_make_request(example, default) for example in examples])
         if fps is not None and not any(request.video.is_dir() for request in self.requests):
             warnings.warn("fps: has no effect on video files, which have a rate of their own", stacklevel=2)
         self.num_frames = num_frames
@@ -139,6 +177,9 @@ class VideoDataModule(LightningDataModule):
         Raises:
             ValueError: If the size or a number of frames breaks a rule of the model.
         """
+        if stage in ("fit", "validate"):
+            self._get_clips().read(self._list_sizes(), self._find_limits())
+            return
         limits = self._limits()
         if self.num_frames is not None:
             check_num_frames(self.num_frames, limits)
@@ -156,21 +197,47 @@ class VideoDataModule(LightningDataModule):
             prefetch_factor=1 if self.num_workers else None,  # a clip of 49 x 480 x 720 is 50 MB
         )
 
-    def transfer_batch_to_device(
-        self, batch: Clip | UnreadableClip, device: torch.device, dataloader_idx: int
-    ) -> Clip | UnreadableClip:
+    def train_dataloader(self) -> Any:
+        """Make the loader of this rank's share of an epoch; it goes on where a resumed training was."""
+        return self._get_clips().make_loader("train", CaptionedBatches, self.trainer, self.num_workers)
+
+    def val_dataloader(self) -> Any:
+        """Make the loader of this rank's share of what validates: the same every time."""
+        return self._get_clips().make_loader("val", CaptionedBatches, self.trainer, self.num_workers)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave clips on the host, from where their frames come to the device a few at a time; Lightning calls it."""
-        return batch
+        if isinstance(batch, Clip | UnreadableClip):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _make_dataset(self, limits: VideoLimits) -> VideoDataset:
         return VideoDataset(
             self.requests, limits=limits, stride=self.stride, height=self.height, width=self.width, fit=self.fit
         )
 
+    def _get_clips(self) -> TrainingClips:
+        if self.clips is None:
+            raise ValueError("batches: must say how clips become batches for fit, got None")
+        return self.clips
+
+    def _list_sizes(self) -> Sequence[tuple[int, int, int]]:
+        """List the sizes of the buckets; one size may also be named by the arguments that are there for predictions."""
+        buckets, given = self._get_clips().batches.buckets, (self.num_frames, self.height, self.width)
+        if given == (None, None, None):
+            return buckets
+        if buckets or self.num_frames == "all":
+            rule = "must be unset with batches.buckets, num_frames a number"
+            raise ValueError(f"num_frames, height, width: {rule}, got {given}")
+        limits = self._limits()
+        num_frames = limits.num_frames if self.num_frames is None else int(self.num_frames)
+        return [(num_frames, self.height or limits.height, self.width or limits.width)]
+
+    def _find_limits(self) -> VideoLimits | None:
+        return getattr(self.trainer.lightning_module, "video_limits", None) if self.trainer else None
+
     def _limits(self) -> VideoLimits:
-        limits: VideoLimits | None = None
-        if self.trainer:
-            limits = getattr(self.trainer.lightning_module, "video_limits", None)
+        limits = self._find_limits()
         if limits is not None:
             return limits
         if self.height is None or self.width is None:
@@ -178,6 +245,11 @@ class VideoDataModule(LightningDataModule):
             raise ValueError(f"height and width must be given where the module has no `video_limits`, got {got}")
         # What such a module makes of a first frame is not known here.
         return VideoLimits(sys.maxsize, self.height, self.width, multiple=1, temporal=1, needs_image=True)
+
+
+def _make_request(example: Example, default: ClipRequest) -> ClipRequest:
+    """Make the request of a clip that trains, for predictions."""
+    return replace(default, video=example.clip.video, source_prompt=example.clip.prompt or None, origin=example.origin)
 
 
 def _take_only(batch: list[Clip | UnreadableClip]) -> Clip | UnreadableClip:

@@ -9,9 +9,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
+from ddim_lightning.data.batches import Batches
 from ddim_lightning.data.video import read_clip, write_video
 from ddim_lightning.datamodule import VideoDataModule
+from ddim_lightning.engine.config import Training
 from ddim_lightning.limits import VideoLimits
+from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.types import Clip
 
 LIMITS = VideoLimits(num_frames=9, height=32, width=48, multiple=16, temporal=4)
@@ -249,3 +252,106 @@ def test_folders_of_frames_are_clips_at_the_rate_that_is_given(tmp_path, clips):
     for fps in (0, -1, float("nan"), 1e9):
         with pytest.raises(ValueError, match=rf"^fps: .* got {fps}$"):
             VideoDataModule(tmp_path, fps=fps)
+
+
+class Trained(Sized):
+    """One that keeps what it trains on."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen, self.validated = [], []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch)
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.validated.append(batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(data):
+    module = Trained()
+    make_trainer(devices=1, max_epochs=1, num_sanity_val_steps=0).fit(module, data)
+    return module
+
+
+@pytest.fixture
+def captioned(tmp_path, clips):
+    """Four clips with a text beside each, and a table of them under names of its own."""
+    rows = ["path,text"]
+    for i in range(4):
+        (tmp_path / f"clip{i}.mp4").write_bytes((clips / f"clip{i}.mp4").read_bytes())
+        (tmp_path / f"clip{i}.txt").write_text(f"clip {i}\n")
+        rows.append(f"clip{i},row {i}")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def test_captioned_clips_train_as_frames(captioned):
+    module = fit(VideoDataModule(captioned, num_workers=0, batches=Batches(batch_size=2, val_share=0.25)))
+    assert [batch["frames"].shape for batch in [*module.seen, *module.validated]] == [
+        (2, 9, 3, 32, 48),
+        (1, 9, 3, 32, 48),
+        (1, 9, 3, 32, 48),
+    ]
+    prompts = []
+    for batch in [*module.seen, *module.validated]:
+        prompts += batch["prompts"]
+        for frames, prompt in zip(batch["frames"], batch["prompts"], strict=True):
+            assert torch.equal(frames, read_clip(captioned / f"{prompt.replace(' ', '')}.mp4", limits=LIMITS)[0])
+    assert sorted(prompts) == [f"clip {i}" for i in range(4)]
+
+
+def test_captioned_clips_train_as_latents_from_a_start_on(captioned, tiny_model):
+    columns = {"video": "{path}.mp4", "prompt": "text"}
+    batches = Batches(batch_size=4, cache=str(captioned / "cache"), vae=str(tiny_model / "vae"))
+    data = VideoDataModule(
+        captioned / "table.csv",
+        columns=columns,
+        num_frames=5,
+        start=4,
+        height=48,
+        width=32,
+        num_workers=0,
+        batches=batches,
+    )
+    (batch,) = fit(data).seen
+    assert sorted(batch["prompts"]) == [f"row {i}" for i in range(4)]
+    assert batch["latents"].shape == (4, 2, 8, 12, 8) and batch["latents"].dtype == torch.float32
+
+
+def test_our_module_trains_on_clips(captioned, tiny_model):
+    module = DDIMInversionModule(str(tiny_model), training=Training())
+    batches = Batches(batch_size=2, cache=str(captioned / "cache"), val_share=0.25)
+    trainer = make_trainer(devices=1, max_epochs=1)
+    trainer.fit(module, VideoDataModule(captioned, num_workers=0, batches=batches))
+    assert trainer.global_step == 2
+    assert trainer.callback_metrics["train/loss"] > 0 and trainer.callback_metrics["val/loss"] > 0
+
+
+def test_a_clip_that_trains_can_be_predicted_under_its_caption(captioned):
+    data = VideoDataModule(captioned, "a cat", num_workers=0, batches=Batches())
+    predicted = make_trainer(devices=1).predict(Sized(), data)
+    assert [(clip.id, clip.source_prompt, clip.prompts) for clip in predicted] == [
+        (f"clip{i}", f"clip {i}", ("a cat",)) for i in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "batches: "),
+        ({"columns": {"video": "path"}}, "columns: "),
+        ({"val_videos": "x"}, "val_videos: "),
+        ({"batches": Batches(buckets=((9, 32, 48),)), "height": 32}, "num_frames, height, width: "),
+        ({"batches": Batches(buckets=((9, 32, 40),))}, "buckets: "),
+        ({"batches": Batches(), "columns": {"video": "path", "prompt": "text"}}, "columns, root: "),
+    ],
+)
+def test_what_cannot_train_is_told_before_it_begins(captioned, options, named):
+    with pytest.raises(ValueError, match=f"^{named}"):
+        fit(VideoDataModule(captioned, num_workers=0, **options))

@@ -1,9 +1,10 @@
-"""Only regular files are opened: a reader of a pipe may wait for ever."""
+"""Paths are taken as a user means them, and only regular files are opened: a reader of a pipe may wait for ever."""
 
 from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 _OTHERS = {
     stat.S_IFIFO: "a named pipe",
@@ -26,3 +27,11 @@ def check_regular(path: str | os.PathLike[str]) -> None:
     kind = _OTHERS.get(stat.S_IFMT(os.stat(path).st_mode))
     if kind:
         raise ValueError(f"{path} must be a regular file, got {kind}")
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """Take ``~`` for the user's folder, and a name such as ``~x`` that is no user's as it is."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)

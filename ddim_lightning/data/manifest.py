@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import glob
-import io
 import itertools
-import json
 import os
 import re
-import reprlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ddim_lightning.data.files import check_regular
+from ddim_lightning.data.files import check_regular, expand
 from ddim_lightning.data.ids import RESULTS, check_id
 from ddim_lightning.data.listing import VIDEO_SUFFIXES, find_videos, has_frames, name_some
+from ddim_lightning.data.rows import SHORT, read_rows
 
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
 """What is read as a list of clips."""
-
-_SHORT = reprlib.Repr()
-"""Shows what was got instead, however long or deep it is."""
-_SHORT.maxstring = _SHORT.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -87,10 +80,10 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
         paths = [Path(video) for video in videos]
         if not paths:
             raise ValueError("videos must name at least one file, got an empty list")
-        return _assign_ids([replace(default, video=check_file(path, "video")) for path in paths])
-    path = _expand(videos)
+        return assign_ids([replace(default, video=check_file(path, "video")) for path in paths])
+    path = expand(videos)
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
-        return _assign_ids(read_manifest(path, default))
+        return assign_ids(read_manifest(path, default))
     left_out: list[Path] = []
     if path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
         paths, left_out = find_videos(path.iterdir())
@@ -107,7 +100,7 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
     if left_out:
         names = name_some(file.name + "/" * file.is_dir() for file in left_out)
         warnings.warn(f"videos: left out of {path}, being neither videos nor folders of frames: {names}", stacklevel=3)
-    return _assign_ids([replace(default, video=path) for path in paths])
+    return assign_ids([replace(default, video=path) for path in paths])
 
 
 def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
@@ -130,15 +123,11 @@ def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
         ValueError: If a row breaks a rule; the message names the column and the row (the header of a CSV is row 1, as
             in a spreadsheet; the rows of a JSONL are its lines).
     """
-    check_regular(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be UTF-8 text: {error.reason} at byte {error.start}") from error
-    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
-    requests = [_make_request(path, origin, row, default) for origin, row in rows]
-    if not requests:
-        raise ValueError(f"{path} must have at least one row")
+    requests = []
+    for origin, row in read_rows(path, _check_columns):
+        if path.suffix.lower() == ".csv" and "prompts" in row:
+            row["prompts"] = [prompt.strip() for prompt in row["prompts"].split("|")]
+        requests.append(_make_request(path, origin, row, default))
     return requests
 
 
@@ -153,7 +142,7 @@ def check_file(path: str | os.PathLike[str], what: str) -> Path:
         OSError: If it does not exist or is a folder without numbered images; always the exact subclass.
         ValueError: If it is a named pipe, a socket or a device.
     """
-    path = _expand(path)
+    path = expand(path)
     if not path.exists():
         raise FileNotFoundError(f"{what} {path} does not exist")
     if path.is_dir() and not has_frames(path):
@@ -173,60 +162,12 @@ def check_fps(fps: float) -> float:
     return fps
 
 
-def _expand(path: str | os.PathLike[str]) -> Path:
-    """Take ``~`` for the user's folder, and a name such as ``~x`` that is no user's as it is."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.reader(io.StringIO(text), strict=True)
-    try:
-        table = list(reader)
-    except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num}: must be CSV, got a mistake in it: {error}") from error
-    columns = [name.strip() for name in table[0]] if table else []
-    _check_columns(f"{path} row 1", columns)
-    for number, cells in enumerate(table[1:], start=2):
-        if not cells:
-            continue
-        if len(cells) != len(columns):
-            got = f"{len(cells)} (quote cells that contain commas)"
-            raise ValueError(f"{path} row {number}: must have {len(columns)} cells, got {got}")
-        row: dict[str, Any] = {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if cell.strip()}
-        if "prompts" in row:
-            row["prompts"] = [prompt.strip() for prompt in row["prompts"].split("|")]
-        yield f"{path} row {number}", row
-
-
-def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        origin = f"{path} row {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{origin}: must be one JSON object ({error.msg} at character {error.pos})") from error
-        except (RecursionError, ValueError) as error:  # ValueError: a number of more digits than Python reads
-            why = "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
-            raise ValueError(f"{origin}: must be one JSON object that can be read ({why})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{origin}: must be one JSON object, got {line.strip()[:80]}")
-        _check_columns(origin, list(row))
-        yield origin, {name: value for name, value in row.items() if value is not None}
-
-
 def _check_columns(origin: str, columns: list[str]) -> None:
     known = list(_PARSERS)
     for name in columns:
         if name not in known:
             nearest = "".join(f" (did you mean {one}?)" for one in difflib.get_close_matches(name, known, n=1))
-            raise ValueError(f"{origin}, column {_SHORT.repr(name)}: must be one of {', '.join(known)}{nearest}")
-        if columns.count(name) > 1:
-            raise ValueError(f"{origin}, column {name}: must appear once, got {columns.count(name)}")
+            raise ValueError(f"{origin}, column {SHORT.repr(name)}: must be one of {', '.join(known)}{nearest}")
     if "video" not in columns:
         raise ValueError(f"{origin}: must have the column video, got {', '.join(columns) or 'no column'}")
 
@@ -237,14 +178,14 @@ def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipReq
         try:
             values[name] = _PARSERS[name](value)
         except ValueError as error:
-            raise ValueError(f"{origin}, column {name}: {error}, got {_SHORT.repr(value)}") from None
+            raise ValueError(f"{origin}, column {name}: {error}, got {SHORT.repr(value)}") from None
     if "video" not in values:
         raise ValueError(f"{origin}, column video: must name a file, got nothing")
     for name in ("video", "mask", "first_frame"):
         if name not in values:
             continue
         try:
-            values[name] = check_file(path.parent / _expand(values[name]), name)
+            values[name] = check_file(path.parent / expand(values[name]), name)
         except (OSError, ValueError) as error:
             raise type(error)(f"{origin}, column {name}: {error}") from None
     return replace(default, **values)
@@ -302,8 +243,15 @@ _PARSERS: dict[str, Callable[[object], Any]] = {
 }
 
 
-def _assign_ids(requests: list[ClipRequest]) -> list[ClipRequest]:
-    """Give every clip an id; ids that differ in case only would meet in one folder on some file systems."""
+def assign_ids(requests: Sequence[ClipRequest]) -> list[ClipRequest]:
+    """Give every clip an id; ids that differ in case only would meet in one folder on some file systems.
+
+    Args:
+        requests: The clips; an id that is there stays, an empty one becomes the file's name, made safe and unique.
+
+    Raises:
+        ValueError: If two clips have one id.
+    """
     taken = {RESULTS: "the list of results"}
     for request in requests:
         key = request.id.casefold()

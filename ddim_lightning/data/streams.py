@@ -29,3 +29,12 @@ def get_progress(trainer: Any) -> tuple[int, int, int]:
     if trainer is None:
         return 0, 1, 0
     return trainer.global_rank, trainer.world_size, trainer.global_step * trainer.accumulate_grad_batches
+
+
+def get_batches_done(trainer: Any) -> int:
+    """Get how many batches of its current epoch this process has trained on.
+
+    Args:
+        trainer: A Lightning Trainer, or ``None`` outside of one.
+    """
+    return 0 if trainer is None else int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)

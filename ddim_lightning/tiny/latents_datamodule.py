@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ddim_lightning.data.streams import get_progress, make_generator
-from ddim_lightning.tiny.shapes import render, sample_scene
+from ddim_lightning.tiny.shapes import Scene, render, sample_scene
 
 
 class ShapesLatentsDataModule(LightningDataModule):
@@ -60,7 +60,8 @@ class ShapesLatentsDataModule(LightningDataModule):
         tensors = {}
         for split, count in (("train", self.scenes), ("val", self.val_scenes)):
             rank_zero_info(f"Encoding {count} scenes for {split}")
-            mean, std = encode_scenes(vae, self.seed, split, count, getattr(torch, self.dtype))
+            scenes = [sample_scene(make_generator(self.seed, split, i)) for i in range(count)]
+            mean, std = encode_scenes(vae, scenes, getattr(torch, self.dtype))
             tensors[f"{split}.mean"], tensors[f"{split}.std"] = mean, std
         self.cache.parent.mkdir(parents=True, exist_ok=True)
         tensors["scaling_factor"] = torch.tensor(vae.config.scaling_factor)
@@ -106,25 +107,20 @@ class ShapesLatentsDataModule(LightningDataModule):
 
 
 @torch.no_grad()
-def encode_scenes(
-    vae: AutoencoderKLCogVideoX, seed: int, split: str, count: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Encode the first scenes of a split.
+def encode_scenes(vae: AutoencoderKLCogVideoX, scenes: Sequence[Scene], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Encode scenes.
 
     Args:
         vae: The autoencoder; the scenes are encoded on its device.
-        seed: Of the scenes.
-        split: ``train`` or ``val``.
-        count: How many.
+        scenes: What is encoded.
         dtype: Of autocast.
 
     Returns:
-        Means and standard deviations of the posteriors, (count, f, c, h, w) float16 each, on the CPU, not scaled.
+        Means and standard deviations of the posteriors, (scenes, f, c, h, w) float16 each, on the CPU, not scaled.
     """
     means, stds = [], []
-    for first in range(0, count, 8):
-        scenes = [sample_scene(make_generator(seed, split, i)) for i in range(first, min(first + 8, count))]
-        frames = torch.stack([render(scene) for scene in scenes]).to(vae.device)
+    for first in range(0, len(scenes), 8):
+        frames = torch.stack([render(scene) for scene in scenes[first : first + 8]]).to(vae.device)
         with torch.autocast(vae.device.type, dtype, enabled=dtype != torch.float32):
             posterior = vae.encode(frames.transpose(1, 2).float() / 127.5 - 1).latent_dist
         means.append(posterior.mean.transpose(1, 2).half().cpu())
