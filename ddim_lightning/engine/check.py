@@ -106,10 +106,7 @@ def format_model(found: Mapping[str, Any]) -> str:
     lines.append(f"schedulers: sampling and inversion agree, made from a {schedulers['class']}")
     lines += [f"  corrected: {sentence}" for sentence in schedulers["corrected"]]
     videos, memory = found["videos"], found["memory"]
-    lines.append(
-        f"videos: {videos['num_frames']} frames of {videos['height']} x {videos['width']}, longer ones in windows; "
-        f"{videos['temporal']}k + 1 frames, sides in multiples of {videos['multiple']}"
-    )
+    lines.append(f"videos: {_format_limits(videos)}")
     size = f"{memory['num_frames']} frames of {memory['height']} x {memory['width']}, {memory['rows']} rows in an edit"
     lines.append(f"memory: peaks in GiB as predicted, not measured, for {size}, {memory['bytes_each']} bytes a value")
     stages = next(iter(memory["peak_gib"].values()))
@@ -117,6 +114,18 @@ def format_model(found: Mapping[str, Any]) -> str:
     for offload, peaks in memory["peak_gib"].items():
         lines.append(f"  {offload:<8}" + "".join(f"{peak:>9.2f}" for peak in peaks.values()))
     return "\n".join([*lines, f"tested: {found['tested']}"])
+
+
+def _format_limits(videos: Mapping[str, Any]) -> str:
+    """Say in one line which videos a model takes; see `VideoLimits`."""
+    lengths = "none longer" if videos["needs_image"] else "longer ones in windows"
+    sides = f"sides in multiples of {videos['multiple']}"
+    if videos["fixed"]:
+        lengths, sides = f"{lengths}, none shorter", "no other size"
+    elif videos["largest"] is not None:
+        sides = f"{sides}, {' x '.join(map(str, videos['largest']))} at most"
+    native = f"{videos['num_frames']} frames of {videos['height']} x {videos['width']}"
+    return f"{native}, {lengths}; {videos['temporal']}k + 1 frames, {sides}"
 
 
 def _name_form(transformer: Mapping[str, Any]) -> str:

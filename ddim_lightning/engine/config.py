@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -258,8 +259,8 @@ class Lora:
             raise ValueError(f"lora: the scale must be finite, got {self.scale}")
 
     @classmethod
-    def make(cls, spec: Lora | Mapping[str, Any] | str) -> Lora:
-        """Make one of ``FILE``, ``FILE:SCALE`` or a mapping of the fields.
+    def make(cls, spec: Lora | Mapping[str, Any] | PathLike[str] | str) -> Lora:
+        """Make one of ``FILE``, ``FILE:SCALE``, a path or a mapping of the fields.
 
         Raises:
             ValueError: Anything else.
@@ -268,17 +269,22 @@ class Lora:
             return spec
         if isinstance(spec, Mapping) and "file" in spec and set(spec) <= {"file", "scale"}:
             return cls(str(spec["file"]), float(spec.get("scale", 1.0)))
+        if isinstance(spec, PathLike):
+            return cls(fspath(spec))
         if isinstance(spec, str):
-            file, colon, scale = spec.rpartition(":")
+            file, colon, text = spec.rpartition(":")
+            scale = None
             with suppress(ValueError):
-                return cls(file, float(scale)) if colon and not Path(spec).exists() else cls(spec)
-            return cls(spec)
+                scale = float(text) if colon and not Path(spec).exists() else None
+            return cls(spec) if scale is None else cls(file, scale)
         raise ValueError(f"lora: must be FILE, FILE:SCALE or {{file, scale}}, got {spec!r}")
 
 
-def make_loras(specs: Sequence[Lora | Mapping[str, Any] | str] | str) -> tuple[Lora, ...]:
+def make_loras(
+    specs: Sequence[Lora | Mapping[str, Any] | PathLike[str] | str] | Lora | Mapping[str, Any] | PathLike[str] | str,
+) -> tuple[Lora, ...]:
     """Make LoRAs of what `Lora.make` takes, one or several."""
-    return tuple(map(Lora.make, [specs] if isinstance(specs, str) else specs))
+    return tuple(map(Lora.make, [specs] if isinstance(specs, Lora | Mapping | PathLike | str) else specs))
 
 
 def check_guidance_scale(scale: float) -> None:

@@ -15,7 +15,7 @@ from ddim_lightning.cli.main import main
 from ddim_lightning.engine.check import Model, describe_model, format_model
 from ddim_lightning.engine.config import Runtime, Source
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER
-from tests.random_tiny import write_random_tiny
+from tests.random_tiny import write_image_to_video, write_random_tiny
 
 COMMIT = "0" * 40
 
@@ -128,3 +128,10 @@ def test_the_command_takes_another_transformer(folder, tmp_path, capsys):
     assert "schedulers: sampling and inversion agree" in capsys.readouterr().out
     assert main(["check", str(folder), "--revision", "v1"]) == 1
     assert "revision: must be unset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["5B-I2V", "1.5-5B-I2V"])
+def test_a_model_that_takes_no_longer_clips_promises_no_windows(tmp_path, name):
+    told = format_model(look(write_image_to_video(tmp_path, name)))
+    assert "windows" not in told
+    assert "32 x 48" in told

@@ -5,12 +5,23 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ddim_lightning import DDIMInversionModule
 from ddim_lightning.cli.parser import make_parser
-from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Source, Training, check_options, make_options
+from ddim_lightning.engine.config import (
+    Lora,
+    Outputs,
+    Runtime,
+    Schedule,
+    Source,
+    Training,
+    check_options,
+    make_loras,
+    make_options,
+)
 from tests.modules import GROUPS
 
 
@@ -116,3 +127,20 @@ def test_what_trains_stays_whole_and_in_place(runtime, message):
     check_options(Runtime(**runtime), None)
     with pytest.raises(ValueError, match=message):
         check_options(Runtime(**runtime), Training())
+
+
+@pytest.mark.parametrize(
+    "spec", ["a/b:0.5", {"file": "a/b", "scale": 0.5}, [{"file": "a/b", "scale": 0.5}], Lora("a/b", 0.5)]
+)
+def test_one_lora_is_as_good_as_a_list_of_one(spec):
+    assert make_loras(spec) == (Lora("a/b", 0.5),)
+
+
+def test_a_lora_may_be_a_path():
+    assert make_loras(Path("a")) == make_loras([Path("a")]) == (Lora("a"),)
+
+
+@pytest.mark.parametrize("spec", [{"a": 0.5}, [("a", 0.5)], "a:nan", ["a:inf"]])
+def test_a_scale_that_would_be_lost_is_an_error(spec):
+    with pytest.raises(ValueError, match=r"^lora: .*(0\.5|nan|inf)"):
+        make_loras(spec)
