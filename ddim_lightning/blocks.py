@@ -80,6 +80,8 @@ class EncodeBlock(StageBlock):
 
     def run(self, components: Any, block_state: Any) -> None:  # noqa: D102
         engine, video = _load_module(components).engine, block_state.video
+        if not isinstance(video, Tensor):
+            raise TypeError(f"video: must be a tensor, as read_clip makes it of a file, got a {type(video).__name__}")
         frames = video[None] if video.ndim == 4 else video
         block_state.latents, block_state.image_latents = engine.encode(video), None
         block_state.num_frames = frames.shape[1]
@@ -150,6 +152,8 @@ class EditBlock(StageBlock):
 
     def run(self, components: Any, block_state: Any) -> None:  # noqa: D102
         inversion = block_state.inversion
+        if not isinstance(block_state.prompt, str):
+            raise TypeError(f"prompt: must be one text, for more run the block again, got {block_state.prompt!r}")
         schedule = Schedule(num_inference_steps=len(inversion.schedule))  # only so that the editor's options fit
         module = _load_module(
             components,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +77,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
 
     def __init__(
         self,
-        model: str = "tiny",
+        model: str | PathLike[str] = "tiny",
         *,
         source: Source = Source(),  # noqa: B008, frozen
         lora: Sequence[Lora | Mapping[str, Any] | str] | str = (),
@@ -91,7 +92,10 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.model = model
+        if not isinstance(model, str | PathLike):
+            rule = "must be a name or a folder; make a module of a loaded pipeline with from_pipeline"
+            raise TypeError(f"model: {rule}, got a {type(model).__name__}")
+        self.model = model = str(model)
         self.lora = make_loras(lora)
         self.inversion_prompt = inversion_prompt
         self.seed = seed
@@ -155,6 +159,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         trained = next(self.parameters(), None)
         if trained is not None and trained.device != self._engine.prompts.device:
             raise RuntimeError("engine: what trained is elsewhere since Trainer.fit ended; call load(device) again")
+        self._engine = self._follow_pipeline(self._engine)
         return self._engine
 
     @torch.inference_mode(False)  # weights that were made under inference mode could never train
@@ -220,7 +225,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         texts = ["", *filter(is_text, [self.inversion_prompt, *list_prompts()])]
         self.encode_prompts([text for text in texts if prompts.can_encode or prompts.is_known(text)])
         if "text_encoder" not in self._trained_parts:
-            prompts.release()
+            self.release_text_encoder()
 
     @override
     def on_predict_end(self) -> None:

@@ -141,3 +141,14 @@ def test_a_part_that_is_missing_is_named(parts, video):
 def test_options_out_of_range_are_named(parts, video, configs, inputs, name):
     with pytest.raises(ValueError, match=f"^{name}: "):
         compose(parts, **configs)(**({"video": video, "num_inference_steps": 2, **CALL} | inputs))
+
+
+def test_inputs_of_another_kind_are_named(parts, video):
+    encode = EncodeBlock().init_pipeline()
+    encode.update_components(**parts)
+    with pytest.raises(TypeError, match=r"^video: must be a tensor, .* got a str"):
+        encode(video="clip.mp4")
+    pipeline = SequentialPipelineBlocks.from_blocks_dict({"invert": InvertBlock, "edit": EditBlock}).init_pipeline()
+    pipeline.update_components(**parts)
+    with pytest.raises(TypeError, match=r"^prompt: must be one text, .*\['a', 'b'\]"):
+        pipeline(latents=torch.zeros(1, 2, 8, 4, 6), prompt=["a", "b"], num_inference_steps=2)

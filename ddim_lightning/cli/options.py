@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +89,7 @@ class Method:  # noqa: D101
     __doc__ = read_docstring("module.py", "DDIMInversionModule")
 
     model: str = "tiny"
-    lora: str | tuple[str, ...] = ()
+    lora: str | list[str] = field(default_factory=list)
     guidance_scale: float | None = None
     inversion_prompt: str | None = ""
     inverter: Part = None

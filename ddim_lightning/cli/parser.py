@@ -39,6 +39,7 @@ _GROUPS: dict[str, dict[type[Any], set[str]]] = {
     "check": {Model: set(), Source: set(), Runtime: _all_but(Runtime, "dtype", "require_rotary")},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
+_REPEATED = ("--prompt", "--lora")
 _SWITCHED = {"true", "false", "null", *typing.get_args(CompileMode)}  # what may follow a switch as its value
 _OWN = {"edit": "VIDEO --prompt TEXT --output DIR", "check": "MODEL"}  # what must be given, in the usage
 _ALIASES = {"--num-inference-steps": ["--steps"], "--accelerator": ["--device"]}
@@ -108,7 +109,7 @@ def read_options(verb: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:
-    """Spell ``--a_b`` with dashes, ``--fast`` and ``--no-fast`` as ``--fast=true`` and ``false``, prompts as a list."""
+    """Spell ``--a_b`` with dashes, ``--fast`` and ``--no-fast`` as ``--fast=true`` and ``false``, repeated ones as a list."""
     spelled: list[str] = []
     words = hide_words(words)
     for word, following in zip_longest(words, words[1:], fillvalue=""):
@@ -117,8 +118,8 @@ def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:
         name = flag.removeprefix("--").replace("-", "_")
         if not word.startswith("--"):
             spelled.append(word)
-        elif flag == "--prompt" and equals:
-            spelled.append(f"--prompt+={value}")
+        elif flag in _REPEATED:
+            spelled.append(f"{flag}+{equals}{value}")
         elif name in switches and not equals and following.lower() not in _SWITCHED:
             spelled.append(f"{flag}=true")
         elif name.startswith("no_") and name.removeprefix("no_") in switches:

@@ -26,6 +26,35 @@ from ddim_lightning.models.loading import Components, adopt_components
 _WEIGHTS = ("transformer", "vae", "text_encoder")
 
 
+class FollowedPipeline:
+    """A `FollowedPipeline` is a pipeline of diffusers whose parts may be replaced by whoever holds it.
+
+    Args:
+        pipeline: The pipeline, with the parts that a module has loaded.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self._known = {name: getattr(pipeline, name) for name in (*_WEIGHTS, "tokenizer", "scheduler")}
+
+    def has_other_scheduler(self) -> bool:
+        """Whether its scheduler was replaced.
+
+        Raises:
+            ValueError: If another part was replaced, with which the loaded module cannot go on.
+        """
+        replaced = [name for name, part in self._known.items() if getattr(self.pipeline, name) is not part]
+        if others := [name for name in replaced if name != "scheduler"]:
+            rule = "must stay in the pipeline of a loaded module; make a new module with from_pipeline"
+            raise ValueError(f"{others[0]}: {rule}, got another {type(getattr(self.pipeline, others[0])).__name__}")
+        return bool(replaced)
+
+    def put(self, name: str, part: Any) -> None:
+        """Put a part of the module into it, which is the known one from now on."""
+        setattr(self.pipeline, name, part)
+        self._known[name] = part
+
+
 class PartsAtHand:
     """A `PartsAtHand` is a module that hands out the parts of its loaded model; before that they raise RuntimeError."""
 
@@ -33,6 +62,7 @@ class PartsAtHand:
     schedule: Schedule
     _engine: InversionEngine | None
     _given: LoadedModel | None
+    _followed: FollowedPipeline | None = None
 
     @property
     @abstractmethod
@@ -73,7 +103,11 @@ class PartsAtHand:
             got = f"a {type(pipeline).__name__} without {', '.join(missing)}"
             raise ValueError(f"pipeline: must have {', '.join(names)}, got {got}")
         parts = {name: getattr(pipeline, name) for name in names}
-        return cls.from_components(**parts, model=pipeline.name_or_path or "loaded", **options)
+        if "model" in options:
+            raise ValueError(f"model: must be unset beside a pipeline, which is the model, got {options['model']!r}")
+        module = cls.from_components(**parts, model=pipeline.name_or_path or "loaded", **options)
+        module._followed = FollowedPipeline(pipeline)
+        return module
 
     @classmethod
     def from_components(
@@ -147,6 +181,8 @@ class PartsAtHand:
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
         self._engine = replace_scheduler(self.engine, scheduler, self.schedule)
+        if self._followed is not None:
+            self._followed.put("scheduler", scheduler)
 
     @property
     def inverse_scheduler(self) -> DDIMInverseScheduler:
@@ -173,6 +209,28 @@ class PartsAtHand:
         return kind(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
 
     @property
-    def pipeline(self) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
-        """What `to_pipeline` makes."""
-        return self.to_pipeline()
+    def pipeline(self) -> Any:
+        """The pipeline of diffusers over the loaded parts: the one that was brought, or one that is made once.
+
+        A scheduler that is put into it takes effect; other weights are refused when the engine is used next.
+        """
+        if self._followed is None:
+            self._followed = FollowedPipeline(self.to_pipeline())
+        if self._followed.pipeline.text_encoder is None:
+            self._followed.put("text_encoder", self.text_encoder)
+        return self._followed.pipeline
+
+    def release_text_encoder(self) -> None:
+        """Let go of the text encoder until it is needed again; one that was brought stays with its owner."""
+        self.engine.prompts.release()
+        if self._followed is not None and self._given is None:
+            self._followed.put("text_encoder", None)
+
+    def _follow_pipeline(self, engine: InversionEngine) -> InversionEngine:
+        """Return the engine with the scheduler that somebody put into the pipeline meanwhile."""
+        if self._followed is None or not self._followed.has_other_scheduler():
+            return engine
+        scheduler = self._followed.pipeline.scheduler
+        followed = replace_scheduler(engine, scheduler, self.schedule)
+        self._followed.put("scheduler", scheduler)
+        return followed

@@ -204,21 +204,23 @@ class InversionEngine:
         self.start_stage()
         prompt = self.inversion_prompt or "" if prompt is None else prompt
         generator = torch.Generator().manual_seed(seed)
-        return invert(
-            self.denoiser,
-            latents,
-            self.schedule,
-            self.inverter,
-            prompt=prompt,
-            image_latents=image_latents,
-            generator=generator,
-            callback=callback,
-        )
+        with _gradients_of(latents):
+            return invert(
+                self.denoiser,
+                latents,
+                self.schedule,
+                self.inverter,
+                prompt=prompt,
+                image_latents=image_latents,
+                generator=generator,
+                callback=callback,
+            )
 
     def reconstruct(self, inversion: Inversion, *, callback: StepCallback | None = None) -> Latents:
         """Come back from the noise; see `diffusion.sampling.reconstruct`."""
         self.start_stage()
-        return reconstruct(self.denoiser, inversion, callback=callback)
+        with _gradients_of(inversion.levels):
+            return reconstruct(self.denoiser, inversion, callback=callback)
 
     def edit(
         self, inversion: Inversion, request: EditRequest, *, seed: int = 0, callback: StepCallback | None = None
@@ -226,4 +228,10 @@ class InversionEngine:
         """Rebuild under a new prompt; see `diffusion.sampling.edit`."""
         self.start_stage()
         generator = torch.Generator().manual_seed(seed)
-        return edit(self.edit_denoiser, inversion, self.editor, request, generator=generator, callback=callback)
+        with _gradients_of(inversion.levels):
+            return edit(self.edit_denoiser, inversion, self.editor, request, generator=generator, callback=callback)
+
+
+def _gradients_of(latents: Latents) -> torch.set_grad_enabled:
+    """Keep gradients where the latents want them; for those of adapters a whole sampling would stay in memory."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and latents.requires_grad)

@@ -15,7 +15,8 @@ from ddim_lightning.models.source import find_lora
 PEFT_CONFIG = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 _PEFT_KEYS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias")
-_PARTS = (".lora_A.", ".lora_B.", ".lora.down.", ".lora.up.", ".alpha")
+_DOWN, _UP = (".lora_A.", ".lora.down."), (".lora_B.", ".lora.up.")
+_PARTS = (*_DOWN, *_UP, ".alpha")
 
 
 def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[str, float]]) -> None:
@@ -74,23 +75,32 @@ def _load(path: Path, transformer: CogVideoXTransformer3DModel, name: str) -> No
 
 
 def _check_keys(path: Path, transformer: CogVideoXTransformer3DModel) -> list[str]:
-    """Return the names of all tensors of a file; every one must belong to a layer of the transformer."""
+    """Return the names of all tensors of a file; every one must belong to a layer of the transformer, and fit it."""
     try:
         with safe_open(path, framework="pt") as file:
-            keys = sorted(file.keys())
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in sorted(file.keys())}
     except SafetensorError as error:
         raise ValueError(f"lora: {path} must be a safetensors file, which it is not or not whole: {error}") from error
-    layers = {name for name, _ in transformer.named_modules()}
-    for key in keys:
+    layers: dict[str, Any] = dict(transformer.named_modules())
+    halves: dict[str, set[bool]] = {}
+    for key, shape in shapes.items():
         name = key.removeprefix(_PEFT_PREFIX).removeprefix("transformer.")
         part = next((part for part in _PARTS if part in name), None)
         if part is None:
             raise ValueError(f"lora: {path} must hold plain LoRA (lora_A and lora_B) and nothing else, got {key!r}")
-        if name.partition(part)[0] not in layers:
+        name = name.partition(part)[0]
+        if name not in layers:
             raise ValueError(f"lora: {path} must be of this transformer, which has no layer for {key!r}")
-    if not keys:
+        if part in _DOWN or part in _UP:
+            halves.setdefault(name, set()).add(part in _DOWN)
+            wanted = getattr(layers[name], "in_features" if part in _DOWN else "out_features", None)
+            if len(shape) == 2 and wanted not in (None, shape[1 if part in _DOWN else 0]):
+                raise ValueError(f"lora: {path} must be of this transformer, whose {name} has {wanted}, got {shape}")
+    if not shapes:
         raise ValueError(f"lora: {path} must hold weights, got none")
-    return keys
+    if alone := [name for name, found in halves.items() if len(found) == 1]:
+        raise ValueError(f"lora: {path} must hold lora_A and lora_B of each layer, got one of them of {alone[0]}")
+    return list(shapes)
 
 
 def _read_peft(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

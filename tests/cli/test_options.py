@@ -156,3 +156,15 @@ def test_env_is_printed_for_people_and_for_machines(capsys):
     for name, version in report["versions"].items():
         assert f"{name:<16}{version or 'none'}" in shown
     assert report["platform"] in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        ([], []),
+        (["--lora", "a:0.8", "--lora=b"], ["a:0.8", "b"]),
+        (["--lora", '["a:0.8", "b"]'], ["a:0.8", "b"]),
+    ],
+)
+def test_every_lora_that_is_given_counts(words, files):
+    assert read_options("edit", [*EDIT, *words])["method"].lora == files

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from diffusers import (
@@ -11,10 +13,12 @@ from diffusers import (
     CogVideoXTransformer3DModel,
     DDIMInverseScheduler,
     DDIMScheduler,
+    EulerDiscreteScheduler,
 )
+from peft import LoraConfig
 from torch import nn
 
-from ddim_lightning import DDIM, Clip, DDIMInversionModule, KVInjection, Schedule
+from ddim_lightning import DDIM, Clip, DDIMInversionModule, EditRequest, KVInjection, Schedule
 from ddim_lightning.engine.config import Runtime
 from ddim_lightning.models.schedulers import make_noise_schedule
 from tests.network.test_adapters import TARGETS, write_lora
@@ -147,3 +151,52 @@ def test_plain_diffusers_reconstructs_from_our_noise(module):
     # Ours adds what DDIM lost on the way; without it both are one walk.
     assert inversion.residual is None
     torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_a_scheduler_that_is_put_into_the_pipeline_acts(brought, module, pipeline):
+    if brought:
+        module = DDIMInversionModule.from_pipeline(pipeline, schedule=STEPS)
+        module.load("cpu")
+        assert module.pipeline is pipeline
+    pipeline = module.pipeline
+    assert module.pipeline is pipeline
+    before = module.engine.invert(make_latents()).x_T
+    other = CogVideoXDDIMScheduler.from_config(pipeline.scheduler.config, snr_shift_scale=3.0)
+    pipeline.scheduler = other
+    after = module.engine.invert(make_latents()).x_T
+    assert (after - before).abs().max() > 1e-3
+    assert module.scheduler.config.snr_shift_scale == 3.0
+    pipeline.scheduler = EulerDiscreteScheduler()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="EulerDiscreteScheduler"):
+            _ = module.engine
+    pipeline.scheduler = other
+    assert torch.equal(module.engine.invert(make_latents()).x_T, after)
+    pipeline.transformer = copy.deepcopy(pipeline.transformer)
+    with pytest.raises(ValueError, match=r"^transformer: must stay .*CogVideoXTransformer3DModel"):
+        _ = module.engine
+
+
+def test_the_pipeline_holds_no_text_encoder_that_was_released(module):
+    pipeline = module.pipeline
+    module.release_text_encoder()
+    assert pipeline.text_encoder is None
+    assert module.pipeline is pipeline and pipeline.text_encoder is module.text_encoder
+
+
+def test_adapters_that_train_keep_nothing_of_a_stage(module):
+    module.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    assert any(weight.requires_grad for weight in module.transformer.parameters())
+    engine = module.engine
+    inversion = engine.invert(engine.encode(torch.zeros(5, 3, 16, 24, dtype=torch.uint8)))
+    for latents in (inversion.levels, engine.reconstruct(inversion), engine.edit(inversion, EditRequest("a"))):
+        assert not latents.requires_grad
+
+
+def test_a_pipeline_is_no_name(pipeline, tiny_model):
+    with pytest.raises(TypeError, match=r"^model: .*from_pipeline, got a CogVideoXPipeline"):
+        DDIMInversionModule(pipeline)
+    with pytest.raises(ValueError, match=r"^model: must be unset .* 'x'"):
+        DDIMInversionModule.from_pipeline(pipeline, model="x")
+    assert DDIMInversionModule(tiny_model).model == str(tiny_model)

@@ -82,7 +82,7 @@ def test_files_of_peft(tmp_path):
         ),
         (
             lambda file: save_file({k: v[..., :2].contiguous() for k, v in load_file(file).items()}, file),
-            "does not fit the transformer",
+            "must be of this transformer",
         ),
     ],
 )
@@ -97,7 +97,7 @@ def test_a_file_that_does_not_fit_leaves_nothing_of_the_others(folders):
     before = {name: weight.clone() for name, weight in transformer.state_dict().items()}
     file = folders[1] / FILE
     save_file({name: weight[..., :2].contiguous() for name, weight in load_file(file).items()}, file)
-    with pytest.raises(ValueError, match=r"^lora: .*does not fit"):
+    with pytest.raises(ValueError, match=r"^lora: .*must be of this transformer"):
         merge_loras(transformer, [(str(folder), 1.0) for folder in folders])
     after = transformer.state_dict()
     assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
@@ -154,3 +154,18 @@ def test_a_scale_follows_a_colon(spec, file, scale):
 def test_other_words_are_refused(spec):
     with pytest.raises(ValueError, match=r"^lora: "):
         Lora.make(spec)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: dict(list(state.items())[1:]), "must hold lora_A and lora_B of each layer"),
+        (lambda state: {key: torch.cat([one, one], dim=1) for key, one in state.items()}, "whose .* has 32, got"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_a_line(change, message, folders):
+    state = load_file(folders[0] / FILE)
+    save_file({key: one.contiguous() for key, one in change(state).items()}, folders[0] / FILE)
+    with pytest.raises(ValueError, match=rf"^lora: .*{message}") as caught:
+        merge_loras(make_variant(**VARIANTS["5B"]), [(str(folders[0]), 1.0)])
+    assert len(str(caught.value)) < 400
