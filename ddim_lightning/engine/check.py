@@ -106,8 +106,9 @@ def format_model(found: Mapping[str, Any]) -> str:
     lines.append(f"schedulers: sampling and inversion agree, made from a {schedulers['class']}")
     lines += [f"  corrected: {sentence}" for sentence in schedulers["corrected"]]
     videos, memory = found["videos"], found["memory"]
+    longer = "none longer" if videos["needs_image"] else "longer ones in windows"
     lines.append(
-        f"videos: {videos['num_frames']} frames of {videos['height']} x {videos['width']}, longer ones in windows; "
+        f"videos: {videos['num_frames']} frames of {videos['height']} x {videos['width']}, {longer}; "
         f"{videos['temporal']}k + 1 frames, sides in multiples of {videos['multiple']}"
     )
     size = f"{memory['num_frames']} frames of {memory['height']} x {memory['width']}, {memory['rows']} rows in an edit"

@@ -15,7 +15,7 @@ from ddim_lightning.cli.main import main
 from ddim_lightning.engine.check import Model, describe_model, format_model
 from ddim_lightning.engine.config import Runtime, Source
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER
-from tests.random_tiny import write_random_tiny
+from tests.random_tiny import write_image_to_video, write_random_tiny
 
 COMMIT = "0" * 40
 
@@ -85,6 +85,12 @@ def test_the_dtype_counts_and_a_size_that_does_not_fit_is_refused(folder):
     for clip, said in (({"num_frames": 8}, "num_frames"), ({"height": 63}, "height"), ({"width": 9}, "width")):
         with pytest.raises(ValueError, match=f"^{said} must be"):
             look(folder, **clip)
+
+
+def test_image_to_video_models_have_no_windows(folder, tmp_path):
+    other = write_image_to_video(tmp_path / "other")
+    said = [format_model(look(one)).partition("videos: ")[2].partition(";")[0] for one in (folder, other)]
+    assert [("windows" in one, "none longer" in one) for one in said] == [(True, False), (False, True)]
 
 
 def test_a_text_encoder_that_is_left_out(folder):
