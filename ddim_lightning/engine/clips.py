@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.data.manifest import check_fps
+from ddim_lightning.diffusion.padding import pad_front
 from ddim_lightning.engine.batch import check_clip, say_kind
 from ddim_lightning.engine.batch_forms import ID, KEYS, PROMPTS, TAKEN, VIDEO, Item
 from ddim_lightning.engine.clip_rules import check_latents
@@ -20,6 +21,7 @@ from ddim_lightning.models.vae import quantize
 from ddim_lightning.types import Clip, Frames, Latents, UnreadableClip
 
 _FROM_LATENTS = "latents: given without frames, so the source is what the VAE decodes of them"
+_NO_OPTIONS = {*KEYS, *Clip.__dataclass_fields__}  # the source of a clip is not that of a model
 _FINEST_FPS = 1001  # of 30000/1001, the rate that a float32 of 29.97 is meant to be
 
 
@@ -93,13 +95,14 @@ def _check_keys(values: Mapping[Any, Any], options: Collection[str]) -> None:
     for names in (VIDEO, PROMPTS):
         if all(_has(values, name) for name in names):
             raise ValueError(f"{names[0]}: must be unset beside {names[1]}, got both")
-    for key in values:
-        if key in options and key not in KEYS:
+    given = [key for key in values if _has(values, key)]
+    for key in given:
+        if key in options and key not in _NO_OPTIONS:
             raise TypeError(f"{key}: is an option of the module, not of a clip; got {values[key]!r}")
     name = _find(values, ID)
     if name is not None and _make_id(name, values[name]) is None:
         raise TypeError(f"{name}: must be text or an integer, got {say_kind(values[name])}")
-    unused = [str(key) for key in values if key not in KEYS or (key in ID and key != name)]
+    unused = [str(key) for key in given if key not in KEYS or (key in ID and key != name)]
     if unused:
         warnings.warn(f"batch: what a clip brings as {', '.join(unused)} has no effect", stacklevel=2)
 
@@ -134,12 +137,12 @@ def _read_first_frame(given: Any) -> Any:
 
 
 def _read_latents(given: Any, engine: InversionEngine) -> Latents:
-    """Return latents (1, f, c, h, w) float32."""
+    """Return latents (1, f, c, h, w) float32, padded as `InversionEngine.encode` pads them."""
     if not isinstance(given, Tensor):
         raise TypeError(f"latents: must be a Tensor, got {say_kind(given)}")
     latents: Tensor = given if given.dim() == 5 else given[None]
     check_latents(latents, engine.components)
-    return latents.float()
+    return pad_front(latents.float(), engine.components.limits.patch_frames)
 
 
 @torch.no_grad()

@@ -91,7 +91,8 @@ def test_what_will_not_do_is_named(values, error, said, engine):
 
 
 def test_what_has_no_effect_is_named(engine):
-    values = {"video": VIDEO, "index": 3, "id": "a", "path": "a.mp4", 5: None}
-    with pytest.warns(UserWarning, match="index, path, 5 has no effect") as told:
-        make_clip(Item("batch", values), engine)
+    """Where a clip comes from is no option of the module, though that has a source, too; None is a missing key."""
+    values = {"video": VIDEO, "index": 3, "id": "a", "path": "a.mp4", "source": "camera", 5: None, "lora": None}
+    with pytest.warns(UserWarning, match="index, path, source has no effect") as told:
+        make_clip(Item("batch", values), engine, options={"source", "lora"})
     assert len(told) == 1
