@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -163,8 +164,8 @@ def _read_mask(mask: Any) -> Any:
 
 
 def _read_number(name: str, value: Any) -> Any:
-    """Return the number in a tensor of one, as collation makes it, or what else there is."""
-    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    """Return a number as Python's own, or raise a TypeError."""
+    value = _take_item(value)
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
         raise TypeError(f"{name}: must be a number, got {say_kind(value)}")
     return value
@@ -172,10 +173,16 @@ def _read_number(name: str, value: Any) -> Any:
 
 def _make_id(key: str, value: Any) -> str | None:
     """Return the id that a value gives: itself, or of a path the name without its suffix."""
-    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    value = _take_item(value)
     if key == "path" and isinstance(value, str | Path):
         return Path(value).stem
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _take_item(value: Any) -> Any:
+    """Return what is in a tensor of one, as collation makes it, or in a scalar of a table's column; else the value."""
+    is_one = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1)
+    return value.item() if is_one else value
 
 
 def _find(values: Mapping[Any, Any], names: tuple[str, ...]) -> str | None:

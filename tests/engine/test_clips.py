@@ -6,6 +6,7 @@ import warnings
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,6 +89,12 @@ def test_ids(values, expected):
 def test_what_will_not_do_is_named(values, error, said, engine):
     with pytest.raises(error, match=f"^{said}"):
         make(engine, values, options={"guidance_scale", "seed"})
+
+
+def test_scalars_of_a_table_are_numbers(engine):
+    row = {"id": np.int64(7), "seed": np.int64(3), "fps": np.float32(12.5)}
+    clip = make(engine, {"video": VIDEO, **row})
+    assert (clip.id, clip.seed, clip.fps) == ("7", 3, Fraction(25, 2))
 
 
 def test_what_has_no_effect_is_named(engine):
