@@ -23,6 +23,7 @@ from ddim_lightning.models.schedulers import adopt_scheduler
 from ddim_lightning.models.vae import decode_latents, encode_video, quantize
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.runtime.autocast import without_autocast
 from ddim_lightning.types import EditRequest, Latents
 
 
@@ -112,7 +113,8 @@ class CogVideoXPipelineForDDIMInversion(CogVideoXPipeline):  # type: ignore[misc
         module.load(self._execution_device)
         engine = module.engine
         generator = torch.Generator(engine.device).manual_seed(seed)
-        latents = encode_video(self.vae, frames[None], generator)
+        with without_autocast(engine.device):
+            latents = encode_video(self.vae, frames[None], generator)
         noise = torch.empty_like(latents, dtype=self.vae.dtype).normal_(generator=generator).to(latents)
         engine.start_stage()
         denoiser = CogVideoXDenoiser(engine.network, engine.prompts)  # without windows, whatever the length
@@ -137,7 +139,9 @@ class CogVideoXPipelineForDDIMInversion(CogVideoXPipeline):  # type: ignore[misc
             video_path: The file; its folder is made.
             fps: Frames per second, > 0.
         """
-        write_video(video_path, quantize(decode_latents(self.vae, latents)[0]), Fraction(fps))
+        with without_autocast(self.vae.device):
+            video = quantize(decode_latents(self.vae, latents)[0])
+        write_video(video_path, video, Fraction(fps))
 
 
 def choose_frames(

@@ -232,6 +232,16 @@ def test_a_dtype_that_mixed_precision_does_not_change_says_so(tiny_model, sample
     assert "no effect" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_latents_of_a_clip_pass_half_precision(tiny_model, samples):
+    """Lightning rounds them to it before the module sees them."""
+    clip = make_clips(samples)[0]
+    clip.latents = encode(tiny_model, samples)[0][None]
+    (result,) = predict(make_module(tiny_model), Foreign(load([clip], batch_size=None)), precision="bf16-true")
+    assert (result.status, result.reason) == ("done", None)
+    assert result.clip.latents.dtype == torch.float32
+
+
 @pytest.mark.parametrize("forward", ["fused", "diffusers"])
 def test_autocast_of_ones_own_changes_nothing(forward, tiny_model, samples, wanted):
     module = make_module(tiny_model, forward=forward)

@@ -54,6 +54,16 @@ def test_the_seed_decides(pipeline, clip):
     assert not torch.allclose(first, other)
 
 
+def test_autocast_around_it_changes_nothing(pipeline, clip, tmp_path):
+    wanted = call(pipeline, clip, "no-guidance")
+    pipeline.export_latents_to_video(wanted.recon_latents[-1], str(tmp_path / "wanted.mp4"), fps=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = call(pipeline, clip, "no-guidance")
+        pipeline.export_latents_to_video(made.recon_latents[-1], str(tmp_path / "made.mp4"), fps=8)
+    assert torch.equal(made.recon_latents, wanted.recon_latents)
+    assert (tmp_path / "made.mp4").read_bytes() == (tmp_path / "wanted.mp4").read_bytes()
+
+
 def test_arguments_are_those_of_the_community_pipeline():
     names = [
         name for name in inspect.signature(CogVideoXPipelineForDDIMInversion.__call__).parameters if name != "self"

@@ -109,7 +109,7 @@ def read_options(verb: str, words: Sequence[str]) -> dict[str, Any]:
 
 
 def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:
-    """Spell ``--a_b`` with dashes, ``--fast`` and ``--no-fast`` as ``--fast=true`` and ``false``, repeated ones as a list."""
+    """Spell ``--a_b`` with dashes, switches as ``--fast=true`` and ``--fast=false``, flags that repeat as lists."""
     spelled: list[str] = []
     words = hide_words(words)
     for word, following in zip_longest(words, words[1:], fillvalue=""):

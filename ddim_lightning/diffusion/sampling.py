@@ -1,6 +1,7 @@
 """All sampling loops of the package are here: inversion, reconstruction, edits, and sampling from noise.
 
-Each clip of a batch comes out as alone, but for methods that draw random numbers: they draw for the whole batch.
+Each clip of a batch comes out as alone, but for methods that draw random numbers, which draw for the whole batch, and
+`FixedPoint`, which goes on until every clip is within its tolerance.
 Gradients pass through every step, as far as the denoiser lets them.
 """
 

@@ -96,7 +96,11 @@ def _count(value: object) -> int | None:
 
 
 def _count_by_key(batch: Mapping[Any, Any]) -> dict[str, int | None]:
-    return {key: _count(batch[key]) for key in (*VIDEO, "latents") if batch.get(key) is not None}
+    """Count the clips by key; beside the frames of one clip the 1 in front of its latents is no batch axis."""
+    counts = {key: _count(batch[key]) for key in (*VIDEO, "latents") if batch.get(key) is not None}
+    if counts.get("latents") == 1 and any(counts.get(key, 0) is None for key in VIDEO):
+        counts["latents"] = None
+    return counts
 
 
 def _split_mapping(batch: Mapping[Any, Any]) -> list[dict[Any, Any]]:

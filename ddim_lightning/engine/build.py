@@ -290,7 +290,8 @@ def _place_loaded(model: LoadedModel, runtime: Runtime, device: torch.device, on
     """Move a loaded model to where it will work, and check what was asked for against what it is."""
     parts, found = model.parts, str(model.parts.transformer.dtype).removeprefix("torch.")
     if runtime.dtype not in ("auto", found):
-        raise ValueError(f"dtype: must be auto, or {found} as the loaded model is, got {runtime.dtype!r}")
+        rule = f"must be auto, or {found} as the loaded model is, also by a Trainer's precision"
+        raise ValueError(f"dtype: {rule}, got {runtime.dtype!r}")
     if runtime.prompt_cache is not None:
         raise ValueError(f"prompt_cache: must be unset for a model without files, got {runtime.prompt_cache!r}")
     for name in ("transformer", "vae"):

@@ -323,9 +323,13 @@ class ClipJob:
 
 
 def _move_to_host(clip: Clip) -> Clip:
-    """Return a clip whose tensors are on the CPU, from where they come to the device a few frames at a time."""
-    tensors = {name: getattr(clip, name) for name in ("frames", "mask", "first_frame", "latents")}
-    return replace(clip, **{name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None})
+    """Return a clip whose tensors are on the CPU, from where they come to the device a few frames at a time.
+
+    Latents are made float32 again: a Trainer in half precision rounds those that a data module yields.
+    """
+    tensors = {name: getattr(clip, name) for name in ("frames", "mask", "first_frame")}
+    moved = {name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}
+    return replace(clip, **moved, latents=None if clip.latents is None else clip.latents.cpu().float())
 
 
 def _keep_levels(levels: list[Latents], tick: Tick) -> StepCallback:

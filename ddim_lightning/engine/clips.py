@@ -8,10 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ddim_lightning.data.manifest import check_fps
+from ddim_lightning.diffusion.padding import pad_front
 from ddim_lightning.engine.batch import check_clip, say_kind
 from ddim_lightning.engine.batch_forms import ID, KEYS, PROMPTS, TAKEN, VIDEO, Item
 from ddim_lightning.engine.clip_rules import check_latents
@@ -20,6 +22,7 @@ from ddim_lightning.models.vae import quantize
 from ddim_lightning.types import Clip, Frames, Latents, UnreadableClip
 
 _FROM_LATENTS = "latents: given without frames, so the source is what the VAE decodes of them"
+_NO_OPTIONS = {*KEYS, *Clip.__dataclass_fields__}  # the source of a clip is not that of a model
 _FINEST_FPS = 1001  # of 30000/1001, the rate that a float32 of 29.97 is meant to be
 
 
@@ -93,13 +96,14 @@ def _check_keys(values: Mapping[Any, Any], options: Collection[str]) -> None:
     for names in (VIDEO, PROMPTS):
         if all(_has(values, name) for name in names):
             raise ValueError(f"{names[0]}: must be unset beside {names[1]}, got both")
-    for key in values:
-        if key in options and key not in KEYS:
+    given = [key for key in values if _has(values, key)]
+    for key in given:
+        if key in options and key not in _NO_OPTIONS:
             raise TypeError(f"{key}: is an option of the module, not of a clip; got {values[key]!r}")
     name = _find(values, ID)
     if name is not None and _make_id(name, values[name]) is None:
         raise TypeError(f"{name}: must be text or an integer, got {say_kind(values[name])}")
-    unused = [str(key) for key in values if key not in KEYS or (key in ID and key != name)]
+    unused = [str(key) for key in given if key not in KEYS or (key in ID and key != name)]
     if unused:
         warnings.warn(f"batch: what a clip brings as {', '.join(unused)} has no effect", stacklevel=2)
 
@@ -134,12 +138,12 @@ def _read_first_frame(given: Any) -> Any:
 
 
 def _read_latents(given: Any, engine: InversionEngine) -> Latents:
-    """Return latents (1, f, c, h, w) float32."""
+    """Return latents (1, f, c, h, w) float32, padded as `InversionEngine.encode` pads them."""
     if not isinstance(given, Tensor):
         raise TypeError(f"latents: must be a Tensor, got {say_kind(given)}")
     latents: Tensor = given if given.dim() == 5 else given[None]
     check_latents(latents, engine.components)
-    return latents.float()
+    return pad_front(latents.float(), engine.components.limits.patch_frames)
 
 
 @torch.no_grad()
@@ -160,8 +164,8 @@ def _read_mask(mask: Any) -> Any:
 
 
 def _read_number(name: str, value: Any) -> Any:
-    """Return the number in a tensor of one, as collation makes it, or what else there is."""
-    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    """Return a number as Python's own, or raise a TypeError."""
+    value = _take_item(value)
     if isinstance(value, bool) or not isinstance(value, int | float | Fraction):
         raise TypeError(f"{name}: must be a number, got {say_kind(value)}")
     return value
@@ -169,10 +173,16 @@ def _read_number(name: str, value: Any) -> Any:
 
 def _make_id(key: str, value: Any) -> str | None:
     """Return the id that a value gives: itself, or of a path the name without its suffix."""
-    value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    value = _take_item(value)
     if key == "path" and isinstance(value, str | Path):
         return Path(value).stem
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+
+def _take_item(value: Any) -> Any:
+    """Return what is in a tensor of one, as collation makes it, or in a scalar of a table's column; else the value."""
+    is_one = isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1)
+    return value.item() if is_one else value
 
 
 def _find(values: Mapping[Any, Any], names: tuple[str, ...]) -> str | None:

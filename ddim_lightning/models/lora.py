@@ -17,6 +17,7 @@ _PEFT_PREFIX = "base_model.model."
 _PEFT_KEYS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_rslora", "lora_bias")
 _DOWN, _UP = (".lora_A.", ".lora.down."), (".lora_B.", ".lora.up.")
 _PARTS = (*_DOWN, *_UP, ".alpha")
+_MERGED = "_ddim_lightning_merged"  # of a transformer: files that are in its weights; a deep copy has it, too
 
 
 def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[str, float]]) -> None:
@@ -29,7 +30,8 @@ def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[
     Raises:
         ImportError: peft is not installed.
         OSError: A file is missing.
-        ValueError: A file that is no LoRA of this transformer, or a transformer that has adapters already.
+        ValueError: A file that is no LoRA of this transformer, or a transformer that has adapters already, or LoRAs in
+            its weights, which would act more strongly with every module that is made of it.
 
     Source: Hu et al. 2021, "LoRA", arXiv:2106.09685.
     """
@@ -44,12 +46,16 @@ def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[
             f"must be empty for a transformer with adapters of its own ({', '.join(own)}), which merging would remove"
         )
         raise ValueError(f"lora: {rule}; load the file beside them, got {loras[0][0]!r}")
+    if before := getattr(transformer, _MERGED, ()):
+        rule = f"must be empty for a transformer that has {', '.join(before)} in its weights already; load it anew"
+        raise ValueError(f"lora: {rule}, got {', '.join(file for file, _ in loras)}")
     names = [f"lora_{k}" for k in range(len(loras))]
     try:
         for name, (file, _) in zip(names, loras, strict=True):
             _load(find_lora(file), transformer, name)
         transformer.set_adapters(names, [scale for _, scale in loras])
         transformer.fuse_lora(adapter_names=names)
+        setattr(transformer, _MERGED, tuple(file for file, _ in loras))
     finally:
         transformer.unload_lora()  # they are in the weights now, or one of them does not fit and none shall stay
         transformer.requires_grad_(False)

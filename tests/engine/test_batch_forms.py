@@ -76,6 +76,8 @@ def test_columns_of_another_length_are_refused(fields, name):
     [
         (Clip("a", VIDEO), True, 1),
         ({"video": VIDEO}, True, 1),
+        ({"video": VIDEO, "latents": torch.zeros(1, 2, 8, 4, 6)}, True, 1),
+        ({"video": VIDEO[None], "latents": torch.zeros(1, 2, 8, 4, 6)}, False, 1),
         ((VIDEO, "a"), True, 1),
         ((VIDEO, ["a", "b"]), True, 1),
         (VIDEO[None], False, 1),

@@ -87,6 +87,12 @@ def test_the_dtype_counts_and_a_size_that_does_not_fit_is_refused(folder):
             look(folder, **clip)
 
 
+def test_image_to_video_models_have_no_windows(folder, tmp_path):
+    other = write_image_to_video(tmp_path / "other")
+    said = [format_model(look(one)).partition("videos: ")[2].partition(";")[0] for one in (folder, other)]
+    assert [("windows" in one, "none longer" in one) for one in said] == [(True, False), (False, True)]
+
+
 def test_a_text_encoder_that_is_left_out(folder):
     shutil.rmtree(folder / "text_encoder")
     found = look(folder)

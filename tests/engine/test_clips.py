@@ -6,6 +6,7 @@ import warnings
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,8 +98,15 @@ def test_what_will_not_do_is_named(values, error, said, engine):
         make(engine, values, options={"guidance_scale", "seed"})
 
 
+def test_scalars_of_a_table_are_numbers(engine):
+    row = {"id": np.int64(7), "seed": np.int64(3), "fps": np.float32(12.5)}
+    clip = make(engine, {"video": VIDEO, **row})
+    assert (clip.id, clip.seed, clip.fps) == ("7", 3, Fraction(25, 2))
+
+
 def test_what_has_no_effect_is_named(engine):
-    values = {"video": VIDEO, "index": 3, "id": "a", "path": "a.mp4", 5: None}
-    with pytest.warns(UserWarning, match="index, path, 5 has no effect") as told:
-        make_clip(Item("batch", values), engine)
+    """Where a clip comes from is no option of the module, though that has a source, too; None is a missing key."""
+    values = {"video": VIDEO, "index": 3, "id": "a", "path": "a.mp4", "source": "camera", 5: None, "lora": None}
+    with pytest.warns(UserWarning, match="index, path, source has no effect") as told:
+        make_clip(Item("batch", values), engine, options={"source", "lora"})
     assert len(told) == 1

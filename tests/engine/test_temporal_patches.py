@@ -169,3 +169,17 @@ def test_lora_compiled_blocks_and_graphs_agree_with_the_eager_model(folder, tmp_
     size = make_row_size(module.components, 9, 16, 24)
     export_network(module.engine, tmp_path / "graphs", "torch-export", size=size, guidance_scale=1.0)
     torch.testing.assert_close(invert(exported=str(tmp_path / "graphs")), plain, rtol=0, atol=1e-4)
+
+
+def test_latents_that_are_not_padded_yet_are_padded(folder):
+    """Whoever encodes with the VAE alone has as many latent frames as it makes."""
+    module, frames = load(folder, num_inference_steps=2, reconstruct=False, on_error="raise"), make_frames(9)
+    padded = module.engine.encode(frames)
+    results = [
+        module.predict_step({"video": frames, "latents": latents, "prompt": "a red circle", "id": "clip"}, 0)
+        for latents in (padded, padded[0, 1:])
+    ]
+    assert (padded.shape[1], len(padded[0, 1:])) == (4, 3)
+    assert torch.equal(*(result.edits[0].latents for result in results))
+    bare = module.predict_step({"latents": padded[0, 1:], "num_frames": 9, "id": "clip"}, 0)
+    assert torch.equal(bare.clip.frames, results[0].vae_round_trip)

@@ -63,7 +63,7 @@ def test_files_of_peft(tmp_path):
     assert relative_error(run_diffusers(transformer, *make_rows(2), 500), wanted) <= 1e-5
     (tmp_path / "adapter_config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"^lora: .*adapter_config\.json beside it"):
-        merge_loras(transformer, [(str(tmp_path / "adapter_model.safetensors"), 1.0)])
+        merge_loras(make_variant(**VARIANTS["5B"]), [(str(tmp_path / "adapter_model.safetensors"), 1.0)])
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,17 @@ def test_adapters_that_are_there_are_kept(folders):
     with pytest.raises(ValueError, match=r"^lora: .*style.* got .*1'"):
         merge_loras(transformer, [(str(folders[1]), 1.0)])
     assert list(transformer.peft_config) == ["style"]
+
+
+def test_weights_with_lora_take_no_other(folders):
+    """A second module of one pipeline would have the file twice."""
+    transformer = make_variant(**VARIANTS["5B"])
+    merge_loras(transformer, [(str(folders[0]), 0.5)])
+    before = run_diffusers(transformer, *make_rows(2), 500)
+    for again in (transformer, copy.deepcopy(transformer)):
+        with pytest.raises(ValueError, match=rf"^lora: .*{folders[0]} in its weights already.*got {folders[1]}"):
+            merge_loras(again, [(str(folders[1]), 1.0)])
+        assert torch.equal(run_diffusers(again, *make_rows(2), 500), before)
 
 
 def test_a_module_takes_files_with_their_scales(tiny_model, tmp_path):
