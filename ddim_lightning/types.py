@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+# Part of the contract, too: whoever wants a record of it finds all of them here.
+from ddim_lightning.limits import VideoLimits, count_latent_frames  # noqa: F401
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
     from torch import Tensor
