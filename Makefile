@@ -16,11 +16,11 @@ PIP := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip ins
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 WORKERS ?= 2
 
-.PHONY: install develop demo test fuzz lint types layers mutations docs clean help
+.PHONY: install develop demo test test-benchmarks fuzz lint types layers mutations docs clean help
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
-	@echo "and: make install | develop | fuzz | lint | types | layers | mutations | docs | clean"
+	@echo "and: make install | develop | test-benchmarks | fuzz | lint | types | layers | mutations | docs | clean"
 
 install: $(INSTALLED)
 
@@ -49,6 +49,10 @@ demo: install
 test: develop
 	@echo "left out of the coverage, CUDA branches only: $$(grep -rn 'pragma: no cover - cuda' --include='*.py' ddim_lightning | wc -l) places"
 	$(TEST) -n $(WORKERS) --cov --cov-report=term
+
+# Benchmarks at work, in few steps on small models; the others stand among the tests.
+test-benchmarks: develop
+	$(TEST) -n $(WORKERS) -m "benchmark and not slow" tests/benchmarks
 
 # New manifests, configs and command lines, a thousand of each; the default tests try a few that stay the same.
 fuzz: develop

@@ -12,6 +12,20 @@ from PIL import Image
 
 from benchmarks import environment, loading
 
+_AT_WORK = (
+    *("ablation", "edit_quality", "end_to_end", "flops", "forward_passes", "inversion_error", "kernels", "layer_scan"),
+    *("memory", "scaling", "step_latency", "tiny_model", "versus_reference"),
+)
+"""Benchmarks whose tests run them."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run a benchmark."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.stem.removeprefix("test_") in _AT_WORK:
+            item.add_marker(pytest.mark.benchmark)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_machine() -> Iterator[None]:

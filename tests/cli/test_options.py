@@ -43,7 +43,9 @@ def test_options_of_the_module_and_the_data_module_are_theirs(kind, face):
     taken = inspect.signature(face).parameters
     actions = {action.dest: action for action in make_parser("edit")._actions}
     for field in dataclasses.fields(kind):
-        assert field.default == taken[field.name].default
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else tuple(made())
+        assert default == taken[field.name].default
         assert actions[field.name].help, field.name
 
 
