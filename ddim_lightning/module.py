@@ -176,6 +176,8 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
                 raise ValueError("token: must be unset for a model that is loaded already, got one")
             self._engine.to(device)
             return
+        if self._trained_parts and self.video_limits.needs_image:
+            raise ValueError("training: needs a text-to-video model, got an image-to-video model")
         self._engine = build_engine(
             self._given or self.model,
             self.inverter,

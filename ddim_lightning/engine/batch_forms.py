@@ -61,7 +61,7 @@ def split_batch(batch: Any, name: str) -> list[Item]:
         name: Of what brings no id: ``name`` where it is one clip, ``name-clip-3`` in a batch of several.
 
     Returns:
-        Its clips in order; what cannot be taken apart is one item with an error.
+        Its clips in order; what cannot be taken apart is one item with an error, or one for each name that it has.
     """
     if _is_pair(batch):
         batch = {"video": batch[0], "prompts": batch[1]}
@@ -74,7 +74,7 @@ def split_batch(batch: Any, name: str) -> list[Item]:
     try:
         split = _split_mapping(batch if isinstance(batch, Mapping) else {"video": batch})
     except (TypeError, ValueError) as error:
-        return [Item(name, error)]
+        return [Item(one, error) for one in _list_names(batch) or [name]]
     return [Item(f"{name}-clip-{k}", one) for k, one in enumerate(split)]
 
 
@@ -101,6 +101,14 @@ def _count_by_key(batch: Mapping[Any, Any]) -> dict[str, int | None]:
     if counts.get("latents") == 1 and any(counts.get(key, 0) is None for key in VIDEO):
         counts["latents"] = None
     return counts
+
+
+def _list_names(batch: object) -> list[str]:
+    """List the names of the clips in a collated mapping; none where it does not say them."""
+    key = next((key for key in ID if batch.get(key) is not None), None) if isinstance(batch, Mapping) else None
+    names = batch[key] if key is not None and isinstance(batch, Mapping) else ()
+    names = names if isinstance(names, list | tuple) else ()
+    return [Path(name).stem if key == "path" else str(name) for name in names]
 
 
 def _split_mapping(batch: Mapping[Any, Any]) -> list[dict[Any, Any]]:

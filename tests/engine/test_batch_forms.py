@@ -92,3 +92,14 @@ def test_a_list_or_a_batch_axis_is_several_clips(batch, one, count):
     items = split_batch(batch, "batch")
     assert (is_one_clip(batch), len(items)) == (one, count)
     assert len({item.name for item in items}) == count
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [({"name": ["a", "b"]}, ["a", "b"]), ({"path": ["x/a.mp4", "b.mp4"]}, ["a", "b"]), ({}, ["batch"])],
+)
+def test_what_cannot_be_taken_apart_is_told_of_each_clip_that_has_a_name(names, expected):
+    batch = {"video": VIDEO.expand(2, *VIDEO.shape), "prompts": [("a", "b"), ("c", "d")], **names}
+    items = split_batch(batch, "batch")
+    assert [item.name for item in items] == expected
+    assert all("two ways" in str(item.value) for item in items)

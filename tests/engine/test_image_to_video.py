@@ -8,7 +8,7 @@ from diffusers import CogVideoXImageToVideoPipeline
 
 from ddim_lightning import BDIA, DDIM, Clip, DDIMInversionModule, Denoise, DirectInversion, FlowEdit, KVInjection
 from ddim_lightning.engine.clip_job import ClipJob
-from ddim_lightning.engine.config import Outputs, Schedule
+from ddim_lightning.engine.config import Outputs, Schedule, Training
 from ddim_lightning.engine.export import export_network, make_row_size
 from ddim_lightning.engine.trajectory import make_fingerprint, write_trajectory
 from ddim_lightning.types import Branch
@@ -121,6 +121,13 @@ def test_a_module_hands_over_such_a_pipeline(pipeline):
     module.load("cpu")
     assert type(module.to_pipeline()) is CogVideoXImageToVideoPipeline
     assert module.to_pipeline().transformer is pipeline.transformer
+
+
+def test_such_a_model_is_not_trained(folders):
+    module = DDIMInversionModule(str(folders["5B-I2V"]), training=Training())
+    with pytest.raises(ValueError, match=r"^training: needs a text-to-video model"):
+        module.load("cpu")
+    assert module._engine is None
 
 
 @pytest.mark.parametrize(
