@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("ddim_lightning", "tests", "setup.cfg")
+COPIED = ("ddim_lightning", "tests", "benchmarks", "setup.cfg")
 
 
 @dataclass(frozen=True)
@@ -473,7 +473,7 @@ def copy_tree(target: Path) -> None:
     """Copy what the tests need."""
     for name in COPIED:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         else:
             shutil.copy(ROOT / name, target)
 
