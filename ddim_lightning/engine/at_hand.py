@@ -43,10 +43,12 @@ class FollowedPipeline:
         Raises:
             ValueError: If another part was replaced, with which the loaded module cannot go on.
         """
-        replaced = [name for name, part in self._known.items() if getattr(self.pipeline, name) is not part]
+        # A part that its owner has let go of is no other part.
+        found = {name: getattr(self.pipeline, name) for name in self._known}
+        replaced = [name for name, part in found.items() if part is not None and part is not self._known[name]]
         if others := [name for name in replaced if name != "scheduler"]:
             rule = "must stay in the pipeline of a loaded module; make a new module with from_pipeline"
-            raise ValueError(f"{others[0]}: {rule}, got another {type(getattr(self.pipeline, others[0])).__name__}")
+            raise ValueError(f"{others[0]}: {rule}, got another {type(found[others[0]]).__name__}")
         return bool(replaced)
 
     def put(self, name: str, part: Any) -> None:
@@ -201,12 +203,16 @@ class PartsAtHand:
         Raises:
             ValueError: An option of the runtime that does not keep all of the model on the device.
         """
+        self._check_whole()
+        kind = CogVideoXImageToVideoPipeline if self.components.limits.needs_image else CogVideoXPipeline
+        return kind(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
+
+    def _check_whole(self) -> None:
+        """Raise a ValueError for an option of the runtime that does not keep all of the model on the device."""
         if self.runtime.offload != "none":
             raise ValueError(f"offload: must be none for a pipeline, which moves none, got {self.runtime.offload!r}")
         if self.runtime.exported is not None:
             raise ValueError(f"exported: must be unset for a pipeline, which runs none, got {self.runtime.exported!r}")
-        kind = CogVideoXImageToVideoPipeline if self.components.limits.needs_image else CogVideoXPipeline
-        return kind(self.tokenizer, self.text_encoder, self.vae, self.transformer, self.scheduler)
 
     @property
     def pipeline(self) -> Any:
@@ -214,9 +220,10 @@ class PartsAtHand:
 
         A scheduler that is put into it takes effect; other weights are refused when the engine is used next.
         """
+        self._check_whole()
         if self._followed is None:
             self._followed = FollowedPipeline(self.to_pipeline())
-        if self._followed.pipeline.text_encoder is None:
+        if self._followed.pipeline.text_encoder is None and self._given is None:
             self._followed.put("text_encoder", self.text_encoder)
         return self._followed.pipeline
 

@@ -200,3 +200,17 @@ def test_a_pipeline_is_no_name(pipeline, tiny_model):
     with pytest.raises(ValueError, match=r"^model: must be unset .* 'x'"):
         DDIMInversionModule.from_pipeline(pipeline, model="x")
     assert DDIMInversionModule(tiny_model).model == str(tiny_model)
+
+
+def test_a_pipeline_that_lets_go_of_its_text_encoder_stays_as_it_is(pipeline):
+    module = DDIMInversionModule.from_pipeline(pipeline, schedule=STEPS)
+    module.load("cpu")
+    pipeline.text_encoder = None
+    assert module.engine.invert(make_latents()).x_T.isfinite().all()
+    assert module.pipeline.text_encoder is None
+
+
+def test_a_brought_pipeline_is_not_handed_out_with_weights_on_the_host(pipeline):
+    module = DDIMInversionModule.from_pipeline(pipeline, runtime=Runtime(offload="model"))
+    with pytest.raises(ValueError, match=r"^offload: must be none"):
+        _ = module.pipeline
