@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLCogVideoX
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from ddim_lightning.data.streams import get_progress, make_generator
-from ddim_lightning.tiny.latents_datamodule import encode_scenes
+from ddim_lightning.tiny.scene_latents import EndlessBatches, SceneLatents, write_scenes
 from ddim_lightning.tiny.shapes import Scene, sample_edit, sample_scene
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -27,6 +22,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "direction": ("direction",),
 }
 """The edits of a scene by name, and the words that they change."""
+_GROUP = 1 + len(KINDS)
+"""Scenes of a group: one, and its edits."""
 
 
 def sample_group(generator: torch.Generator) -> list[Scene]:
@@ -102,31 +99,22 @@ class ShapesPairs(LightningDataModule):
         if self.cache.is_file():
             return
         device = self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
-        vae = AutoencoderKLCogVideoX.from_pretrained(self.vae, use_safetensors=True).to(device).eval()
-        tensors = {"scaling_factor": torch.tensor(vae.config.scaling_factor), "seed": torch.tensor(self.seed)}
-        for split, count in (("train", self.groups), ("val", self.val_groups)):
-            rank_zero_info(f"Encoding {count} groups of scenes for {split}")
-            scenes = [scene for index in range(count) for scene in self.list_scenes(split, index)]
-            mean, std = encode_scenes(vae, scenes, getattr(torch, self.dtype))
-            for name, part in (("mean", mean), ("std", std)):
-                tensors[f"{split}.{name}"] = part.unflatten(0, (count, -1))
-        self.cache.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.cache.with_suffix(".part")
-        save_file(tensors, draft)
-        draft.rename(self.cache)
+        counts = {"train": self.groups, "val": self.val_groups}
+        splits = {
+            split: [scene for index in range(count) for scene in self.list_scenes(split, index)]
+            for split, count in counts.items()
+        }
+        write_scenes(self.cache, self.vae, splits, seed=self.seed, dtype=self.dtype, device=device)
 
     def setup(self, stage: str) -> None:
         """Read the cache."""
-        self._tensors = load_file(self.cache)
-        found = tuple(len(self._tensors[f"{split}.mean"]) for split in ("train", "val")), int(self._tensors["seed"])
-        if found != ((self.groups, self.val_groups), self.seed):
-            wanted = (self.groups, self.val_groups), self.seed
-            raise ValueError(f"cache must hold (groups, val_groups), seed of {wanted}, got {found} in {self.cache}")
+        counts = {"train": _GROUP * self.groups, "val": _GROUP * self.val_groups}
+        self._latents = SceneLatents(self.cache, counts, self.seed)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Endless random batches, sharded over ranks; a resumed run goes on with the batch it would have come to."""
         rank, world, done = get_progress(self.trainer)
-        return DataLoader(_PairStream(self, done * world + rank, world), batch_size=None)
+        return DataLoader(EndlessBatches(self.make_train_batch, done * world + rank, world), batch_size=None)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """The scenes of validation with all their edits, by the means of their posteriors: the same every time."""
@@ -174,11 +162,7 @@ class ShapesPairs(LightningDataModule):
         return batch.make()
 
     def _load(self, split: str, group: int, place: int, generator: torch.Generator | None = None) -> Tensor:
-        latents = self._tensors[f"{split}.mean"][group, place].float()
-        if generator is not None:
-            std = self._tensors[f"{split}.std"][group, place].float()
-            latents = latents + std * torch.randn(latents.shape, generator=generator)
-        return latents * self._tensors["scaling_factor"]
+        return self._latents.draw(split, _GROUP * group + place, generator)
 
 
 class _PairBatch:
@@ -204,12 +188,3 @@ class _PairBatch:
             "source_prompts": [prompt for _, prompt in self.sources],
             "target_prompts": [prompt for _, prompt in self.targets],
         }
-
-
-class _PairStream(IterableDataset[dict[str, Any]]):
-    def __init__(self, data: ShapesPairs, start: int, stride: int) -> None:
-        self.data, self.start, self.stride = data, start, stride
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for index in itertools.count(self.start, self.stride):
-            yield self.data.make_train_batch(index)
