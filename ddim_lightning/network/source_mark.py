@@ -1,0 +1,49 @@
+"""A learned vector tells a source that is read from a video that is edited."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from torch import Tensor, nn
+
+_NAME = "source_mark"  # of the transformer's child
+
+
+class SourceMark(nn.Module):
+    """A `SourceMark` is added to the video tokens of a clean source, whose keys and values an edit attends to.
+
+    Both are rows of one model, and both show a video; an adapter that was trained on pairs of them learns the mark
+    along. Zero marks nothing.
+
+    Args:
+        width: Of a token.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Mark video tokens (..., width)."""
+        return video + self.weight.to(video.dtype)
+
+
+def find_mark(transformer: CogVideoXTransformer3DModel) -> SourceMark | None:
+    """Return the mark that belongs to a transformer, ``None`` where it has none."""
+    mark = getattr(transformer, _NAME, None)
+    return mark if isinstance(mark, SourceMark) else None
+
+
+def add_mark(transformer: CogVideoXTransformer3DModel) -> SourceMark:
+    """Give a transformer a mark of zero, or return the one it has."""
+    mark = find_mark(transformer)
+    if mark is None:
+        weight = transformer.proj_out.weight
+        mark = SourceMark(weight.shape[1]).to(weight.device)
+        transformer.add_module(_NAME, mark)
+    return mark
+
+
+def remove_mark(transformer: CogVideoXTransformer3DModel) -> None:
+    """Make a transformer one that never had a mark."""
+    transformer._modules.pop(_NAME, None)
