@@ -94,9 +94,7 @@ def find_unread(engine: InversionEngine) -> list[str]:
     if not isinstance(network, OverModel):
         return []
     if editor.context_nfe and network.mark is None:
-        rule = (
-            "reads a source, which this model was not trained to do; load an adapter that was, or take another"
-        )
+        rule = "reads a source, which this model was not trained to do; load an adapter that was, or take another"
         return [f"editor: {type(editor).__name__} {rule}"]
     if not editor.context_nfe and network.context != "device":
         return [f"context: has no effect with {type(editor).__name__}, which holds no keys and values"]
