@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ddim_lightning.diffusion.editors.base import Editor, EditState, apply_mask, get_source_prompt
+from ddim_lightning.diffusion.editors.base import Editor, EditState, get_source_prompt
 from ddim_lightning.diffusion.editors.starts import make_start
 from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.inverters.base import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.steps import add_noise, denoise_step
-from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Step
+from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Needs, Step
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class InContextEdit(Editor):
     def make_context(self, inversion: Inversion, request: EditRequest) -> Branch:
         """Return the clean source under its own prompt, at its own timestep."""
         prompt = get_source_prompt(request, inversion)
-        return Branch(inversion.levels[-1], prompt, timestep=self.source_timestep)
+        return Branch(inversion.clean, prompt, timestep=self.source_timestep)
 
     @property
     def context_nfe(self) -> int:  # noqa: D102
@@ -65,7 +66,7 @@ class InContextEdit(Editor):
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        first, clean = self.get_first_step(len(inversion.schedule)), inversion.levels[-1]
+        first, clean = self.get_first_step(len(inversion.schedule)), inversion.clean
         latents = make_start("inverted" if first else "random", inversion, first, generator, order=1)
         angle = inversion.schedule.angles[first]
         noise = (latents - math.cos(angle) * clean) / math.sin(angle)
@@ -84,13 +85,14 @@ class InContextEdit(Editor):
     def update(  # noqa: D102
         self, state: EditState, velocities: Sequence[Latents | None], step: Step, inversion: Inversion
     ) -> EditState:
-        clean, last = inversion.levels[-1], step.i == len(inversion.schedule) - 1
+        clean, last = inversion.clean, step.i == len(inversion.schedule) - 1
         assert state.noise is not None
         outside = clean if last else add_noise(clean, state.noise, step.angle_next)
 
         def move(latents: Latents, velocity: Latents | None) -> Latents:
             assert velocity is not None
-            return apply_mask(state, denoise_step(latents, velocity, step), outside).latents
+            moved, mask = denoise_step(latents, velocity, step), state.request.mask
+            return moved if mask is None else outside + mask * (moved - outside)
 
         latents = move(state.latents, velocities[0])
         if state.copy is None:
@@ -104,3 +106,7 @@ class InContextEdit(Editor):
     def count_nfe(self, request: EditRequest, schedule: NoiseSchedule, together: int = 1) -> int:  # noqa: D102
         branches = 1 if self.identity_residual == 0.0 else 2
         return self.context_nfe + together * branches * sum(self.count_target_nfe(request, schedule))
+
+    def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
+        """Return ``clean``, unless the edit starts on the trajectory or a mask is made from velocities."""
+        return "levels" if self.get_first_step(len(schedule)) or self.finds_mask(request) else "clean"
