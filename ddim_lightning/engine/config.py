@@ -14,6 +14,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from ddim_lightning.engine.training_options import Training
 from ddim_lightning.models.source import Source
 
 __all__ = [
@@ -203,40 +204,6 @@ class Outputs:
 
     def __post_init__(self) -> None:
         _check_choice("on_error", self.on_error, ("skip", "raise"))
-
-
-@dataclass(frozen=True)
-class Training:
-    """The `Training` says what of the model trains under `Trainer.fit`, and how.
-
-    Args:
-        parts: ``transformer``, ``text_encoder`` or both; whatever is not named stays frozen and out of checkpoints.
-        caption_dropout: Chance, 0 .. 1, that a caption is replaced by the empty one, which guidance needs.
-        optimizer: ``adamw``, or ``muon``: Muon for the matrices inside the transformer's blocks and AdamW for the
-            rest, which learns more from a step when a model trains from scratch.
-        learning_rate: Peak of the learning rate.
-        betas: Moments of AdamW.
-        weight_decay: Weight decay of the optimizer.
-        warmup_steps: Steps of linear warm-up.
-
-    Raises:
-        ValueError: A part that cannot train, an optimizer that is not known, or a chance out of range.
-    """
-
-    parts: tuple[str, ...] = ("transformer",)
-    caption_dropout: float = 0.1
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-
-    def __post_init__(self) -> None:
-        if not self.parts or set(self.parts) - {"transformer", "text_encoder"}:
-            raise ValueError(f"training.parts: must be of transformer, text_encoder, got {self.parts}")
-        if not 0.0 <= self.caption_dropout <= 1.0:
-            raise ValueError(f"training.caption_dropout: must lie in 0 .. 1, got {self.caption_dropout}")
-        _check_choice("training.optimizer", self.optimizer, ("adamw", "muon"))
 
 
 @dataclass(frozen=True)

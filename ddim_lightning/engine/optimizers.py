@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,3 +78,21 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
         parameter: The parameter.
     """
     return parameter.ndim == 2 and "transformer_blocks" in name and ".norm" not in name
+
+
+def find_optimizer(path: str) -> Callable[..., Optimizer]:
+    """Import an optimizer class by its dotted path, such as ``bitsandbytes.optim.AdamW8bit``.
+
+    Raises:
+        ValueError: No such class, or one that is no optimizer.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"training.optimizer: {path} cannot be imported ({error}); install it, or take adamw"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise ValueError(f"training.optimizer: must be a subclass of torch.optim.Optimizer, got {path}")
+    return found

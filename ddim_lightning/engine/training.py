@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from ddim_lightning.diffusion.objectives import Objective, Samples, TrainingLevels, Velocity, compute_losses
 from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.engine.optimizers import MuonAdamW, is_block_matrix
+from ddim_lightning.engine.optimizers import MuonAdamW, find_optimizer, is_block_matrix
 from ddim_lightning.network.predictor import TransformerPredictor
 from ddim_lightning.types import Latents
 
@@ -72,6 +72,42 @@ def compute_objectives(
     return compute_losses(objectives, predict, samples, levels, generator, caption_dropout)
 
 
+def make_samples(batch: Mapping[str, Any], encode: Callable[[Tensor], Latents]) -> Samples:
+    """Take the clips or pairs out of a batch.
+
+    Args:
+        batch: Of clips: ``latents`` (b, f, c, h, w), clean and scaled, or ``frames`` (b, f, c, h, w) uint8; and
+            ``prompts``, a caption each. Of pairs: ``target``, ``source`` (or ``target_frames``, ``source_frames``),
+            ``target_prompts``, and where they are known ``source_prompts`` and ``reads``, the source of each target.
+        encode: Frames to latents.
+
+    Raises:
+        ValueError: A batch that lacks one of them.
+    """
+
+    def take(latents: str, frames: str) -> Latents:
+        if latents in batch:
+            return cast(Tensor, batch[latents]).float()
+        if frames in batch:
+            return encode(batch[frames])
+        raise ValueError(f"batch: must hold {latents} or {frames}, got {', '.join(map(str, batch))}")
+
+    pairs = any(name in batch for name in ("target", "target_frames"))
+    prompts = "target_prompts" if pairs else "prompts"
+    if prompts not in batch:
+        raise ValueError(f"batch: must hold {prompts}, got {', '.join(map(str, batch))}")
+    if not pairs:
+        return Samples(take("latents", "frames"), batch["prompts"])
+    sources = tuple(int(source) for source in batch.get("reads", ()))
+    return Samples(
+        take("target", "target_frames"),
+        batch["target_prompts"],
+        take("source", "source_frames"),
+        batch.get("source_prompts", ()),
+        sources,
+    )
+
+
 def make_optimizer(parameters: Iterable[tuple[str, Tensor]], num_steps: int, options: Training) -> dict[str, Any]:
     """Make an optimizer with linear warm-up and one cosine over the whole training.
 
@@ -84,7 +120,7 @@ def make_optimizer(parameters: Iterable[tuple[str, Tensor]], num_steps: int, opt
         What `LightningModule.configure_optimizers` returns.
 
     Raises:
-        ValueError: Muon without a matrix to train.
+        ValueError: Muon without a matrix to train, or an optimizer that cannot be found.
     """
     named = list(parameters)
     rate, betas, decay = options.learning_rate, options.betas, options.weight_decay
@@ -97,8 +133,8 @@ def make_optimizer(parameters: Iterable[tuple[str, Tensor]], num_steps: int, opt
             raise ValueError(f"training.optimizer: muon needs weight matrices of transformer blocks, got only {names}")
         made = MuonAdamW(matrices, others, learning_rate=rate, betas=betas, weight_decay=decay)
     else:
-        every = [parameter for _, parameter in named]
-        made = torch.optim.AdamW(every, lr=rate, betas=betas, weight_decay=decay)
+        kind = torch.optim.AdamW if options.optimizer == "adamw" else find_optimizer(options.optimizer)
+        made = kind([parameter for _, parameter in named], lr=rate, betas=betas, weight_decay=decay)
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / max(options.warmup_steps, 1))

@@ -1,0 +1,122 @@
+"""The half of the Lightning face that trains: what trains, what becomes small, and the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ddim_lightning.diffusion.objectives import Objective
+from ddim_lightning.engine.clip_job import make_clip_seed
+from ddim_lightning.engine.config import Training
+from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.parts import make_part
+from ddim_lightning.engine.training import compute_objectives, make_optimizer, make_samples
+from ddim_lightning.models.lora_layers import add_lora, check_lora
+from ddim_lightning.network.source_mark import add_mark
+
+_OBJECTIVES = "ddim_lightning.diffusion.objectives"
+
+
+class TrainingModule(LightningModule):
+    """A `TrainingModule` trains parts of a loaded model toward objectives."""
+
+    training_options: Training | None
+    seed: int
+
+    @property
+    def engine(self) -> InversionEngine:
+        """The loaded model and what it does."""
+        raise NotImplementedError
+
+    def make_objectives(self) -> list[Objective]:
+        """Make what `Training.objectives` names; nothing where nothing trains."""
+        named = () if self.training_options is None else self.training_options.objectives
+        return [make_part(one, Objective, _OBJECTIVES, "training.objectives") for one in named]
+
+    def check_lora(self, config: Mapping[str, Any]) -> None:
+        """Raise a ValueError where the LoRA that is to train does not fit a transformer of a config."""
+        options = self._get_training()
+        check_lora(config, rank=options.rank, targets=options.targets)
+
+    @override
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of a batch, the weighted sum of the objectives.
+
+        Args:
+            batch: Clips or pairs, see `make_samples`; frames are encoded by the frozen VAE.
+            batch_idx: Which of the batches that make a step.
+        """
+        # The draw depends on the step and the rank alone: a resumed run draws what an unbroken one would.
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        draw = f"{self.global_step}/{part}/{self.global_rank}"
+        return self._compute_loss(batch, draw, self._get_training().caption_dropout, "train/loss")
+
+    @override
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log the loss of a batch at levels and noise that are the same every time."""
+        self._compute_loss(batch, f"validation/{batch_idx}/{self.global_rank}", 0.0, "val/loss")
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer of what trains, with linear warm-up and one cosine over the whole training."""
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        optimizer = make_optimizer(self.named_parameters(), num_steps, self._get_training())
+        return cast(OptimizerLRScheduler, optimizer)
+
+    @override
+    def on_fit_end(self) -> None:
+        """Drop the embeddings of a text encoder that has changed."""
+        self.engine.prompts.clear_cache()
+
+    @property
+    def _trained_parts(self) -> tuple[str, ...]:
+        return () if self.training_options is None else self.training_options.parts
+
+    def _get_training(self) -> Training:
+        if self.training_options is None:
+            raise ValueError("training: must say what trains before fit, got None")
+        return self.training_options
+
+    def _place_trained(self, engine: InversionEngine, *, full_precision: bool) -> None:
+        """Make submodules of the parts that train: so they are in checkpoints, and are what Lightning moves.
+
+        Args:
+            engine: The loaded model.
+            full_precision: Make them float32, for in bfloat16 most updates of an optimizer would round away;
+                ``precision="bf16-mixed"`` computes in it.
+        """
+        for name in self._trained_parts:
+            # The properties of these names give the same.
+            self._modules[name] = self._take_part(name, engine, full_precision)
+        if self._trained_parts and self._get_training().gradient_checkpointing:
+            engine.components.transformer.enable_gradient_checkpointing()
+
+    def _take_part(self, name: str, engine: InversionEngine, full_precision: bool) -> nn.Module:
+        if name != "lora":
+            part: nn.Module = engine.prompts.load() if name == "text_encoder" else engine.components.transformer
+            return (part.float() if full_precision else part).requires_grad_(True)
+        transformer, options = engine.components.transformer, self._get_training()
+        layers = add_lora(transformer, rank=options.rank, alpha=options.alpha, targets=options.targets, seed=self.seed)
+        if any(objective.reads_sources for objective in self.objectives):
+            layers.place("source_mark", add_mark(transformer))
+        return layers.float() if full_precision else layers
+
+    def _compute_loss(self, batch: Mapping[str, Any], draw: str, caption_dropout: float, name: str) -> Tensor:
+        samples = make_samples(batch, self._encode_batch)
+        generator = torch.Generator().manual_seed(make_clip_seed(self.seed, draw))
+        loss, parts = compute_objectives(self.engine, self.objectives, samples, generator, caption_dropout)
+        self.log(name, loss, prog_bar=True, batch_size=len(samples.latents), sync_dist=True)
+        if len(parts) > 1:
+            named = {f"{name}/{one}": value for one, value in parts.items()}
+            self.log_dict(named, batch_size=len(samples.latents), sync_dist=True)
+        return loss
+
+    @torch.no_grad()
+    def _encode_batch(self, frames: Tensor) -> Tensor:
+        return self.engine.encode(frames)
