@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -27,6 +27,7 @@ class TrainingModule(LightningModule):
     """A `TrainingModule` trains parts of a loaded model toward objectives."""
 
     training_options: Training | None
+    objectives: Sequence[Objective]
     seed: int
 
     @property
@@ -37,7 +38,8 @@ class TrainingModule(LightningModule):
     def make_objectives(self) -> list[Objective]:
         """Make what `Training.objectives` names; nothing where nothing trains."""
         named = () if self.training_options is None else self.training_options.objectives
-        return [make_part(one, Objective, _OBJECTIVES, "training.objectives") for one in named]
+        kind: Any = Objective
+        return [make_part(one, kind, _OBJECTIVES, "training.objectives") for one in named]
 
     def check_lora(self, config: Mapping[str, Any]) -> None:
         """Raise a ValueError where the LoRA that is to train does not fit a transformer of a config."""

@@ -6,8 +6,11 @@ Nothing heavy is imported here, so that the command line can say what it takes b
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from ddim_lightning.engine.parts import describe_part
 
 _PARTS = ("transformer", "text_encoder", "lora")
 
@@ -23,8 +26,8 @@ class Training:
         rank: Of the LoRA, >= 1.
         alpha: Of the LoRA, > 0: its changes are scaled by alpha / rank. ``null`` is the rank.
         targets: Linear layers of the transformer that get a LoRA, by the ends of their names.
-        objectives: What becomes small, added up by weight: each a class name of `ddim_lightning.diffusion.objectives`,
-            the class path of your own, or ``{class_path, init_args}``.
+        objectives: What becomes small, added up by weight: each an `Objective`, a class name of
+            `ddim_lightning.diffusion.objectives`, the class path of your own, or ``{class_path, init_args}``.
         caption_dropout: Chance, 0 .. 1, that a caption is replaced by the empty one, which guidance needs.
         gradient_checkpointing: Compute the transformer's blocks a second time in the backward pass instead of keeping
             what they computed: a third more work, a fraction of the memory.
@@ -44,7 +47,7 @@ class Training:
     rank: int = 32
     alpha: float | None = None
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-    objectives: tuple[str | dict[str, Any], ...] = ("Velocity",)
+    objectives: tuple[Any, ...] = ("Velocity",)
     caption_dropout: float = 0.1
     gradient_checkpointing: bool = False
     optimizer: Literal["adamw", "muon"] | str = "adamw"
@@ -66,6 +69,9 @@ class Training:
             raise ValueError("training.targets: must name at least one layer, got none")
         if not self.objectives:
             raise ValueError("training.objectives: must be at least one, got none")
+        # Checkpoints and configs hold them as plain mappings.
+        plain = (one if isinstance(one, str | Mapping) else describe_part(one) for one in self.objectives)
+        object.__setattr__(self, "objectives", tuple(plain))
         if not 0.0 <= self.caption_dropout <= 1.0:
             raise ValueError(f"training.caption_dropout: must lie in 0 .. 1, got {self.caption_dropout}")
         if self.optimizer not in ("adamw", "muon") and "." not in self.optimizer:

@@ -106,8 +106,13 @@ def test_a_field_that_is_not_there_is_refused_with_those_that_are(value):
             {"compile": "reduce-overhead", "offload": "model"},
             "offload: .* must be none with compile=reduce-overhead, got 'model'",
         ),
-        (Training, {"parts": ()}, "training.parts: must be of transformer, text_encoder"),
-        (Training, {"optimizer": "sgd"}, "training.optimizer: must be one of adamw, muon, got 'sgd'"),
+        (Training, {"parts": ()}, "training.parts: must be of transformer, text_encoder, lora"),
+        (Training, {"optimizer": "sgd"}, "training.optimizer: must be .* of a class, got 'sgd'"),
+        (Training, {"parts": ("lora", "transformer")}, "training.parts: must be of transformer and lora only one"),
+        (Training, {"rank": 0}, "training.rank: must be an integer of at least 1, got 0"),
+        (Training, {"alpha": 0.0}, "training.alpha: must be > 0 and finite, got 0"),
+        (Training, {"targets": ()}, "training.targets: must name at least one layer"),
+        (Training, {"objectives": ()}, "training.objectives: must be at least one"),
     ],
 )
 def test_a_rule_names_the_option_and_its_value(kind, options, message):
