@@ -90,9 +90,8 @@ def find_optimizer(path: str) -> Callable[..., Optimizer]:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"training.optimizer: {path} cannot be imported ({error}); install it, or take adamw"
-        ) from error
+        rule = "must be an optimizer that is installed, or adamw or muon"
+        raise ValueError(f"training.optimizer: {rule}, got {path!r} ({error})") from error
     if not (isinstance(found, type) and issubclass(found, Optimizer)):
         raise ValueError(f"training.optimizer: must be a subclass of torch.optim.Optimizer, got {path}")
     return found
