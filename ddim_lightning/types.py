@@ -29,6 +29,8 @@ KVScale: TypeAlias = "Float[Tensor, 'layers']"
 """How much a branch attends to the keys and values of its source, 0 .. 1 for each layer; lies on the CPU."""
 
 Stage = Literal["encode", "invert", "reconstruct", "edit", "decode"]
+Needs = Literal["nothing", "clean", "levels"]
+"""What an edit reads of an inversion: at most the shape of its latents, the clean latents too, or all there is."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,8 @@ class ClipResult:
         trajectory: `Inversion.to_dict()` on the CPU when it is to be saved, else ``None``.
         fingerprint: What the result depends on; a later run finds by it what is finished.
         metrics: ``{"vae": {"psnr": dB, "ssim": ..}, "reconstruction": {"psnr": .., "psnr_vs_vae": .., ..}}``.
-        diagnosis: What the inversion looks like, and what is off; JSON-ready (see `metrics.diagnosis`).
+        diagnosis: What the inversion looks like, and what is off; JSON-ready (see `metrics.diagnosis`). Empty where
+            none was made.
         seconds: Wall time by stage.
         nfe: Number of function evaluations by stage: latents under one embedding through the transformer; each window
             of a long clip counts.

@@ -92,7 +92,11 @@ def reconstruct(denoiser: Denoiser, inversion: Inversion, *, callback: StepCallb
 
     Returns:
         (b, f, c, h, w) clean latents.
+
+    Raises:
+        ValueError: One of the clean latents alone.
     """
+    inversion.check_made("a reconstruction")
     velocity_fn, state = make_velocity_fn(denoiser, inversion.prompt, inversion.image_latents), inversion.state
     for step in inversion.schedule:
         state = inversion.inverter.denoise_step(velocity_fn, state, inversion.schedule, step.i)
@@ -114,7 +118,8 @@ def edit(
 
     Args:
         denoiser: The model that inverted.
-        inversion: The source video's inversion; one serves many requests.
+        inversion: The source video's inversion; one serves many requests. `Inversion.of_clean` will do where the editor
+            needs no more.
         editor: How the new prompt meets the trajectory.
         request: The new prompt and its guidance.
         generator: Source of the random numbers of an editor that draws any.
@@ -124,7 +129,8 @@ def edit(
         (b, f, c, h, w) clean latents.
 
     Raises:
-        ValueError: An option of the editor that does not fit the model, the schedule or the request.
+        ValueError: An option of the editor that does not fit the model, the schedule or the request, or an inversion
+            that was not made where the editor needs it.
     """
     tick = None if callback is None else (lambda step, latents: callback(step, latents[0]))
     (latents,) = edit_together(denoiser, inversion, editor, [request], generators=[generator], callback=tick)
@@ -157,14 +163,16 @@ def edit_together(
         (b, f, c, h, w) clean latents, one a request.
 
     Raises:
-        ValueError: An option of the editor that does not fit the model, the schedule or a request.
+        ValueError: See `edit`.
     """
     editor.check(denoiser.num_layers, len(inversion.schedule))
+    if any(editor.needs(request, inversion.schedule, inversion.inverter) == "levels" for request in requests):
+        inversion.check_made(f"an edit by {type(editor).__name__} with these options")
     if editor.velocity_mask is not None:
         requests = [
-            request
-            if request.mask is not None
-            else replace(request, mask=find_mask(denoiser, inversion, request, editor.velocity_mask))
+            replace(request, mask=find_mask(denoiser, inversion, request, editor.velocity_mask))
+            if editor.finds_mask(request)
+            else request
             for request in requests
         ]
     pairs = zip(requests, generators, strict=True)

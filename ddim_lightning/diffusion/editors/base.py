@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 
 from ddim_lightning.diffusion.editors.places import Place, Range, check_fits, check_range, find_place, pick
 from ddim_lightning.diffusion.guidance import SCHEDULES
 from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.inverters.base import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
-from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Step
+from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Needs, Step
 
 _FEW = 4
 """Evaluated steps, below which an edit that skips some is a poor one."""
@@ -67,6 +68,12 @@ class Editor(ABC):
     guidance_steps: Range = (0, None)
     negative: Literal["request", "source"] = "request"
     velocity_mask: float | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Have a class that does not say itself what it needs need everything: it may read more than its parent."""
+        super().__init_subclass__(**options)
+        if "needs" not in vars(cls):
+            cls.needs = Editor.needs  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         check_range("first_step", (self.first_step, None))
@@ -149,6 +156,26 @@ class Editor(ABC):
             schedule: The noise schedule.
             together: Requests that differ in their prompt alone and share each network pass; the NFE are those of all.
         """
+
+    def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
+        """Return what an edit reads of an inversion, beside its schedule, its prompt and its image.
+
+        Where it is not ``levels``, a run makes no inversion for it, and the edit is given `Inversion.of_clean`. A class
+        that reads less than everything says so itself; what its parent says does not count.
+
+        Args:
+            request: What is asked for; of its mask it counts whether there is one.
+            schedule: The noise schedule.
+            inverter: Whose steps the edit takes.
+
+        Returns:
+            ``nothing`` but the shape of its latents, the ``clean`` latents, or its ``levels`` and all else.
+        """
+        return "levels"
+
+    def finds_mask(self, request: EditRequest) -> bool:
+        """Return whether a mask is made from velocities at some levels, which a mask of the request spares."""
+        return self.velocity_mask is not None and request.mask is None
 
     def carry(self, state: EditState, step: Step, inversion: Inversion) -> EditState:
         """Return the state at level ``i + 1`` at a step where the network is not evaluated.
@@ -238,10 +265,16 @@ def extrapolate(carried: Sequence[tuple[float, Latents]], angle: float) -> Laten
     return last + (angle - last_angle) / (last_angle - before_angle) * (last - found)
 
 
-def apply_mask(state: EditState, latents: Latents, outside: Latents) -> EditState:
-    """Return the state with new latents, and with others outside the request's mask if it has one."""
+def apply_mask(state: EditState, latents: Latents, inversion: Inversion, i: int) -> EditState:
+    """Return the state with new latents, and with the source's of level ``i`` outside the request's mask if it has one.
+
+    Without a mask no level is read.
+    """
     mask = state.request.mask
-    return replace(state, latents=latents if mask is None else outside + mask * (latents - outside))
+    if mask is None:
+        return replace(state, latents=latents)
+    outside = inversion.levels[i]
+    return replace(state, latents=outside + mask * (latents - outside))
 
 
 def get_source_prompt(request: EditRequest, inversion: Inversion) -> str:
