@@ -28,6 +28,9 @@ Video: TypeAlias = "Float[Tensor, 'b f c h w']"
 KVScale: TypeAlias = "Float[Tensor, 'layers']"
 """How much a branch attends to the keys and values of its source, 0 .. 1 for each layer; lies on the CPU."""
 
+Context: TypeAlias = tuple[Any, ...]
+"""What a model keeps of a branch that it evaluated once, for every window of a long clip; opaque to all others."""
+
 Stage = Literal["encode", "invert", "reconstruct", "edit", "decode"]
 Needs = Literal["nothing", "clean", "levels"]
 """What an edit reads of an inversion: at most the shape of its latents, the clean latents too, or all there is."""
@@ -66,6 +69,9 @@ class Branch:
             equal latents.
         image_latents: (b, f, c, h, w), what an image-to-video model is shown beside the latents; ``None`` for a
             text-to-video model.
+        timestep: Training timestep the network is told of a branch that is held; ``None`` is that of the step.
+        context: What `Denoiser.hold` made of another branch, whose keys and values this one also attends to, in every
+            layer.
     """
 
     latents: Latents
@@ -76,6 +82,8 @@ class Branch:
     needs_velocity: bool = True
     cache_key: tuple[int, ...] | None = None
     image_latents: Latents | None = None
+    timestep: int | None = None
+    context: Context | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -101,6 +109,17 @@ class Denoiser(Protocol):
 
         Returns:
             For each branch its float32 velocity, guidance applied, or ``None`` where it is not needed.
+        """
+        ...
+
+    def hold(self, branch: Branch) -> Context:
+        """Evaluate a branch once, under its prompt and at its own timestep, for branches of any step to attend to.
+
+        Args:
+            branch: The trajectory; without guidance.
+
+        Returns:
+            Its keys and values; they are let go of with it.
         """
         ...
 

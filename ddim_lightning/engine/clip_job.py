@@ -15,7 +15,7 @@ from torch import Tensor
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.masks import pool_mask
 from ddim_lightning.diffusion.padding import pad_front
-from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
+from ddim_lightning.diffusion.sampling import edit_together, invert, make_contexts, reconstruct
 from ddim_lightning.engine.clip_plan import make_plan
 from ddim_lightning.engine.clip_rules import (
     check_first_frame,
@@ -33,7 +33,18 @@ from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.metrics.diagnosis import diagnose
 from ddim_lightning.metrics.functional import use_full_precision
 from ddim_lightning.runtime.timing import StageTimer
-from ddim_lightning.types import Clip, ClipResult, Edit, EditRequest, Latents, Progress, Stage, Step, StepCallback
+from ddim_lightning.types import (
+    Clip,
+    ClipResult,
+    Context,
+    Edit,
+    EditRequest,
+    Latents,
+    Progress,
+    Stage,
+    Step,
+    StepCallback,
+)
 
 Tick = Callable[..., None]
 
@@ -177,12 +188,22 @@ class ClipJob:
         together = self.batch_prompts and count > 1
         passes = [self.requests] if together else [[request] for request in self.requests]
         edited: list[Latents] = []
+        contexts: list[Context | None] = []
+        shared = self.num_windows * engine.editor.context_nfe
         for k, requests in enumerate(passes, 1):
             label = f"edits 1-{count}" if together else f"edit {k}/{count}"
             generators = [self._make_generator() for _ in requests]
-            with self._stage("edit", label, num_steps, self._plan.edit_nfe // len(passes)) as tick:
+            nfe = (self._plan.edit_nfe - shared) // len(passes) + (shared if k == 1 else 0)
+            with self._stage("edit", label, num_steps, nfe) as tick:
+                contexts = contexts or make_contexts(engine.edit_denoiser, inversion, engine.editor, self.requests)
                 edited += edit_together(
-                    engine.edit_denoiser, inversion, engine.editor, requests, generators=generators, callback=tick
+                    engine.edit_denoiser,
+                    inversion,
+                    engine.editor,
+                    requests,
+                    generators=generators,
+                    contexts=contexts[k - 1 :][: len(requests)],
+                    callback=tick,
                 )
         for latents in edited:
             self._check_finite("edit", latents)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ddim_lightning.diffusion.masks import count_probe_nfe
+from ddim_lightning.engine.clip_rules import find_unread
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.network.quantized import QuantizedNetwork
@@ -93,7 +94,8 @@ def _count_edit_nfe(engine: InversionEngine, requests: Sequence[EditRequest], ba
         return 0
     editor, count = engine.editor, len(requests)
     together = count if batch_prompts else 1
-    nfe = count // together * editor.count_nfe(requests[0], engine.schedule, together)
+    apart = editor.count_nfe(requests[0], engine.schedule, together) - editor.context_nfe
+    nfe = editor.context_nfe + count // together * apart
     return nfe + (count * count_probe_nfe(engine.schedule) if editor.finds_mask(requests[0]) else 0)
 
 
@@ -115,7 +117,7 @@ def _find_ignored(
         for_it = {"trajectory_dir": outputs.trajectory_dir is not None, "quantize_inversion": quantizes}
         why = f"has no effect where no inversion is made; {type(engine.editor).__name__} reads none here"
         ignored += [f"{name}: {why}" for name, given in for_it.items() if given]
-    return ignored
+    return [*ignored, *find_unread(engine)] if requests else ignored
 
 
 def _check_requests(engine: InversionEngine, requests: Sequence[EditRequest]) -> list[str]:

@@ -14,7 +14,7 @@ from ddim_lightning.diffusion.guidance import SCHEDULES
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters.base import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
-from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Needs, Step
+from ddim_lightning.types import Branch, Context, EditRequest, KVScale, Latents, Needs, Step
 
 _FEW = 4
 """Evaluated steps, below which an edit that skips some is a poor one."""
@@ -30,6 +30,9 @@ class EditState:
         num_layers: Layers of the model whose keys and values can be attended to.
         seed: Of a method that draws noise at every step.
         carried: What the last two evaluated steps found, with their angles in radians, newest first.
+        context: What the model keeps of the branch of `Editor.make_context`.
+        noise: (b, f, c, h, w), the noise of the start, of a method that noises the source alike.
+        copy: (b, f, c, h, w), an edit of the source to itself beside the edit, of a method that makes one.
     """
 
     latents: Latents
@@ -37,6 +40,9 @@ class EditState:
     num_layers: int
     seed: int = 0
     carried: tuple[tuple[float, Latents], ...] = ()
+    context: Context | None = None
+    noise: Latents | None = None
+    copy: Latents | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,14 @@ class Editor(ABC):
             return []
         return [f"eval_every: {evaluated} of {len(steps)} steps evaluate the network, which is few; take more steps"]
 
+    def make_context(self, inversion: Inversion, request: EditRequest) -> Branch | None:
+        """Return a branch that is evaluated once, at its own timestep, for all steps of the edit to attend to.
+
+        Edits whose contexts are the same share one. ``None``, as here, where nothing is attended to in this way; see
+        `context_nfe`.
+        """
+        return None
+
     @abstractmethod
     def start(
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
@@ -154,7 +168,8 @@ class Editor(ABC):
         Args:
             request: What is asked for.
             schedule: The noise schedule.
-            together: Requests that differ in their prompt alone and share each network pass; the NFE are those of all.
+            together: Requests that differ in their prompt alone and share each network pass; the NFE are those of all,
+                with the one context that they share.
         """
 
     def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
@@ -235,6 +250,11 @@ class Editor(ABC):
             else 2
             for step in schedule
         ]
+
+    @property
+    def context_nfe(self) -> int:
+        """Of the NFE of an edit those of its context, which edits of a clip share: 1 with `make_context`, else 0."""
+        return 0
 
     @property
     def _every(self) -> int:
