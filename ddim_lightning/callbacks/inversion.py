@@ -165,6 +165,7 @@ class InversionCallback(Callback):
         )
         host = beside["text_encoder"].device
         module.load(transformer.device)
+        self._options["schedule"] = module.schedule  # with the steps that were taken
         results = []
         for clip in self.clips:
             try:
