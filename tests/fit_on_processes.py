@@ -20,10 +20,17 @@ from ddim_lightning.tiny.scene_latents import EndlessBatches
 
 IN_CONTEXT = {"class_path": "InContextEditing", "init_args": {"num_inference_steps": [2, 4]}}
 CASES = {
-    "ddp-lora": {"strategy": "ddp", "parts": ["lora"]},
-    "ddp-transformer": {"strategy": "ddp", "parts": ["transformer"]},
-    "fsdp-lora": {"strategy": "fsdp", "parts": ["lora"], "gradient_checkpointing": True},
-    "fsdp-transformer": {"strategy": "fsdp", "parts": ["transformer"]},
+    "ddp-lora": {"strategy": "ddp"},
+    "fsdp-lora": {"strategy": "fsdp", "training": {"gradient_checkpointing": True}},
+    "ddp-transformer": {"strategy": "ddp", "training": {"parts": ["transformer"]}},
+    "fsdp-transformer": {"strategy": "fsdp", "training": {"parts": ["transformer"]}},
+    "fsdp-text": {"strategy": "fsdp", "training": {"parts": ["transformer", "text_encoder"]}},
+    "fsdp-muon": {"strategy": "fsdp", "training": {"parts": ["transformer"], "optimizer": "muon"}},
+    "fsdp-mixed": {"strategy": "fsdp", "precision": "bf16-mixed"},
+    "fsdp-shards": {"strategy": "fsdp", "shards": True},
+    "fsdp-resumed": {"strategy": "fsdp", "ckpt_path": "fsdp-lora/step=2.ckpt"},
+    "fsdp-resumed-shards": {"strategy": "fsdp", "ckpt_path": "fsdp-shards/step=2.ckpt"},
+    "ddp-resumed": {"strategy": "ddp", "ckpt_path": "fsdp-lora/step=2.ckpt"},
 }
 """What is fitted on two processes; each has to end as one process does that accumulates two batches."""
 STEPS = 4
@@ -44,16 +51,9 @@ class Pairs(LightningDataModule):
         return {"source": draw(1, k), "target": draw(2, 500 + k), "reads": torch.tensor([0, 0]), **prompts}
 
 
-def make_module(model, parts, **options):
-    options = {"rank": 4, "learning_rate": 1e-3, "warmup_steps": 0, **options}
-    return DDIMInversionModule(str(model), training=Training(parts=tuple(parts), objectives=(IN_CONTEXT,), **options))
-
-
-def make_strategy(name, *, shards=False):
-    if name != "fsdp":
-        return name
-    size = {"data_parallel_size": 2, "tensor_parallel_size": 1}
-    return ModelParallelStrategy(**size, save_distributed_checkpoint=shards)
+def make_module(model, **options):
+    options = {"parts": ["lora"], "rank": 4, "learning_rate": 1e-3, "warmup_steps": 0, **options}
+    return DDIMInversionModule(str(model), training=Training(objectives=(IN_CONTEXT,), **options))
 
 
 def fit(module, folder, *, strategy="auto", devices=1, ckpt_path=None, max_steps=STEPS, **settings):
@@ -82,9 +82,14 @@ def fit(module, folder, *, strategy="auto", devices=1, ckpt_path=None, max_steps
 def main(model, folder, names):
     """Fit the cases that are named."""
     for name in names:
-        options = dict(CASES[name])
-        strategy = make_strategy(options.pop("strategy"))
-        fit(make_module(model, **options), folder / name, strategy=strategy, devices=2)
+        options = {"shards": False, "ckpt_path": None, "training": {}, **CASES[name]}
+        strategy, shards, training = (options.pop(key) for key in ("strategy", "shards", "training"))
+        if strategy == "fsdp":
+            sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1}
+            strategy = ModelParallelStrategy(**sizes, save_distributed_checkpoint=shards)
+        if options["ckpt_path"] is not None:
+            options["ckpt_path"] = folder / options["ckpt_path"]
+        fit(make_module(model, **training), folder / name, strategy=strategy, devices=2, **options)
 
 
 if __name__ == "__main__":
