@@ -17,7 +17,7 @@ from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.windows import Windows
 from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule, Source
 from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.engine.export import ArtifactNetwork
+from ddim_lightning.engine.export import ArtifactNetwork, check_editor
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import VideoLimits, count_latent_frames
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder
@@ -165,10 +165,10 @@ def make_engine(
         if runtime.compile:
             for block in parts.transformer.transformer_blocks:
                 block.compile(mode=None if runtime.compile is True else runtime.compile)
-        theirs = DiffusersNetwork(parts.transformer, attention)
+        theirs = DiffusersNetwork(parts.transformer, attention, runtime.context)
         denoiser = CogVideoXDenoiser(theirs, prompts, make_windows(parts.limits, runtime.window_overlap))
         return InversionEngine(parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt)
-    network = Network(parts.transformer, attention)
+    network = Network(parts.transformer, attention, runtime.context)
     quantized = QuantizedNetwork(network) if runtime.precision == "fp8" else None
     placement = apply_offload(parts, network, runtime.offload, device)
     if runtime.compile:
@@ -177,6 +177,7 @@ def make_engine(
     exact: RunsRows = network
     if runtime.exported is not None:
         # Artifacts hold weights of their own, so that the transformer stays on the host.
+        check_editor(editor)
         placement = Placement(torch.empty(0, device=device).device, {"transformer": (), "vae": ()})
         exact = ArtifactNetwork(Path(runtime.exported).expanduser(), placement.device)
         exact.check(digest_model(parts, placement.device))

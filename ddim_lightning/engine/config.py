@@ -18,6 +18,7 @@ from ddim_lightning.engine.training_options import Training
 from ddim_lightning.models.source import Source
 
 __all__ = [
+    "ContextStorage",
     "Dtype",
     "Forward",
     "Kernel",
@@ -40,6 +41,7 @@ Offload = Literal["none", "model", "blocks"]
 Precision = Literal["none", "fp8"]
 Kernel = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers"]
 Forward = Literal["fused", "diffusers"]
+ContextStorage = Literal["device", "host", "fp8"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -99,6 +101,9 @@ class Runtime:
             the same model, dtype and size, and hold the row layouts of this editor and guidance.
         offload: What waits in host memory: ``none`` of the model; ``model``, the VAE or the transformer, whichever does
             not work; ``blocks``, also all but two blocks of the transformer. Results are the same bytes.
+        context: Where the keys and values of a source wait that all steps of an edit attend to (`InContextEdit`):
+            ``device``; ``host``, from where they come layer by layer, the same bytes; or ``fp8``, on the device in 8
+            bits, no longer exact.
         vae_tiling: Encode and decode overlapping tiles of the frame, one at a time: least memory, but two fifths more
             work and blended seams.
         prompt_cache: Folder that keeps prompt embeddings from run to run; under known prompts no text encoder is
@@ -124,6 +129,7 @@ class Runtime:
     channels_last: bool | None = None
     exported: str | None = None
     offload: Offload = "none"
+    context: ContextStorage = "device"
     vae_tiling: bool = False
     prompt_cache: str | None = None
     batch_prompts: bool = False
@@ -135,6 +141,7 @@ class Runtime:
         _check_choice("forward", self.forward, get_args(Forward))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
+        _check_choice("context", self.context, get_args(ContextStorage))
         if self.attention not in get_args(Kernel) and "." not in str(self.attention):
             known = ", ".join(get_args(Kernel))
             raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")

@@ -219,7 +219,7 @@ class InversionEngine:
     def reconstruct(self, inversion: Inversion, *, callback: StepCallback | None = None) -> Latents:
         """Come back from the noise; see `diffusion.sampling.reconstruct`."""
         self.start_stage()
-        with _gradients_of(inversion.levels):
+        with _gradients_of(inversion.clean):
             return reconstruct(self.denoiser, inversion, callback=callback)
 
     def edit(
@@ -228,7 +228,7 @@ class InversionEngine:
         """Rebuild under a new prompt; see `diffusion.sampling.edit`."""
         self.start_stage()
         generator = torch.Generator().manual_seed(seed)
-        with _gradients_of(inversion.levels):
+        with _gradients_of(inversion.clean):
             return edit(self.edit_denoiser, inversion, self.editor, request, generator=generator, callback=callback)
 
 
