@@ -93,7 +93,7 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
             rule = "must be a name or a folder; make a module of a loaded pipeline with from_pipeline"
             raise TypeError(f"model: {rule}, got a {type(model).__name__}")
         self.model = model = str(model)
-        self.lora = make_loras(lora)
+        self.loras = make_loras(lora)
         self.inversion_prompt = inversion_prompt
         self.seed = seed
         # Checkpoints hold them as plain mappings.
@@ -102,10 +102,10 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         self.runtime = make_options(Runtime, runtime)
         self.outputs = make_options(Outputs, outputs)
         self.training_options = None if training is None else make_options(Training, training)
-        check_options(self.runtime, self.training_options, self.lora)
+        check_options(self.runtime, self.training_options, self.loras)
         given = {"guidance_scale": guidance_scale, "inverter": inverter, "editor": editor}
         given["num_inference_steps"] = self.schedule.num_inference_steps
-        taken, self._recommended = take_recommended(given, model, self.source.subfolder, self.lora)
+        taken, self._recommended = take_recommended(given, model, self.source.subfolder, self.loras)
         self.schedule = replace(self.schedule, num_inference_steps=taken["num_inference_steps"])
         self.guidance_scale = float(taken["guidance_scale"])
         check_guidance_scale(self.guidance_scale)
@@ -114,12 +114,13 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         made = make_part(taken["editor"], Editor, editors, "editor")
         self.editor = made.fast() if self.schedule.fast else made
         self.objectives = self.make_objectives()
+        self.check_optimizer()
         # Objects other than plain values would break the loading of checkpoints with weights_only.
         self.save_hyperparameters(
             {
                 "model": model,
                 "source": asdict(self.source),
-                "lora": [asdict(one) for one in self.lora],
+                "lora": [asdict(one) for one in self.loras],
                 "guidance_scale": self.guidance_scale,
                 "inversion_prompt": inversion_prompt,
                 "inverter": describe_part(self.inverter),
@@ -190,7 +191,7 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
                 self.runtime, self._get_precision(), keeps_dtype=bool(self._trained_parts) or self._given is not None
             ),
             source=self.source,
-            lora=self.lora,
+            lora=self.loras,
             inversion_prompt=self.inversion_prompt,
             token=token,
         )
@@ -204,6 +205,7 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         """
         if self._trainer is not None:
             self.load(self.trainer.strategy.root_device)
+            self._shard_trained()
             dtype, trains = self.components.transformer.dtype, bool(self._trained_parts)
             if said := describe_precision(self._get_precision(), dtype, trains=trains):
                 rank_zero_info(said)

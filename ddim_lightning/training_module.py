@@ -16,8 +16,9 @@ from ddim_lightning.engine.clip_job import make_clip_seed
 from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import make_part
-from ddim_lightning.engine.training import compute_objectives, make_optimizer, make_samples
+from ddim_lightning.engine.training import check_optimizer, compute_objectives, make_optimizer, make_samples
 from ddim_lightning.models.lora_layers import add_lora, check_lora
+from ddim_lightning.network.sharding import shard_part
 from ddim_lightning.network.source_mark import add_mark
 
 _OBJECTIVES = "ddim_lightning.diffusion.objectives"
@@ -41,6 +42,11 @@ class TrainingModule(LightningModule):
         kind: Any = Objective
         return [make_part(one, kind, _OBJECTIVES, "training.objectives") for one in named]
 
+    def check_optimizer(self) -> None:
+        """Raise a ValueError where the optimizer is not installed, or does not take its settings."""
+        if self.training_options is not None:
+            check_optimizer(self.training_options)
+
     def check_lora(self, config: Mapping[str, Any]) -> None:
         """Raise a ValueError where the LoRA that is to train does not fit a transformer of a config."""
         options = self._get_training()
@@ -54,15 +60,17 @@ class TrainingModule(LightningModule):
             batch: Clips or pairs, see `make_samples`; frames are encoded by the frozen VAE.
             batch_idx: Which of the batches that make a step.
         """
-        # The draw depends on the step and the rank alone: a resumed run draws what an unbroken one would.
-        part = batch_idx % self.trainer.accumulate_grad_batches
-        draw = f"{self.global_step}/{part}/{self.global_rank}"
-        return self._compute_loss(batch, draw, self._get_training().caption_dropout, "train/loss")
+        # The draw depends on the batch's place alone: a resumed run draws what an unbroken one would, and one process
+        # that accumulates k batches what k processes draw.
+        place = self._find_place(batch_idx % self.trainer.accumulate_grad_batches)
+        return self._compute_loss(
+            batch, f"{self.global_step}/{place}/0", self._get_training().caption_dropout, "train/loss"
+        )
 
     @override
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log the loss of a batch at levels and noise that are the same every time."""
-        self._compute_loss(batch, f"validation/{batch_idx}/{self.global_rank}", 0.0, "val/loss")
+        self._compute_loss(batch, f"validation/{self._find_place(batch_idx)}/0", 0.0, "val/loss")
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -99,6 +107,19 @@ class TrainingModule(LightningModule):
         if self._trained_parts and self._get_training().gradient_checkpointing:
             engine.components.transformer.enable_gradient_checkpointing()
 
+    def _shard_trained(self) -> None:
+        """Spread the weights of what trains over the processes of a `ModelParallelStrategy` (FSDP2)."""
+        mesh = self.device_mesh
+        if mesh is None or not self._trained_parts:
+            return
+        if (size := mesh["tensor_parallel"].size()) != 1:
+            raise ValueError(f"tensor_parallel_size: must be 1, blocks are sharded over all processes, got {size}")
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        for name in self._trained_parts:
+            whole = self.engine.components.transformer if name == "lora" else self._modules[name]
+            assert whole is not None
+            shard_part(whole, mesh["data_parallel"], dtype)
+
     def _take_part(self, name: str, engine: InversionEngine, full_precision: bool) -> nn.Module:
         if name != "lora":
             part: nn.Module = engine.prompts.load() if name == "text_encoder" else engine.components.transformer
@@ -108,6 +129,10 @@ class TrainingModule(LightningModule):
         if any(objective.reads_sources for objective in self.objectives):
             layers.place("source_mark", add_mark(transformer))
         return layers.float() if full_precision else layers
+
+    def _find_place(self, batch_idx: int) -> int:
+        """Return the place of a batch of this process among those of all processes, which take turns."""
+        return batch_idx * self.trainer.world_size + self.global_rank
 
     def _compute_loss(self, batch: Mapping[str, Any], draw: str, caption_dropout: float, name: str) -> Tensor:
         samples = make_samples(batch, self._encode_batch)
