@@ -11,12 +11,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ddim_lightning.diffusion.objectives import Objective
+from ddim_lightning.diffusion.objectives import Objective, Samples
 from ddim_lightning.engine.clip_job import make_clip_seed
 from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import make_part
-from ddim_lightning.engine.training import compute_objectives, make_optimizer, make_samples
+from ddim_lightning.engine.training import compute_by_level, compute_objectives, make_optimizer, make_samples
 from ddim_lightning.models.lora_layers import add_lora, check_lora
 from ddim_lightning.network.source_mark import add_mark
 
@@ -57,12 +57,21 @@ class TrainingModule(LightningModule):
         # The draw depends on the step and the rank alone: a resumed run draws what an unbroken one would.
         part = batch_idx % self.trainer.accumulate_grad_batches
         draw = f"{self.global_step}/{part}/{self.global_rank}"
-        return self._compute_loss(batch, draw, self._get_training().caption_dropout, "train/loss")
+        samples = make_samples(batch, self._encode_batch)
+        return self._compute_loss(samples, draw, self._get_training().caption_dropout, "train/loss")
 
     @override
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log the loss of a batch at levels and noise that are the same every time."""
-        self._compute_loss(batch, f"validation/{batch_idx}/{self.global_rank}", 0.0, "val/loss")
+        """Log the loss of a batch at levels and noise that are the same every time.
+
+        Of the first batch the loss by noise level, too, at the price of five more evaluations; every process has one.
+        """
+        samples, draw = make_samples(batch, self._encode_batch), f"validation/{batch_idx}/{self.global_rank}"
+        self._compute_loss(samples, draw, 0.0, "val/loss")
+        if batch_idx == 0:
+            losses = compute_by_level(self.engine, self.objectives, samples, make_clip_seed(self.seed, draw))
+            named = {f"val/loss/{part}": loss for part, loss in losses.items()}
+            self.log_dict(named, batch_size=len(samples.latents), sync_dist=True)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -109,8 +118,7 @@ class TrainingModule(LightningModule):
             layers.place("source_mark", add_mark(transformer))
         return layers.float() if full_precision else layers
 
-    def _compute_loss(self, batch: Mapping[str, Any], draw: str, caption_dropout: float, name: str) -> Tensor:
-        samples = make_samples(batch, self._encode_batch)
+    def _compute_loss(self, samples: Samples, draw: str, caption_dropout: float, name: str) -> Tensor:
         generator = torch.Generator().manual_seed(make_clip_seed(self.seed, draw))
         loss, parts = compute_objectives(self.engine, self.objectives, samples, generator, caption_dropout)
         self.log(name, loss, prog_bar=True, batch_size=len(samples.latents), sync_dist=True)
