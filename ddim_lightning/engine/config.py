@@ -196,7 +196,8 @@ class Outputs:
     """The `Outputs` say what a run makes of every clip beside its edits.
 
     Args:
-        reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion.
+        reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion. Without it, and without
+            ``save_trajectory``, clips with prompts are inverted only where the editor reads the inversion.
         save_trajectory: Keep the latents of every noise level in the result.
         trajectory_dir: Output folder of a former run with ``save_trajectory``: a clip whose trajectory lies there is
             not inverted again. The trajectory must be of the same clip, model, schedule, inverter and prompt.
