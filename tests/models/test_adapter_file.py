@@ -105,10 +105,10 @@ def test_a_checkpoint_becomes_an_adapter(edits, transformer, tmp_path):
     assert len(load_file(path)) == len(tensors) - 1
 
 
-@pytest.mark.parametrize(
-    "checkpoint", [{}, make_checkpoint({"a.lora_A.weight": torch.zeros(1)}, parts=["transformer"])]
-)
-def test_a_checkpoint_without_an_adapter_is_refused(checkpoint, transformer, tmp_path):
+@pytest.mark.parametrize("parts", [["transformer"], None])
+def test_a_checkpoint_without_an_adapter_is_refused(parts, transformer, tmp_path):
+    tensors = {"a.lora_A.weight": torch.zeros(1)}
+    checkpoint = {} if parts is None else make_checkpoint(tensors, parts=parts)
     with pytest.raises(ValueError, match=r"^checkpoint: must be of a training with parts of lora"):
         write_adapter_of_checkpoint(tmp_path / "mine.safetensors", checkpoint, transformer, edits=False)
 
