@@ -45,14 +45,16 @@ class AdapterCard:
 
     def __post_init__(self) -> None:
         steps, scale, mark = self.num_inference_steps, self.guidance_scale, self.source_mark
-        _check("objectives", self.objectives, f"a list of {_PART}", all(map(_is_part, self.objectives)))
+        right = isinstance(self.objectives, tuple) and all(map(_is_part, self.objectives))
+        _check("objectives", self.objectives, f"a list of {_PART}", right)
         _check("editor", self.editor, f"{_PART} or null", self.editor is None or _is_part(self.editor))
         right = steps is None or (type(steps) is int and steps >= 1)
         _check("num_inference_steps", steps, "an integer of at least 1, or null", right)
         right = scale is None or (_is_number(scale) and scale >= 0)
         _check("guidance_scale", scale, "a number of at least 0, or null", right)
         _check("base", self.base, "a fingerprint", isinstance(self.base, str) and bool(self.base))
-        _check("source_mark", mark, "a list of numbers or null", mark is None or all(map(_is_number, mark)))
+        right = mark is None or (isinstance(mark, tuple) and all(map(_is_number, mark)))
+        _check("source_mark", mark, "a list of numbers or null", right)
         _check("package_version", self.package_version, "text", isinstance(self.package_version, str))
 
     @property
@@ -111,9 +113,8 @@ def read_adapter_card(file: str | Path) -> AdapterCard | None:
         rule = f"must have the keys {', '.join(known)} and no others"
         raise ValueError(f"lora: {path}: {wrong[0]}: {rule}, got {', '.join(values)}")
     for name in ("objectives", "source_mark"):
-        if values[name] is not None and not isinstance(values[name], list):
-            raise ValueError(f"lora: {path}: {name}: must be a list, got {values[name]!r}")
-        values[name] = None if values[name] is None else tuple(values[name])
+        if isinstance(values[name], list):
+            values[name] = tuple(values[name])
     try:
         return AdapterCard(**values)
     except ValueError as error:
