@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ddim_lightning.community import CogVideoXDDIMInversionOutput, CogVideoXPipelineForDDIMInversion
     from ddim_lightning.data.batches import Batches
     from ddim_lightning.datamodule import VideoDataModule
-    from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
+    from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, InContextEdit, KVInjection
     from ddim_lightning.diffusion.inversion import Inversion
     from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
     from ddim_lightning.diffusion.objectives import InContextEditing, InversionConsistency, Objective, Velocity
@@ -43,7 +43,7 @@ NAMES = {
     "community": ("CogVideoXDDIMInversionOutput", "CogVideoXPipelineForDDIMInversion"),
     "data.batches": ("Batches",),
     "datamodule": ("VideoDataModule",),
-    "diffusion.editors": ("Denoise", "DirectInversion", "Editor", "FlowEdit", "KVInjection"),
+    "diffusion.editors": ("Denoise", "DirectInversion", "Editor", "FlowEdit", "InContextEdit", "KVInjection"),
     "diffusion.inversion": ("Inversion",),
     "diffusion.inverters": ("BDIA", "DDIM", "EditFriendly", "FixedPoint", "Inverter", "UniInv"),
     "diffusion.objectives": ("InContextEditing", "InversionConsistency", "Objective", "Velocity"),
@@ -60,10 +60,10 @@ __all__ = [
     "BDIA", "DDIM", "Batches", "Branch", "Clip", "ClipResult", "CogVideoXDDIMInversionOutput",
     "CogVideoXPipelineForDDIMInversion", "DDIMInversionModule", "DecodeBlock", "Denoise", "Denoiser",
     "DirectInversion", "EditBlock", "EditFriendly", "EditRequest", "Editor", "EncodeBlock", "FixedPoint",
-    "FlowEdit", "InContextEditing", "Inversion", "InversionCallback", "InversionConsistency", "InvertBlock",
-    "Inverter", "KVInjection", "MemoryTimeline", "Objective", "Outputs", "PairDataModule", "ProgressPrinter",
-    "ReconstructBlock", "Runtime", "SampleSheets", "Schedule", "Source", "Step", "StepTimer", "Training", "UniInv",
-    "UnreadableClip", "Velocity", "VideoDataModule", "VideoWriter",
+    "FlowEdit", "InContextEdit", "InContextEditing", "Inversion", "InversionCallback", "InversionConsistency",
+    "InvertBlock", "Inverter", "KVInjection", "MemoryTimeline", "Objective", "Outputs", "PairDataModule",
+    "ProgressPrinter", "ReconstructBlock", "Runtime", "SampleSheets", "Schedule", "Source", "Step", "StepTimer",
+    "Training", "UniInv", "UnreadableClip", "Velocity", "VideoDataModule", "VideoWriter",
 ]
 # fmt: on
 

@@ -164,7 +164,7 @@ class EditBlock(StageBlock):
         image = block_state.first_frame
         if image is not None:
             module.video_limits.check_first_frame(tuple(image.shape))
-            image = module.engine.encode_image(image, inversion.levels.shape[2])
+            image = module.engine.encode_image(image, inversion.clean.shape[1])
         request = EditRequest(
             block_state.prompt,
             block_state.negative_prompt,

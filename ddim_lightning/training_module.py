@@ -16,8 +16,15 @@ from ddim_lightning.engine.clip_job import make_clip_seed
 from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import make_part
-from ddim_lightning.engine.training import compute_by_level, compute_objectives, make_optimizer, make_samples
+from ddim_lightning.engine.training import (
+    check_optimizer,
+    compute_by_level,
+    compute_objectives,
+    make_optimizer,
+    make_samples,
+)
 from ddim_lightning.models.lora_layers import add_lora, check_lora
+from ddim_lightning.network.sharding import shard_part
 from ddim_lightning.network.source_mark import add_mark
 
 _OBJECTIVES = "ddim_lightning.diffusion.objectives"
@@ -41,6 +48,11 @@ class TrainingModule(LightningModule):
         kind: Any = Objective
         return [make_part(one, kind, _OBJECTIVES, "training.objectives") for one in named]
 
+    def check_optimizer(self) -> None:
+        """Raise a ValueError where the optimizer is not installed, or does not take its settings."""
+        if self.training_options is not None:
+            check_optimizer(self.training_options)
+
     def check_lora(self, config: Mapping[str, Any]) -> None:
         """Raise a ValueError where the LoRA that is to train does not fit a transformer of a config."""
         options = self._get_training()
@@ -54,9 +66,9 @@ class TrainingModule(LightningModule):
             batch: Clips or pairs, see `make_samples`; frames are encoded by the frozen VAE.
             batch_idx: Which of the batches that make a step.
         """
-        # The draw depends on the step and the rank alone: a resumed run draws what an unbroken one would.
-        part = batch_idx % self.trainer.accumulate_grad_batches
-        draw = f"{self.global_step}/{part}/{self.global_rank}"
+        # The draw depends on the batch's place alone: a resumed run draws what an unbroken one would, and one process
+        # that accumulates k batches what k processes draw.
+        draw = f"{self.global_step}/{self._find_place(batch_idx % self.trainer.accumulate_grad_batches)}/0"
         samples = make_samples(batch, self._encode_batch)
         return self._compute_loss(samples, draw, self._get_training().caption_dropout, "train/loss")
 
@@ -66,7 +78,7 @@ class TrainingModule(LightningModule):
 
         Of the first batch the loss by noise level, too, at the price of five more evaluations; every process has one.
         """
-        samples, draw = make_samples(batch, self._encode_batch), f"validation/{batch_idx}/{self.global_rank}"
+        samples, draw = make_samples(batch, self._encode_batch), f"validation/{self._find_place(batch_idx)}/0"
         self._compute_loss(samples, draw, 0.0, "val/loss")
         if batch_idx == 0:
             losses = compute_by_level(self.engine, self.objectives, samples, make_clip_seed(self.seed, draw))
@@ -108,6 +120,19 @@ class TrainingModule(LightningModule):
         if self._trained_parts and self._get_training().gradient_checkpointing:
             engine.components.transformer.enable_gradient_checkpointing()
 
+    def _shard_trained(self) -> None:
+        """Spread the weights of what trains over the processes of a `ModelParallelStrategy` (FSDP2)."""
+        mesh = self.device_mesh
+        if mesh is None or not self._trained_parts:
+            return
+        if (size := mesh["tensor_parallel"].size()) != 1:
+            raise ValueError(f"tensor_parallel_size: must be 1, blocks are sharded over all processes, got {size}")
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        for name in self._trained_parts:
+            whole = self.engine.components.transformer if name == "lora" else self._modules[name]
+            assert whole is not None
+            shard_part(whole, mesh["data_parallel"], dtype)
+
     def _take_part(self, name: str, engine: InversionEngine, full_precision: bool) -> nn.Module:
         if name != "lora":
             part: nn.Module = engine.prompts.load() if name == "text_encoder" else engine.components.transformer
@@ -117,6 +142,10 @@ class TrainingModule(LightningModule):
         if any(objective.reads_sources for objective in self.objectives):
             layers.place("source_mark", add_mark(transformer))
         return layers.float() if full_precision else layers
+
+    def _find_place(self, batch_idx: int) -> int:
+        """Return the place of a batch of this process among those of all processes, which take turns."""
+        return batch_idx * self.trainer.world_size + self.global_rank
 
     def _compute_loss(self, samples: Samples, draw: str, caption_dropout: float, name: str) -> Tensor:
         generator = torch.Generator().manual_seed(make_clip_seed(self.seed, draw))

@@ -28,7 +28,12 @@ Video: TypeAlias = "Float[Tensor, 'b f c h w']"
 KVScale: TypeAlias = "Float[Tensor, 'layers']"
 """How much a branch attends to the keys and values of its source, 0 .. 1 for each layer; lies on the CPU."""
 
+Context: TypeAlias = tuple[Any, ...]
+"""What a model keeps of a branch that it evaluated once, for every window of a long clip; opaque to all others."""
+
 Stage = Literal["encode", "invert", "reconstruct", "edit", "decode"]
+Needs = Literal["nothing", "clean", "levels"]
+"""What an edit reads of an inversion: at most the shape of its latents, the clean latents too, or all there is."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,9 @@ class Branch:
             equal latents.
         image_latents: (b, f, c, h, w), what an image-to-video model is shown beside the latents; ``None`` for a
             text-to-video model.
+        timestep: Training timestep the network is told of a branch that is held; ``None`` is that of the step.
+        context: What `Denoiser.hold` made of another branch, whose keys and values this one also attends to, in every
+            layer.
     """
 
     latents: Latents
@@ -74,6 +82,8 @@ class Branch:
     needs_velocity: bool = True
     cache_key: tuple[int, ...] | None = None
     image_latents: Latents | None = None
+    timestep: int | None = None
+    context: Context | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -99,6 +109,17 @@ class Denoiser(Protocol):
 
         Returns:
             For each branch its float32 velocity, guidance applied, or ``None`` where it is not needed.
+        """
+        ...
+
+    def hold(self, branch: Branch) -> Context:
+        """Evaluate a branch once, under its prompt and at its own timestep, for branches of any step to attend to.
+
+        Args:
+            branch: The trajectory; without guidance.
+
+        Returns:
+            Its keys and values; they are let go of with it.
         """
         ...
 
@@ -235,7 +256,8 @@ class ClipResult:
         trajectory: `Inversion.to_dict()` on the CPU when it is to be saved, else ``None``.
         fingerprint: What the result depends on; a later run finds by it what is finished.
         metrics: ``{"vae": {"psnr": dB, "ssim": ..}, "reconstruction": {"psnr": .., "psnr_vs_vae": .., ..}}``.
-        diagnosis: What the inversion looks like, and what is off; JSON-ready (see `metrics.diagnosis`).
+        diagnosis: What the inversion looks like, and what is off; JSON-ready (see `metrics.diagnosis`). Empty where
+            none was made.
         seconds: Wall time by stage.
         nfe: Number of function evaluations by stage: latents under one embedding through the transformer; each window
             of a long clip counts.

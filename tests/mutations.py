@@ -319,8 +319,8 @@ MUTATIONS = (
     Mutation(
         "outside a mask stands the level before",
         "diffusion/editors/denoise.py",
-        "apply_mask(state, latents, inversion.levels[step.i + 1])",
-        "apply_mask(state, latents, inversion.levels[step.i])",
+        "apply_mask(state, latents, inversion, step.i + 1)",
+        "apply_mask(state, latents, inversion, step.i)",
         "diffusion/test_masks.py::test_outside_a_mask_the_video_stays_exactly_as_it_was",
     ),
     Mutation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,9 +14,34 @@ from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.types import Latents
 
 
+class CleanLevel:
+    """A `CleanLevel` stands for the levels of an inversion that was not made: the clean one is there, others raise.
+
+    Args:
+        clean: (b, f, c, h, w).
+        num_steps: N; the clean level is level N, or -1.
+    """
+
+    def __init__(self, clean: Latents, num_steps: int) -> None:
+        self._clean, self._num_steps = clean, num_steps
+
+    def __getitem__(self, i: int) -> Latents:
+        """Return the clean level.
+
+        Raises:
+            ValueError: Any other.
+        """
+        if i in (-1, self._num_steps):
+            return self._clean
+        rule = f"no inversion was made, so only the clean level, {self._num_steps}, is there"
+        raise ValueError(f"levels: {rule}, got {i}; an editor that reads others must say so in `needs`")
+
+
 @dataclass(frozen=True)
 class Inversion:
     """An `Inversion` is what `invert` returns, what is saved, and what every editor reads.
+
+    One that no editor reads need not be made: `of_clean` holds the clean latents alone.
 
     Args:
         inverter: The method that made it, and that comes back.
@@ -37,6 +63,45 @@ class Inversion:
     nfe: int
     image_latents: Latents | None = None
 
+    @classmethod
+    def of_clean(
+        cls,
+        latents: Latents,
+        schedule: NoiseSchedule,
+        inverter: Inverter,
+        prompt: str = "",
+        image_latents: Latents | None = None,
+    ) -> Inversion:
+        """Hold clean latents for an editor that reads no other level; see `Editor.needs`. It costs nothing.
+
+        Args:
+            latents: (b, f, c, h, w) clean latents.
+            schedule: The steps of the edit.
+            inverter: Whose steps the edit takes.
+            prompt: What the source shows, for a request that does not say it.
+            image_latents: (b, f, c, h, w), what an image-to-video model is shown; ``None`` for a text-to-video model.
+
+        Returns:
+            An inversion of 0 NFE, of which every level but the clean one raises a ValueError.
+        """
+        levels = cast(Tensor, CleanLevel(latents, len(schedule)))
+        return cls(inverter, schedule, prompt, levels, (), None, 0, image_latents)
+
+    @property
+    def was_made(self) -> bool:
+        """Whether there are levels beside the clean one, and a state."""
+        return not isinstance(self.levels, CleanLevel)
+
+    @property
+    def clean(self) -> Latents:
+        """The clean latents, (b, f, c, h, w): level N."""
+        return self.levels[-1]
+
+    def check_made(self, reader: str) -> None:
+        """Raise a ValueError, in the name of who wants to read more than the clean latents, unless there is more."""
+        if not self.was_made:
+            raise ValueError(f"inversion: must be made by invert for {reader}, got the clean latents alone")
+
     @property
     def x_T(self) -> Latents:  # noqa: N802, its name in the literature
         """The inverted noise, (b, f, c, h, w) float32, of about unit variance.
@@ -50,7 +115,11 @@ class Inversion:
 
         They are ``levels``, ``angles``, ``timesteps``, ``nfe``, ``state.k`` from 1 on, and ``residual`` and
         ``image_latents`` where there are any.
+
+        Raises:
+            ValueError: One of the clean latents alone.
         """
+        self.check_made("saving")
         tensors = {
             "levels": self.levels,
             "angles": torch.tensor(self.schedule.angles, dtype=torch.float64),

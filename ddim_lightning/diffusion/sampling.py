@@ -19,7 +19,7 @@ from ddim_lightning.diffusion.inverters.base import Inverter
 from ddim_lightning.diffusion.masks import find_mask
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.steps import denoise_step
-from ddim_lightning.types import Branch, Denoiser, EditRequest, Latents, Step, StepCallback, VelocityFn
+from ddim_lightning.types import Branch, Context, Denoiser, EditRequest, Latents, Step, StepCallback, VelocityFn
 
 
 def make_velocity_fn(denoiser: Denoiser, prompt: str, image_latents: Latents | None = None) -> VelocityFn:
@@ -92,7 +92,11 @@ def reconstruct(denoiser: Denoiser, inversion: Inversion, *, callback: StepCallb
 
     Returns:
         (b, f, c, h, w) clean latents.
+
+    Raises:
+        ValueError: One of the clean latents alone.
     """
+    inversion.check_made("a reconstruction")
     velocity_fn, state = make_velocity_fn(denoiser, inversion.prompt, inversion.image_latents), inversion.state
     for step in inversion.schedule:
         state = inversion.inverter.denoise_step(velocity_fn, state, inversion.schedule, step.i)
@@ -114,7 +118,8 @@ def edit(
 
     Args:
         denoiser: The model that inverted.
-        inversion: The source video's inversion; one serves many requests.
+        inversion: The source video's inversion; one serves many requests. `Inversion.of_clean` will do where the editor
+            needs no more.
         editor: How the new prompt meets the trajectory.
         request: The new prompt and its guidance.
         generator: Source of the random numbers of an editor that draws any.
@@ -124,7 +129,8 @@ def edit(
         (b, f, c, h, w) clean latents.
 
     Raises:
-        ValueError: An option of the editor that does not fit the model, the schedule or the request.
+        ValueError: An option of the editor that does not fit the model, the schedule or the request, or an inversion
+            that was not made where the editor needs it.
     """
     tick = None if callback is None else (lambda step, latents: callback(step, latents[0]))
     (latents,) = edit_together(denoiser, inversion, editor, [request], generators=[generator], callback=tick)
@@ -138,6 +144,7 @@ def edit_together(
     requests: Sequence[EditRequest],
     *,
     generators: Sequence[torch.Generator | None],
+    contexts: Sequence[Context | None] | None = None,
     callback: Callable[[Step, list[Latents]], None] | None = None,
 ) -> list[Latents]:
     """Rebuild the video under several prompts, all of them in one network pass a step.
@@ -151,24 +158,31 @@ def edit_together(
         editor: How the new prompts meet the trajectory.
         requests: The new prompts and their guidance.
         generators: One a request: source of the random numbers of an editor that draws any.
+        contexts: One a request, from `make_contexts`; ``None`` makes them here.
         callback: Called after every step with the latents of all requests.
 
     Returns:
         (b, f, c, h, w) clean latents, one a request.
 
     Raises:
-        ValueError: An option of the editor that does not fit the model, the schedule or a request.
+        ValueError: See `edit`.
     """
     editor.check(denoiser.num_layers, len(inversion.schedule))
+    if any(editor.needs(request, inversion.schedule, inversion.inverter) == "levels" for request in requests):
+        inversion.check_made(f"an edit by {type(editor).__name__} with these options")
     if editor.velocity_mask is not None:
         requests = [
-            request
-            if request.mask is not None
-            else replace(request, mask=find_mask(denoiser, inversion, request, editor.velocity_mask))
+            replace(request, mask=find_mask(denoiser, inversion, request, editor.velocity_mask))
+            if editor.finds_mask(request)
+            else request
             for request in requests
         ]
-    pairs = zip(requests, generators, strict=True)
-    states = [editor.start(inversion, request, generator, denoiser.num_layers) for request, generator in pairs]
+    if contexts is None:
+        contexts = make_contexts(denoiser, inversion, editor, requests)
+    states = [
+        replace(editor.start(inversion, request, generator, denoiser.num_layers), context=context)
+        for request, generator, context in zip(requests, generators, contexts, strict=True)
+    ]
     for step in list(inversion.schedule)[editor.get_first_step(len(inversion.schedule)) :]:
         if editor.evaluates(step, inversion.schedule):
             planned = [editor.branches(state, step, inversion) for state in states]
@@ -183,6 +197,36 @@ def edit_together(
         if callback is not None:
             callback(step, [state.latents for state in states])
     return [state.latents for state in states]
+
+
+def make_contexts(
+    denoiser: Denoiser, inversion: Inversion, editor: Editor, requests: Sequence[EditRequest]
+) -> list[Context | None]:
+    """Evaluate what edits attend to at all of their steps, once where several have it in common.
+
+    Args:
+        denoiser: The model.
+        inversion: The source video's inversion.
+        editor: Says what each edit attends to; see `Editor.make_context`.
+        requests: The new prompts.
+
+    Returns:
+        One a request, ``None`` where its edit attends to nothing of the kind. It may serve any number of edits of the
+        same requests, and takes memory as long as somebody has it.
+    """
+    held: dict[Any, Context] = {}
+    contexts: list[Context | None] = []
+    for request in requests:
+        branch = editor.make_context(inversion, request)
+        if branch is None:
+            contexts.append(None)
+            continue
+        (branch,) = _show_image([branch], inversion)
+        key = _make_key(0, [branch])
+        if key not in held:
+            held[key] = denoiser.hold(branch)
+        contexts.append(held[key])
+    return contexts
 
 
 def sample(
@@ -250,7 +294,7 @@ def _show_image(branches: Sequence[Branch], inversion: Inversion) -> list[Branch
 
 
 def _make_key(k: int, branches: Sequence[Branch]) -> tuple[Any, ...]:
-    """Equal for branches of several edits that are the same work: latents, image, prompts, scale, and their source.
+    """Equal for branches of several edits that are the same work: latents, image, prompts, scale, and what they read.
 
     Latents are the same when they have the same cache key or, without one, the same memory; so are images.
 
@@ -260,4 +304,6 @@ def _make_key(k: int, branches: Sequence[Branch]) -> tuple[Any, ...]:
     source = None if branch.kv_source is None else _make_key(branch.kv_source, branches)
     latents = branch.latents.data_ptr() if branch.cache_key is None else branch.cache_key
     image = None if branch.image_latents is None else branch.image_latents.data_ptr()
-    return (k, latents, image, branch.prompt, branch.negative_prompt, branch.guidance_scale, source)
+    context = None if branch.context is None else id(branch.context)
+    texts = (branch.prompt, branch.negative_prompt, branch.guidance_scale)
+    return (k, latents, image, *texts, branch.timestep, context, source)

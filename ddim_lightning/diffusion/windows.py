@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ddim_lightning.types import Branch, Denoiser, KVScale, Latents, Step
+from ddim_lightning.types import Branch, Context, Denoiser, KVScale, Latents, Step
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def evaluate_windows(
         windows: How the clip is covered.
         branches: The trajectories, all of one length; see `Branch`.
         step: The step.
-        kv_scale: See `Denoiser`; a branch attends to the same window of its source.
+        kv_scale: See `Denoiser`; a branch attends to the same window of its source, held or not.
 
     Returns:
         For each branch its velocity, on the device of its latents, or ``None`` where it is not needed.
@@ -90,10 +90,31 @@ def evaluate_windows(
     """
     num_frames = branches[0].latents.shape[1]
     blended = [torch.zeros_like(branch.latents) if branch.needs_velocity else None for branch in branches]
-    for start, weights in zip(windows.list_starts(num_frames), windows.make_weights(num_frames), strict=True):
+    starts_weights = zip(windows.list_starts(num_frames), windows.make_weights(num_frames), strict=True)
+    for k, (start, weights) in enumerate(starts_weights):
         frames = slice(start, start + windows.length)
-        pieces = [replace(branch, latents=branch.latents[:, frames]) for branch in branches]
+        pieces = [
+            replace(
+                branch,
+                latents=branch.latents[:, frames],
+                context=None if branch.context is None else branch.context[k : k + 1],
+            )
+            for branch in branches
+        ]
         for whole, velocity in zip(blended, denoiser(pieces, step, kv_scale), strict=True):
             if whole is not None and velocity is not None:
                 whole[:, frames] += weights.to(velocity)[:, None, None, None] * velocity
     return blended
+
+
+def hold_windows(denoiser: Denoiser, windows: Windows, branch: Branch) -> Context:
+    """Hold a branch that is longer than a window, window by window.
+
+    Args:
+        denoiser: Holds one window.
+        windows: How the clip is covered.
+        branch: The trajectory; see `Denoiser.hold`.
+    """
+    starts = windows.list_starts(branch.latents.shape[1])
+    pieces = [replace(branch, latents=branch.latents[:, start : start + windows.length]) for start in starts]
+    return tuple(held for piece in pieces for held in denoiser.hold(piece))

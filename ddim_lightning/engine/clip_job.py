@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.diffusion.inversion import Inversion
-from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
+from ddim_lightning.diffusion.masks import pool_mask
 from ddim_lightning.diffusion.padding import pad_front
-from ddim_lightning.diffusion.sampling import edit_together, invert, reconstruct
+from ddim_lightning.diffusion.sampling import edit_together, invert, make_contexts, reconstruct
+from ddim_lightning.engine.clip_plan import make_plan
 from ddim_lightning.engine.clip_rules import (
     check_first_frame,
     check_frames,
@@ -32,7 +33,18 @@ from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.metrics.diagnosis import diagnose
 from ddim_lightning.metrics.functional import use_full_precision
 from ddim_lightning.runtime.timing import StageTimer
-from ddim_lightning.types import Clip, ClipResult, Edit, EditRequest, Latents, Progress, Stage, Step, StepCallback
+from ddim_lightning.types import (
+    Clip,
+    ClipResult,
+    Context,
+    Edit,
+    EditRequest,
+    Latents,
+    Progress,
+    Stage,
+    Step,
+    StepCallback,
+)
 
 Tick = Callable[..., None]
 
@@ -53,7 +65,7 @@ def make_clip_seed(seed: int, clip_id: str) -> int:
 
 @dataclass
 class ClipJob:
-    """A `ClipJob` takes one clip through encode, invert, reconstruct, edit and decode.
+    """A `ClipJob` takes one clip through encode, invert, reconstruct, edit and decode, as far as they are asked for.
 
     Args:
         engine: The loaded model.
@@ -93,11 +105,16 @@ class ClipJob:
             EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
             for prompt in clip.prompts
         ]
-        untrained = find_untrained(clip.frames, limits)
-        self._warnings = [*clip.warnings, *untrained, *self._find_ignored(), *self._check_requests()]
-        self._stored = self._find_trajectory()
-        self._plan = self._plan_nfe()
-        self.nfe_left = sum(self._plan.values())
+        self._plan = make_plan(
+            self.engine,
+            clip,
+            self.requests,
+            self.outputs,
+            batch_prompts=self.batch_prompts,
+            num_windows=self.num_windows,
+        )
+        self._warnings = [*clip.warnings, *find_untrained(clip.frames, limits), *self._plan.warnings]
+        self.nfe_left = self._plan.nfe
 
     @torch.no_grad()
     def run(self) -> ClipResult:
@@ -125,8 +142,22 @@ class ClipJob:
             latents = latents.cpu() if self.num_windows > 1 else latents
             tick()
         self._place_mask(latents)
-        with self._stage("invert", "invert", len(engine.schedule), self._plan["invert"]) as tick:
-            if self._stored is None:
+        inversion = self._invert(latents, prompt, image)
+        returned = None
+        if self.outputs.reconstruct:
+            returned = [inversion.state[0]]
+            with self._stage("reconstruct", "reconstruct", len(engine.schedule), self._plan.reconstruct_nfe) as tick:
+                returned[-1] = reconstruct(engine.denoiser, inversion, callback=_keep_levels(returned, tick))
+            self._check_finite("reconstruct", returned[-1])
+        return self._finish(latents, inversion, returned, self._edit(inversion))
+
+    def _invert(self, latents: Latents, prompt: str, image: Latents | None) -> Inversion:
+        """Make the inversion, or take that of a former run; where nothing asks for one hold the clean latents alone."""
+        engine, stored = self.engine, self._plan.stored
+        if not self._plan.inverts:
+            return Inversion.of_clean(latents, engine.schedule, engine.inverter, prompt, image)
+        with self._stage("invert", "invert", len(engine.schedule), self._plan.invert_nfe) as tick:
+            if stored is None:
                 inversion = invert(
                     engine.denoiser,
                     latents,
@@ -138,15 +169,9 @@ class ClipJob:
                     callback=tick,
                 )
             else:
-                inversion = self._load_trajectory(self._stored, prompt, latents.device)
+                inversion = self._load_trajectory(stored, prompt, latents.device)
         self._check_finite("invert", inversion.levels)
-        returned = None
-        if self.outputs.reconstruct:
-            returned = [inversion.state[0]]
-            with self._stage("reconstruct", "reconstruct", len(engine.schedule), self._plan["reconstruct"]) as tick:
-                returned[-1] = reconstruct(engine.denoiser, inversion, callback=_keep_levels(returned, tick))
-            self._check_finite("reconstruct", returned[-1])
-        return self._finish(latents, inversion, returned, self._edit(inversion))
+        return inversion
 
     def _load_trajectory(self, path: Path, prompt: str, device: torch.device) -> Inversion:
         """Take the trajectory of a former run instead of an inversion."""
@@ -163,12 +188,22 @@ class ClipJob:
         together = self.batch_prompts and count > 1
         passes = [self.requests] if together else [[request] for request in self.requests]
         edited: list[Latents] = []
+        contexts: list[Context | None] = []
+        shared = self.num_windows * engine.editor.context_nfe
         for k, requests in enumerate(passes, 1):
             label = f"edits 1-{count}" if together else f"edit {k}/{count}"
             generators = [self._make_generator() for _ in requests]
-            with self._stage("edit", label, num_steps, self._plan["edits"] // len(passes)) as tick:
+            nfe = (self._plan.edit_nfe - shared) // len(passes) + (shared if k == 1 else 0)
+            with self._stage("edit", label, num_steps, nfe) as tick:
+                contexts = contexts or make_contexts(engine.edit_denoiser, inversion, engine.editor, self.requests)
                 edited += edit_together(
-                    engine.edit_denoiser, inversion, engine.editor, requests, generators=generators, callback=tick
+                    engine.edit_denoiser,
+                    inversion,
+                    engine.editor,
+                    requests,
+                    generators=generators,
+                    contexts=contexts[k - 1 :][: len(requests)],
+                    callback=tick,
                 )
         for latents in edited:
             self._check_finite("edit", latents)
@@ -222,9 +257,10 @@ class ClipJob:
             for request, clean in zip(self.requests, edited, strict=True):
                 video = decode(clean, {"_vs_source": source})
                 result.edits.append(Edit(request.prompt, video.frames, clean.cpu(), video.metrics))
-        with self.timer.stage("measure"), use_full_precision(inversion.levels.device):
-            after = None if reconstruction is None else reconstruction.color
-            result.diagnosis = diagnose(inversion.levels, returned, ceiling.color, after)
+        if inversion.was_made:
+            with self.timer.stage("measure"), use_full_precision(inversion.levels.device):
+                after = None if reconstruction is None else reconstruction.color
+                result.diagnosis = diagnose(inversion.levels, returned, ceiling.color, after)
         if self.outputs.save_trajectory:
             result.trajectory = inversion.to_dict()
         windows = self.engine.denoiser.windows
@@ -244,52 +280,6 @@ class ClipJob:
             dtype = str(self.engine.components.transformer.dtype).removeprefix("torch.")
             got = f"{largest:.3g} with dtype {dtype} and guidance_scale {self.guidance_scale:g}"
             raise ValueError(f"{stage}: values must stay finite, got {got}, which is an overflow")
-
-    def _find_trajectory(self) -> Path | None:
-        """Return the file of a former run's trajectory of this clip, if there is to be one and it is there."""
-        if self.outputs.trajectory_dir is None:
-            return None
-        path = Path(self.outputs.trajectory_dir, self.clip.id, "trajectory.safetensors")
-        if path.is_file():
-            return path
-        self._warnings.append(f"trajectory_dir: {path} is not there, so the clip was inverted")
-        return None
-
-    def _plan_nfe(self) -> dict[str, int]:
-        """Return the NFE of the inversion, of the reconstruction and of all edits, in all windows."""
-        engine, count = self.engine, len(self.requests)
-        nfe = 0
-        if self.requests:
-            together = count if self.batch_prompts else 1
-            nfe = count // together * engine.editor.count_nfe(self.requests[0], engine.schedule, together)
-            if engine.editor.velocity_mask is not None and self.clip.mask is None:
-                nfe += count * count_probe_nfe(engine.schedule)
-        plan = {
-            "invert": engine.inverter.count_nfe(len(engine.schedule)) if self._stored is None else 0,
-            "reconstruct": len(engine.schedule) if self.outputs.reconstruct else 0,
-            "edits": nfe,
-        }
-        return {stage: self.num_windows * nfe for stage, nfe in plan.items()}
-
-    def _find_ignored(self) -> list[str]:
-        """Return a warning for each thing that was asked for and has no effect beside something else."""
-        ignored, engine = [], self.engine
-        if self.requests and self.clip.negative_prompt and self.guidance_scale == 1.0:
-            ignored.append("negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off")
-        if self.requests and self.clip.mask is not None and engine.editor.velocity_mask is not None:
-            ignored.append("velocity_mask: has no effect on a clip that brings a mask")
-        if not self.requests and self.clip.first_frame is not None:
-            ignored.append("first_frame: has no effect on a clip without prompts")
-        if not self.requests and engine.edit_denoiser is not engine.denoiser:
-            ignored.append("precision: has no effect on a clip without prompts, unless with quantize_inversion")
-        return ignored
-
-    def _check_requests(self) -> list[str]:
-        """Return the editor's warnings about the requests, each once."""
-        engine = self.engine
-        prompt = engine.inversion_prompt or ""  # without one the source prompt, whose lack stops the clip
-        found = [w for request in self.requests for w in engine.editor.check_request(request, engine.schedule, prompt)]
-        return list(dict.fromkeys(found))
 
     def _list_prompts(self) -> list[str]:
         prompts = [self.engine.inversion_prompt or "", *self.clip.prompts, self.clip.negative_prompt]
@@ -314,9 +304,7 @@ class ClipJob:
 
         report()
         # Of decoding each piece is timed, for pieces are decoded and measured in turns.
-        with nullcontext() if stage == "decode" else self.timer.stage(stage):
-            if uses_network:
-                self.engine.start_stage()
+        with nullcontext() if stage == "decode" else self.timer.stage(stage), self.engine.stage(stage):
             yield tick
         if uses_network:
             self.nfe[stage] = self.nfe.get(stage, 0) + self.engine.nfe - before

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.limits import VideoLimits, count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.text import is_text
+from ddim_lightning.network.over_model import OverModel
 from ddim_lightning.types import Clip, Frames
 
 
@@ -84,6 +86,19 @@ def find_untrained(frames: Frames, limits: VideoLimits) -> list[str]:
         rule = f"the model was trained on {limits.trained_multiple}k + 1 frames"
         found.append(f"num_frames: {rule}, got {num_frames}: results may be worse")
     return found
+
+
+def find_unread(engine: InversionEngine) -> list[str]:
+    """Return a sentence where the model was not trained for what the editor holds, or ``context`` holds nothing."""
+    network, editor = engine.edit_denoiser.network, engine.editor
+    if not isinstance(network, OverModel):
+        return []
+    if editor.context_nfe and network.mark is None:
+        rule = "reads a source, which this model was not trained to do; load an adapter that was, or take another"
+        return [f"editor: {type(editor).__name__} {rule}"]
+    if not editor.context_nfe and network.context != "device":
+        return [f"context: has no effect with {type(editor).__name__}, which holds no keys and values"]
+    return []
 
 
 def check_first_frame(clip: Clip, limits: VideoLimits) -> None:

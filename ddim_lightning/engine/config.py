@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from ddim_lightning.engine.training_options import Training
+from ddim_lightning.models.adapter_card import find_edit_adapter
 from ddim_lightning.models.source import Source
 
 __all__ = [
+    "ContextStorage",
     "Dtype",
     "Forward",
     "Kernel",
@@ -40,6 +42,7 @@ Offload = Literal["none", "model", "blocks"]
 Precision = Literal["none", "fp8"]
 Kernel = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers"]
 Forward = Literal["fused", "diffusers"]
+ContextStorage = Literal["device", "host", "fp8"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -50,7 +53,8 @@ class Schedule:
     """The `Schedule` says which noise levels an inversion and an edit pass through.
 
     Args:
-        num_inference_steps: Steps of the inversion and of each way back, 1 .. those of the training (1000).
+        num_inference_steps: Steps of the inversion and of each way back, 1 .. those of the training (1000). ``None``
+            takes what is recommended for an adapter in ``lora`` or for the model.
         timestep_spacing: ``trailing``, even in timesteps, as CogVideoX is published; or ``angle``, even in angles, so
             that every step is the same rotation.
         zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
@@ -62,14 +66,14 @@ class Schedule:
         ValueError: An option out of its range.
     """
 
-    num_inference_steps: int = 50
+    num_inference_steps: int | None = None
     timestep_spacing: Literal["trailing", "angle"] = "trailing"
     zero_snr: bool = True
     fast: bool = False
 
     def __post_init__(self) -> None:
         steps = self.num_inference_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"num_inference_steps: must be an integer of at least 1, got {steps!r}")
         _check_choice("timestep_spacing", self.timestep_spacing, ("trailing", "angle"))
 
@@ -99,6 +103,9 @@ class Runtime:
             the same model, dtype and size, and hold the row layouts of this editor and guidance.
         offload: What waits in host memory: ``none`` of the model; ``model``, the VAE or the transformer, whichever does
             not work; ``blocks``, also all but two blocks of the transformer. Results are the same bytes.
+        context: Where the keys and values of a source wait that all steps of an edit attend to (`InContextEdit`):
+            ``device``; ``host``, from where they come layer by layer, the same bytes; or ``fp8``, on the device in 8
+            bits, no longer exact.
         vae_tiling: Encode and decode overlapping tiles of the frame, one at a time: least memory, but two fifths more
             work and blended seams.
         prompt_cache: Folder that keeps prompt embeddings from run to run; under known prompts no text encoder is
@@ -124,6 +131,7 @@ class Runtime:
     channels_last: bool | None = None
     exported: str | None = None
     offload: Offload = "none"
+    context: ContextStorage = "device"
     vae_tiling: bool = False
     prompt_cache: str | None = None
     batch_prompts: bool = False
@@ -135,6 +143,7 @@ class Runtime:
         _check_choice("forward", self.forward, get_args(Forward))
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
+        _check_choice("context", self.context, get_args(ContextStorage))
         if self.attention not in get_args(Kernel) and "." not in str(self.attention):
             known = ", ".join(get_args(Kernel))
             raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")
@@ -211,7 +220,8 @@ class Lora:
     """A `Lora` is a low-rank change of the transformer's weights that lies in a file.
 
     Args:
-        file: A safetensors file in the format of diffusers or peft, or the folder that it was saved into.
+        file: A safetensors file in the format of diffusers or peft, or the folder that it was saved into. Where a card
+            lies beside it that names an editor, it acts in edits alone; see `AdapterCard`.
         scale: How strongly it acts; 1 is as it was trained.
 
     Raises:
@@ -290,6 +300,8 @@ def check_options(runtime: Runtime, training: Training | None, lora: Sequence[Lo
         raise ValueError(f"lora: artifacts hold weights of their own; must be empty with exported, got {got}")
     if training is None:
         return
+    if found := find_edit_adapter([one.file for one in lora]):
+        raise ValueError(f"lora: {found.path} acts in edits alone; must be left out with training")
     if runtime.exported is not None:
         raise ValueError(
             f"exported: artifacts cannot be trained; must be unset with training, got {runtime.exported!r}"

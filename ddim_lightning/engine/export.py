@@ -22,6 +22,7 @@ from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.forward import RowLayout, count_video_tokens
+from ddim_lightning.network.held import Held, HeldOnDevice, HeldRows
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
 from ddim_lightning.types import EditRequest, KVScale
@@ -34,6 +35,8 @@ FORMATS = {"aoti": "pt2", "torch-export": "pt2", "torchscript": "pt"}
 
 ONE_ROW, GUIDED_PAIR, EDIT = RowLayout(1, 1), RowLayout(2, 2), RowLayout(3, 2, (2, 2))
 """What every export holds: one row, a guided pair, and a guided pair that reads a source row."""
+
+_NOTHING_HELD = "exported: artifacts hold no keys and values for later steps; the editor must be one that reads none"
 
 Run = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -80,6 +83,10 @@ class _Recorder:
         layout = make_layout(latents, settings.get("wanted"), settings.get("reads", ()))
         self.seen[layout] = None
         return torch.zeros_like(latents[: layout.wanted, :, : self.out_channels])
+
+    def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
+        nothing = torch.zeros(latents.shape[0], 0, 1, 1)
+        return HeldOnDevice([(nothing, nothing)] * self.num_layers)
 
 
 def make_layout(latents: Tensor, wanted: int | None, reads: tuple[int, ...]) -> RowLayout:
@@ -173,12 +180,16 @@ def export_network(
         on_layout: Called before each layout with its position and their number.
 
     Raises:
-        ValueError: An unknown format.
+        ValueError: An unknown format, or an editor that artifacts cannot serve.
     """
     if kind not in FORMATS:
         raise ValueError(f"format: must be one of {', '.join(FORMATS)}, got {kind!r}")
+    check_editor(engine.editor)
     if not isinstance(engine.network, Network):
         raise ValueError("forward: must be fused for an export, got 'diffusers'")
+    if engine.adapter is not None:
+        rule = "artifacts are one network for inversions and edits; must hold no adapter that acts in edits alone"
+        raise ValueError(f"lora: {rule}, got {engine.adapter.name}")
     transformer, device = engine.components.transformer, engine.device
     config, layouts = transformer.config, list_layouts(engine, size, guidance_scale)
     text = (config.max_text_seq_length, config.text_embed_dim)
@@ -213,6 +224,12 @@ def layout_name(layout: RowLayout) -> str:
     """Name a layout, ``rows-3-wanted-2-reads-2-2`` for example."""
     reads = "".join(f"-{row}" for row in layout.reads)
     return f"rows-{layout.rows}-wanted-{layout.wanted}" + (f"-reads{reads}" if reads else "")
+
+
+def check_editor(editor: Editor) -> None:
+    """Raise a ValueError for an editor that attends to what is held of a former pass, which artifacts cannot."""
+    if editor.context_nfe:
+        raise ValueError(f"{_NOTHING_HELD}, got {type(editor).__name__}")
 
 
 class ArtifactNetwork:
@@ -260,8 +277,9 @@ class ArtifactNetwork:
         wanted: int | None = None,
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
+        held: HeldRows | None = None,
     ) -> Tensor:
-        """Evaluate the rows; see `Network`.
+        """Evaluate the rows; see `Network`. Nothing can be held.
 
         Raises:
             ValueError: A size or a row layout that was not exported.
@@ -274,6 +292,10 @@ class ArtifactNetwork:
         return self._load(layout)(
             latents, prompt_embeds, torch.tensor(timestep, device=self.device), scales.to(self.device)
         )
+
+    def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
+        """Raise a ValueError: nothing can be held."""
+        raise ValueError(_NOTHING_HELD)
 
     def _load(self, layout: RowLayout) -> Run:
         if layout not in self._loaded:

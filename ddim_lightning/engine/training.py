@@ -14,7 +14,7 @@ from ddim_lightning.diffusion.objectives import Objective, Samples, TrainingLeve
 from ddim_lightning.diffusion.objectives.levels import NoLevelError
 from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.engine.optimizers import MuonAdamW, find_optimizer, is_block_matrix
+from ddim_lightning.engine.optimizers import MuonAdamW, is_block_matrix, make_found
 from ddim_lightning.network.predictor import TransformerPredictor
 from ddim_lightning.types import Latents
 
@@ -147,6 +147,12 @@ def make_samples(batch: Mapping[str, Any], encode: Callable[[Tensor], Latents]) 
     )
 
 
+def check_optimizer(options: Training) -> None:
+    """Raise a ValueError where an optimizer is not installed or does not take its settings; it is tried on one value."""
+    if options.optimizer != "muon":
+        make_optimizer([("one", torch.nn.Parameter(torch.zeros(1, 1)))], 1, options)
+
+
 def make_optimizer(parameters: Iterable[tuple[str, Tensor]], num_steps: int, options: Training) -> dict[str, Any]:
     """Make an optimizer with linear warm-up and one cosine over the whole training.
 
@@ -159,10 +165,14 @@ def make_optimizer(parameters: Iterable[tuple[str, Tensor]], num_steps: int, opt
         What `LightningModule.configure_optimizers` returns.
 
     Raises:
-        ValueError: Muon without a matrix to train, or an optimizer that cannot be found.
+        ValueError: Muon without a matrix to train; see also `make_found`.
     """
     named = list(parameters)
-    rate, betas, decay = options.learning_rate, options.betas, options.weight_decay
+    settings: dict[str, Any] = {
+        "learning_rate": options.learning_rate,
+        "betas": options.betas,
+        "weight_decay": options.weight_decay,
+    }
     made: torch.optim.Optimizer
     if options.optimizer == "muon":
         matrices = [parameter for name, parameter in named if is_block_matrix(name, parameter)]
@@ -170,10 +180,10 @@ def make_optimizer(parameters: Iterable[tuple[str, Tensor]], num_steps: int, opt
         if not matrices:
             names = ", ".join(sorted({name.split(".")[0] for name, _ in named}))
             raise ValueError(f"training.optimizer: muon needs weight matrices of transformer blocks, got only {names}")
-        made = MuonAdamW(matrices, others, learning_rate=rate, betas=betas, weight_decay=decay)
+        made = MuonAdamW(matrices, others, **settings)
     else:
-        kind = torch.optim.AdamW if options.optimizer == "adamw" else find_optimizer(options.optimizer)
-        made = kind([parameter for _, parameter in named], lr=rate, betas=betas, weight_decay=decay)
+        path = "torch.optim.AdamW" if options.optimizer == "adamw" else options.optimizer
+        made = make_found(path, [parameter for _, parameter in named], **settings)
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / max(options.warmup_steps, 1))

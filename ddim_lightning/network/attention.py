@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+KeyValue = tuple[Tensor, Tensor]
+"""Keys and values of one layer, behind norms and rotation, (rows, tokens, heads, channels) each."""
 AttentionFn = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """(query, key, value, bias) -> output. Query, key, value: (rows, heads, tokens, channels); the bias is added to the
 logits and broadcasts to (rows, heads, query tokens, key tokens), or is None."""
@@ -37,10 +40,26 @@ class Attention:
         return self
 
 
+class _Lent(NamedTuple):
+    """`_Lent` keys and values are attended to by the first rows beside their own; one row serves all of them."""
+
+    key: Tensor
+    value: Tensor
+    readers: int
+    kv_scale: Tensor | None = None
+
+
 def attend_reading(
-    query: Tensor, key: Tensor, value: Tensor, reads: tuple[int, ...], kv_scale: Tensor | None, attention: Attention
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    reads: tuple[int, ...],
+    kv_scale: Tensor | None,
+    attention: Attention,
+    held: KeyValue | None = None,
+    held_rows: tuple[int, ...] = (),
 ) -> Tensor:
-    """Attend, the first rows to the keys and values of another row as well.
+    """Attend, the first rows to the keys and values of another row as well, and all of them to those that are held.
 
     Args:
         query: (kept rows, tokens, heads, channels).
@@ -49,31 +68,53 @@ def attend_reading(
         reads: Row ``k`` of the first also reads row ``reads[k]``.
         kv_scale: Scalar s, 0 .. 1: ``log(s)`` is added to the logits of keys that are read; ``None`` is 1.
         attention: The kernel.
+        held: Keys and values of rows of a former pass, of any number of tokens; ``None`` where none are held.
+        held_rows: For each kept row the held row that it attends to.
 
     Returns:
         (kept rows, tokens, heads, channels).
 
     Source: merging by log-sum-exp is equation 4 of Dao 2023, "FlashAttention-2", arXiv:2307.08691, for two blocks.
     """
-    kept, readers = query.shape[0], len(reads)
+    kept = query.shape[0]
+    lent: list[_Lent] = []
     # In a training under autocast norms leave queries and keys in float32, projections values in the lower precision.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    if not readers:
-        return _turn(attention.attend(_turn(query), _turn(key[:kept]), _turn(value[:kept]), None))
+    if reads:
+        lent.append(_Lent(pick_rows(key, reads), pick_rows(value, reads), len(reads), kv_scale))
+    if held is not None:
+        lent.append(_Lent(pick_rows(held[0], held_rows), pick_rows(held[1], held_rows), kept))
+    key, value = key[:kept], value[:kept]
+    if not lent:
+        return _turn(attention.attend(_turn(query), _turn(key), _turn(value), None))
     if attention.attend_lse is None:
-        return _attend_buffer(query, key, value, reads, kv_scale, attention.attend)
-    own, own_lse = attention.attend_lse(_turn(query), _turn(key[:kept]), _turn(value[:kept]))
-    read_query, read_key, read_value = query[:readers], pick_rows(key, reads), pick_rows(value, reads)
-    if read_key.shape[0] == 1:
+        return _attend_buffer(query, key, value, lent, attention.attend)
+    own, own_lse = attention.attend_lse(_turn(query), _turn(key), _turn(value))
+    output, lse = _turn(own), own_lse.transpose(1, 2)
+    for k, one in enumerate(lent, 1):
+        output, lse = _merge(output, lse, query, one, attention.attend_lse, last=k == len(lent))
+    return output
+
+
+def _merge(
+    own: Tensor, own_lse: Tensor, query: Tensor, lent: _Lent, attend_lse: LseFn, last: bool
+) -> tuple[Tensor, Tensor]:
+    """Return attention over what is lent as well, and its log-sum-exp unless it is the last."""
+    kept, tokens, readers, kv_scale = *query.shape[:2], lent.readers, lent.kv_scale
+    read_query = query[:readers]
+    if lent.key.shape[0] == 1:
         # Readers of one row are one long row of queries.
         read_query = read_query.flatten(0, 1)[None]
-    read, read_lse = attention.attend_lse(_turn(read_query), _turn(read_key), _turn(read_value))
-    own, read = _turn(own), _turn(read).unflatten(1, (-1, query.shape[1])).flatten(0, 1)
-    own_lse, read_lse = own_lse.transpose(1, 2), read_lse.transpose(1, 2).reshape(readers, query.shape[1], -1)
+    read, read_lse = attend_lse(_turn(read_query), _turn(lent.key), _turn(lent.value))
+    read = _turn(read).unflatten(1, (-1, tokens)).flatten(0, 1)
+    read_lse = read_lse.transpose(1, 2).reshape(readers, tokens, -1)
     odds = own_lse[:readers] - read_lse
     share = torch.sigmoid(odds if kv_scale is None else odds - kv_scale.log())
     merged = torch.lerp(read, own[:readers], share[..., None].to(own.dtype))
-    return merged if readers == kept else torch.cat([merged, own[readers:]])
+    if not last:
+        read_lse = read_lse if kv_scale is None else read_lse + kv_scale.log()
+        own_lse = torch.cat([torch.logaddexp(own_lse[:readers], read_lse), own_lse[readers:]])
+    return merged if readers == kept else torch.cat([merged, own[readers:]]), own_lse
 
 
 def pick_rows(rows: Tensor, picked: tuple[int, ...]) -> Tensor:
@@ -86,21 +127,33 @@ def pick_rows(rows: Tensor, picked: tuple[int, ...]) -> Tensor:
     return torch.stack([rows[row] for row in picked])
 
 
-def _attend_buffer(
-    query: Tensor, key: Tensor, value: Tensor, reads: tuple[int, ...], kv_scale: Tensor | None, attend: AttentionFn
-) -> Tensor:
-    kept, readers, tokens, bias = query.shape[0], len(reads), key.shape[1], None
-    keys, values = (
-        torch.cat([kv[:readers], pick_rows(kv, reads).expand(readers, -1, -1, -1)], dim=1) for kv in (key, value)
-    )
-    if kv_scale is not None:
-        bias = torch.cat([query.new_zeros(tokens), kv_scale.log().to(query.dtype).expand(tokens)])
-        bias = bias.expand(1, 1, tokens, 2 * tokens)
-    reading = _turn(attend(_turn(query[:readers]), _turn(keys), _turn(values), bias))
-    if readers == kept:
-        return reading
-    query, key, value = (_turn(tensor[readers:kept]) for tensor in (query, key, value))
-    return torch.cat([reading, _turn(attend(query, key, value, None))])
+def _attend_buffer(query: Tensor, key: Tensor, value: Tensor, lent: Sequence[_Lent], attend: AttentionFn) -> Tensor:
+    """Attend to one buffer of keys and values, for each group of rows that reads the same kinds of them."""
+    attended, start = [], 0
+    for stop in sorted({query.shape[0], *(one.readers for one in lent)}):
+        read = [one for one in lent if one.readers >= stop]
+        parts = [(key[start:stop], value[start:stop])]
+        parts += [(_spread(one.key, start, stop), _spread(one.value, start, stop)) for one in read]
+        keys, values = (torch.cat(kind, dim=1) for kind in zip(*parts, strict=True))
+        scales = [None, *(one.kv_scale for one in read)]
+        bias = None if all(scale is None for scale in scales) else _make_bias(query, [k for k, _ in parts], scales)
+        attended.append(_turn(attend(_turn(query[start:stop]), _turn(keys), _turn(values), bias)))
+        start = stop
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
+
+
+def _spread(rows: Tensor, start: int, stop: int) -> Tensor:
+    return rows.expand(stop - start, -1, -1, -1) if rows.shape[0] == 1 else rows[start:stop]
+
+
+def _make_bias(query: Tensor, keys: Sequence[Tensor], scales: Sequence[Tensor | None]) -> Tensor:
+    """Return the logarithms of the scales, (1, 1, query tokens, key tokens), a view of one row."""
+    biases = [
+        query.new_zeros(key.shape[1]) if scale is None else scale.log().to(query.dtype).expand(key.shape[1])
+        for key, scale in zip(keys, scales, strict=True)
+    ]
+    bias = torch.cat(biases)
+    return bias.expand(1, 1, query.shape[1], -1)
 
 
 def _turn(x: Tensor) -> Tensor:

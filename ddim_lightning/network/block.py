@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm
 
-from ddim_lightning.network.attention import Attention, attend_reading
+from ddim_lightning.network.attention import Attention, KeyValue, attend_reading
 from ddim_lightning.network.weights import BlockWeights
 
 Rotary = tuple[Tensor, Tensor] | Tensor
@@ -26,6 +26,7 @@ class Layout(NamedTuple):
         reads: For each of the first rows, the row whose keys and values it also attends to.
         heads: Attention heads.
         eps: Of the norms before attention and before the feed-forward part.
+        held_rows: For each kept row the held row that it attends to; empty where none are held.
     """
 
     rows: int
@@ -33,6 +34,7 @@ class Layout(NamedTuple):
     reads: tuple[int, ...]
     heads: int
     eps: float
+    held_rows: tuple[int, ...] = ()
 
 
 def run_block(
@@ -44,6 +46,7 @@ def run_block(
     kv_scale: Tensor | None,
     layout: Layout,
     attention: Attention,
+    held: KeyValue | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a block.
 
@@ -56,19 +59,56 @@ def run_block(
         kv_scale: Scalar, 0 .. 1: how much the reading rows attend to what they read; ``None`` is 1.
         layout: What the rows do.
         attention: The kernel.
+        held: Keys and values of a former pass, which all kept rows attend to; ``None`` where none are held.
 
     Returns:
         Video and text tokens of the kept rows.
 
     Source: Yang et al. 2024, "CogVideoX", arXiv:2408.06072, section 2.2 ("expert adaptive LayerNorm").
     """
-    num_text, kept = text.shape[1], layout.kept
-    (video_in, text_in), (video_ff, text_ff) = modulation.unbind(0)
-    tokens = _norm_both(video, text, video_in, text_in, layout.eps)
-    query, key, value = _project(tokens, weights, layout)
+    query, key, value = _make_heads(video, text, weights, modulation, rotary, layout)
+    attended = attend_reading(query, key, value, layout.reads, kv_scale, attention, held, layout.held_rows)
+    return _end_block(video, text, attended, weights, modulation, layout)
+
+
+def lend_block(
+    video: Tensor,
+    text: Tensor,
+    weights: BlockWeights,
+    modulation: Tensor,
+    rotary: Rotary | None,
+    layout: Layout,
+    attention: Attention,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run a block whose keys and values are to be held; arguments as in `run_block`.
+
+    Returns:
+        Video and text tokens of the kept rows, none where the layout keeps none; keys and values of all rows.
+    """
+    query, key, value = _make_heads(video, text, weights, modulation, rotary, layout)
+    if layout.kept == 0:
+        return video[:0], text[:0], key, value
+    attended = attend_reading(query, key, value, (), None, attention)
+    return *_end_block(video, text, attended, weights, modulation, layout), key, value
+
+
+def _make_heads(
+    video: Tensor, text: Tensor, weights: BlockWeights, modulation: Tensor, rotary: Rotary | None, layout: Layout
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries of the kept rows, keys and values of all, behind norms and rotation."""
+    video_in, text_in = modulation[0].unbind(0)
+    query, key, value = _project(_norm_both(video, text, video_in, text_in, layout.eps), weights, layout)
     if rotary is not None:
         query, key = rotate(query, rotary), rotate(key, rotary)
-    attended = attend_reading(query, key, value, layout.reads, kv_scale, attention)
+    return query, key, value
+
+
+def _end_block(
+    video: Tensor, text: Tensor, attended: Tensor, weights: BlockWeights, modulation: Tensor, layout: Layout
+) -> tuple[Tensor, Tensor]:
+    """Add what was attended to, (kept rows, tokens, heads, channels), and the feed-forward part."""
+    num_text, kept = text.shape[1], layout.kept
+    (video_in, text_in), (video_ff, text_ff) = modulation.unbind(0)
     attended = weights.out(attended.flatten(2))
     video = torch.addcmul(video[:kept], attended[:, num_text:], video_in[2])
     text = torch.addcmul(text[:kept], attended[:, :num_text], text_in[2])
@@ -119,6 +159,8 @@ def _project(tokens: Tensor, weights: BlockWeights, layout: Layout) -> tuple[Ten
         query, key, value = weights.qkv(tokens).unflatten(-1, (3, layout.heads, -1)).unbind(2)
     else:
         width = tokens.shape[-1]
-        query = weights.qkv.take(0, width)(tokens[: layout.kept]).unflatten(-1, (layout.heads, -1))
         key, value = weights.qkv.take(width)(tokens).unflatten(-1, (2, layout.heads, -1)).unbind(2)
+        query = key[:0]
+        if layout.kept:
+            query = weights.qkv.take(0, width)(tokens[: layout.kept]).unflatten(-1, (layout.heads, -1))
     return weights.norm_query(query), weights.norm_key(key), value

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.diffusion.guidance import combine
-from ddim_lightning.diffusion.windows import Windows, evaluate_windows
+from ddim_lightning.diffusion.windows import Windows, evaluate_windows, hold_windows
+from ddim_lightning.network.held import Held, HeldRows
 from ddim_lightning.runtime.autocast import without_autocast
-from ddim_lightning.types import Branch, KVScale, Latents, Step
+from ddim_lightning.types import Branch, Context, KVScale, Latents, Step
 
 
 class RunsRows(Protocol):
@@ -41,8 +42,13 @@ class RunsRows(Protocol):
         wanted: int | None = None,
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
+        held: HeldRows | None = None,
     ) -> Tensor:
         """Evaluate the rows; see `Network`."""
+        ...
+
+    def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
+        """Evaluate rows for their keys and values alone; see `Network`."""
         ...
 
 
@@ -78,10 +84,13 @@ class CogVideoXDenoiser:
         """Evaluate all branches in one pass, or in one for each window of a long clip; see `Denoiser`.
 
         Raises:
-            ValueError: Image latents that are missing, of no use, or of another shape than the latents.
+            ValueError: Image latents that are missing, of no use, or of another shape than the latents; branches of
+                which some have a context and others none, or that want a timestep of their own.
         """
         for branch in branches:
             self._check_image(branch)
+            if branch.timestep not in (None, step.timestep):
+                raise ValueError(f"timestep: must be the step's, {step.timestep}, or None, got {branch.timestep}")
         if self.windows is not None and branches[0].latents.shape[1] > self.windows.length:
             return evaluate_windows(self, self.windows, branches, step, kv_scale)
         prompts = [branch.prompts for branch in branches]
@@ -95,17 +104,43 @@ class CogVideoXDenoiser:
         images = [image for b in order for _ in prompts[b] if (image := branches[b].image_latents) is not None]
         embeds = torch.cat([self.encode_prompt(p).expand(size, -1, -1) for b in order for p in prompts[b]])
         reads = tuple(row for b in order for row in _list_reads(b, branches, prompts, start, size))
+        held = _find_held([branches[b] for b in order for _ in prompts[b]], size)
         wanted = sum(len(prompts[b]) * size for b in order if branches[b].needs_velocity)
         self.nfe += latents.shape[0]
-        rows, embeds = latents.to(embeds.device, self.network.dtype), embeds.to(self.network.dtype)
-        rows = torch.cat([rows, torch.cat(images).to(rows)], dim=2) if images else rows
+        rows, embeds = self._make_rows(latents, images, embeds)
         with without_autocast(embeds.device):
-            velocity = self.network(rows, embeds, step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale)
+            velocity = self.network(
+                rows, embeds, step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale, held=held
+            )
         velocity = velocity.to(latents)  # its dtype, and its device
         return [
             _guide(velocity[start[b] : start[b] + len(prompts[b]) * size], branch) if branch.needs_velocity else None
             for b, branch in enumerate(branches)
         ]
+
+    def hold(self, branch: Branch) -> Context:
+        """Evaluate a branch once for its keys and values, each window of a long clip for itself; see `Denoiser`.
+
+        Raises:
+            ValueError: See `__call__`; and a branch with guidance, or without a timestep.
+        """
+        self._check_image(branch)
+        if branch.timestep is None or len(branch.prompts) > 1:
+            rule = "a branch that is held must have its own timestep and a guidance_scale of 1"
+            raise ValueError(f"timestep: {rule}, got {branch.timestep} and {branch.guidance_scale:g}")
+        if self.windows is not None and branch.latents.shape[1] > self.windows.length:
+            return hold_windows(self, self.windows, branch)
+        latents, size = branch.latents, branch.latents.shape[0]
+        images = [] if branch.image_latents is None else [branch.image_latents]
+        rows, embeds = self._make_rows(latents, images, self.encode_prompt(branch.prompt).expand(size, -1, -1))
+        self.nfe += size
+        with without_autocast(embeds.device):
+            return (self.network.hold(rows, embeds, branch.timestep),)
+
+    def _make_rows(self, latents: Tensor, images: Sequence[Latents], embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return rows and embeddings as the network takes them."""
+        rows, embeds = latents.to(embeds.device, self.network.dtype), embeds.to(self.network.dtype)
+        return torch.cat([rows, torch.cat(list(images)).to(rows)], dim=2) if images else rows, embeds
 
     def _check_image(self, branch: Branch) -> None:
         """Raise a ValueError unless a branch has the image latents that the network takes, and no others."""
@@ -141,6 +176,23 @@ def _list_reads(
     own, read = len(prompts[b]), len(prompts[source])
     picked = range(own) if own == read else [read - 1] * own
     return [start[source] + row * size + k for row in picked for k in range(size)]
+
+
+def _find_held(rows: Sequence[Branch], size: int) -> HeldRows | None:
+    """Return what is held for a pass, given the branch of each of its groups of ``size`` rows; each of it once."""
+    contexts = [branch.context for branch in rows]
+    if all(context is None for context in contexts):
+        return None
+    held: dict[int, tuple[Held, int]] = {}
+    places: list[int] = []
+    for context in contexts:
+        if context is None or len(context) != 1 or context[0].rows != size:
+            rule = f"all branches of a pass must have one of {size} rows and as many windows as their latents, or none"
+            raise ValueError(f"context: {rule}, got {context and [one.rows for one in context]}")
+        (one,) = context
+        _, first = held.setdefault(id(one), (one, size * len(held)))
+        places += range(first, first + size)
+    return HeldRows([one for one, _ in held.values()], tuple(places))
 
 
 def _guide(velocity: Tensor, branch: Branch) -> Tensor:

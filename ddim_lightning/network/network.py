@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddim_lightning.network.adapters import State, has_adapter, read_state
 from ddim_lightning.network.attention import Attention
-from ddim_lightning.network.block import Rotary, run_block
-from ddim_lightning.network.forward import RowLayout, RunBlock, count_video_tokens, plan_layers, run_rows
+from ddim_lightning.network.block import Layout, Rotary, lend_block, run_block
+from ddim_lightning.network.forward import (
+    LendBlock,
+    RowLayout,
+    RunBlock,
+    count_video_tokens,
+    lend_rows,
+    plan_layers,
+    run_rows,
+)
+from ddim_lightning.network.held import Held, HeldRows, Storage, hold_layers
 from ddim_lightning.network.ignored import check_nothing_ignored
 from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
 from ddim_lightning.network.over_model import OverModel
@@ -20,11 +30,14 @@ from ddim_lightning.network.weights import (
     Modulation,
     NormPair,
     gather_block,
+    gather_norms,
     list_projections,
     make_modulation,
     read_modulation_state,
 )
 from ddim_lightning.types import KVScale
+
+T = TypeVar("T")
 
 
 class Network(OverModel):
@@ -37,14 +50,20 @@ class Network(OverModel):
     Args:
         transformer: The model; it keeps its parameters, which this reads.
         attention: The kernel, or a choice of kernels; ``None`` for PyTorch's own.
+        context: See `OverModel`.
     """
 
     def __init__(
-        self, transformer: CogVideoXTransformer3DModel, attention: Attention | MeasuredAttention | None = None
+        self,
+        transformer: CogVideoXTransformer3DModel,
+        attention: Attention | MeasuredAttention | None = None,
+        context: Storage = "device",
     ) -> None:
-        super().__init__(transformer, attention or resolve_attention("sdpa", transformer.device))
+        super().__init__(transformer, attention or resolve_attention("sdpa", transformer.device), context)
         self.run_block: RunBlock = run_block
         """The function that runs a block; a compiled one may take its place."""
+        self.lend_block: LendBlock = lend_block
+        """The function that runs a block whose keys and values are to be held, likewise."""
         self.before_pass: Callable[[], None] = lambda: None
         """Called before every pass; parked weights come back here."""
         self._blocks: list[BlockWeights] = []
@@ -59,7 +78,7 @@ class Network(OverModel):
     def blocks(self) -> Iterable[BlockWeights]:
         """The weights of all blocks, gathered anew where the model was moved or its adapters changed."""
         if self._streams is not None:
-            return self._streams[0]
+            return self._add_adapters(self._streams[0], gather_block)
         modules = self.transformer.transformer_blocks
         projections = [layer for block in modules for layer in list_projections(block).values()]
         state = read_state(projections)
@@ -101,6 +120,13 @@ class Network(OverModel):
         self.clear_cache()
         self._streams = (blocks, norms)
 
+    def _add_adapters(self, streamed: Iterable[T], gather: Callable[[nn.Module, T], T]) -> Iterable[T]:
+        """Add to the weights of each block, once they are here, what adapters that are switched on add to them."""
+        modules = self.transformer.transformer_blocks
+        if not any(has_adapter(layer) and not layer.disable_adapters for layer in modules.modules()):
+            return streamed
+        return (gather(block, own) for block, own in zip(modules, streamed, strict=True))
+
     def get_modulation(self, timestep: int) -> Modulation:
         """Return what a timestep decides, remembered as long as the weights that it comes from stay the same."""
         state = read_modulation_state(self.transformer)
@@ -110,7 +136,11 @@ class Network(OverModel):
             with torch.inference_mode(False):
                 where = torch.full((), timestep, device=self.transformer.device)
                 self._modulations[timestep] = make_modulation(
-                    self.transformer, where, None if self._streams is None else self._streams[1]
+                    self.transformer,
+                    where,
+                    map(gather_norms, self.transformer.transformer_blocks)
+                    if self._streams is None
+                    else self._add_adapters(self._streams[1], gather_norms),
                 )
         return self._modulations[timestep]
 
@@ -123,6 +153,7 @@ class Network(OverModel):
         wanted: int | None = None,
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
+        held: HeldRows | None = None,
     ) -> Tensor:
         """Evaluate the rows.
 
@@ -133,6 +164,7 @@ class Network(OverModel):
             wanted: How many rows, the first, are wanted; ``None`` for all.
             reads: For each of the first rows the row it reads.
             kv_scale: How much they attend to what they read; ``None`` is 1 in every layer.
+            held: What all rows attend to as well, fully; see `hold`.
 
         Returns:
             (wanted rows, f, out_channels, h, w) velocities, same dtype.
@@ -143,22 +175,55 @@ class Network(OverModel):
         self.check_rows(latents)
         self.before_pass()
         layout = RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, reads)
-        config = self.transformer.config
-        rotary = self._take_rotary(latents)
-        tokens = prompt_embeds.shape[1] + count_video_tokens(config, *latents[0, :, 0].shape)
-        shape = (layout.rows, config.num_attention_heads, tokens, config.attention_head_dim)
+        config, held_rows = self.transformer.config, () if held is None else held.rows
         return run_rows(
             self.transformer,
             self.blocks,
             self.get_modulation(timestep),
             latents,
             prompt_embeds,
-            rotary,
+            self._take_rotary(latents),
             None if kv_scale is None or bool((kv_scale == 1.0).all()) else self._move(kv_scale, latents.device),
-            plan_layers(layout, kv_scale, self.num_layers, config.num_attention_heads, config.norm_eps),
-            self.attention.choose(shape, latents.dtype, latents.device),
+            plan_layers(layout, kv_scale, self.num_layers, config.num_attention_heads, config.norm_eps, held_rows),
+            self._choose_attention(latents, prompt_embeds),
             self.run_block,
+            held,
         )
+
+    def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
+        """Evaluate rows for their keys and values alone, up to those of the last layer, and hold them.
+
+        Args:
+            latents: (rows, f, in_channels, h, w) in the transformer's dtype.
+            prompt_embeds: (rows, tokens, width), same dtype.
+            timestep: Of all rows, 0 .. 999.
+
+        Raises:
+            ValueError: See `check_rows`; and gradients that would be lost, see `hold_layers`.
+        """
+        self.check_rows(latents)
+        self.before_pass()
+        config, rows = self.transformer.config, latents.shape[0]
+        layout = Layout(rows, rows, (), config.num_attention_heads, config.norm_eps)
+        layers = lend_rows(
+            self.transformer,
+            self.blocks,
+            self.get_modulation(timestep),
+            latents,
+            prompt_embeds,
+            self._take_rotary(latents),
+            [*[layout] * (self.num_layers - 1), layout._replace(kept=0)],
+            self._choose_attention(latents, prompt_embeds),
+            self.lend_block,
+            self.mark,
+        )
+        return hold_layers(layers, self.context)
+
+    def _choose_attention(self, latents: Tensor, prompt_embeds: Tensor) -> Attention:
+        config = self.transformer.config
+        tokens = prompt_embeds.shape[1] + count_video_tokens(config, *latents[0, :, 0].shape)
+        shape = (latents.shape[0], config.num_attention_heads, tokens, config.attention_head_dim)
+        return self.attention.choose(shape, latents.dtype, latents.device)
 
     def _take_rotary(self, latents: Tensor) -> Rotary | None:
         """Return the table in the form that suits the way blocks are run."""

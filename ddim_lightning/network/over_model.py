@@ -7,8 +7,10 @@ from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
 from ddim_lightning.network.attention import Attention
+from ddim_lightning.network.held import Storage
 from ddim_lightning.network.kernels import MeasuredAttention
 from ddim_lightning.network.rotary import RotaryTables
+from ddim_lightning.network.source_mark import SourceMark, find_mark
 from ddim_lightning.network.weights import OFS
 
 
@@ -18,11 +20,18 @@ class OverModel:
     Args:
         transformer: The model.
         attention: The kernel, or a choice of kernels.
+        context: Where keys and values wait that are held for passes to come.
     """
 
-    def __init__(self, transformer: CogVideoXTransformer3DModel, attention: Attention | MeasuredAttention) -> None:
+    def __init__(
+        self,
+        transformer: CogVideoXTransformer3DModel,
+        attention: Attention | MeasuredAttention,
+        context: Storage = "device",
+    ) -> None:
         self.transformer = transformer
         self.attention = attention
+        self.context = context
         self._rotary = RotaryTables(transformer)
 
     @property
@@ -41,6 +50,11 @@ class OverModel:
         """Channels of a row: those of the latents, in an image-to-video model and of its image latents."""
         channels: int = self.transformer.config.in_channels
         return channels
+
+    @property
+    def mark(self) -> SourceMark | None:
+        """What marks the tokens of a source whose keys and values are held; ``None`` where nothing was trained to."""
+        return find_mark(self.transformer)
 
     def make_ofs(self, latents: Tensor) -> Tensor | None:
         """Return what the model is told beside the timestep, (1,), ``None`` where it takes nothing."""

@@ -125,7 +125,7 @@ class QuantizedNetwork(Network):
     """
 
     def __init__(self, exact: Network) -> None:
-        super().__init__(exact.transformer, exact.attention)
+        super().__init__(exact.transformer, exact.attention, exact.context)
         self.exact = exact
         self._quantized: list[BlockWeights] = []
         self._quantized_from: list[object] = []

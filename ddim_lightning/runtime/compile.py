@@ -13,13 +13,14 @@ GRAPHS = 64
 
 
 class RunsBlocks(Protocol):
-    """A `RunsBlocks` holds the function that runs a block."""
+    """A `RunsBlocks` holds the functions that run a block: for its tokens, and for its keys and values, too."""
 
     run_block: Any
+    lend_block: Any
 
 
 def apply_compile(network: RunsBlocks, mode: str | bool) -> None:
-    """Compile the function that runs a block, with full graphs and static shapes.
+    """Compile the functions that run a block, with full graphs and static shapes.
 
     The weights are its arguments, so that one graph serves all layers; each row layout has its own. A block that cannot
     be compiled whole raises when it first runs: there is no silent fallback.
@@ -29,6 +30,7 @@ def apply_compile(network: RunsBlocks, mode: str | bool) -> None:
         mode: ``True`` for torch.compile's default mode, else the name of a mode.
     """
     network.run_block = _compile(network.run_block, mode)
+    network.lend_block = _compile(network.lend_block, mode)
 
 
 def apply_vae_compile(vae: AutoencoderKLCogVideoX) -> None:

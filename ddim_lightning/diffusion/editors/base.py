@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 
 from ddim_lightning.diffusion.editors.places import Place, Range, check_fits, check_range, find_place, pick
 from ddim_lightning.diffusion.guidance import SCHEDULES
 from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.inverters.base import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
-from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Step
+from ddim_lightning.types import Branch, Context, EditRequest, KVScale, Latents, Needs, Step
 
 _FEW = 4
 """Evaluated steps, below which an edit that skips some is a poor one."""
@@ -29,6 +30,9 @@ class EditState:
         num_layers: Layers of the model whose keys and values can be attended to.
         seed: Of a method that draws noise at every step.
         carried: What the last two evaluated steps found, with their angles in radians, newest first.
+        context: What the model keeps of the branch of `Editor.make_context`.
+        noise: (b, f, c, h, w), the noise of the start, of a method that noises the source alike.
+        copy: (b, f, c, h, w), an edit of the source to itself beside the edit, of a method that makes one.
     """
 
     latents: Latents
@@ -36,6 +40,9 @@ class EditState:
     num_layers: int
     seed: int = 0
     carried: tuple[tuple[float, Latents], ...] = ()
+    context: Context | None = None
+    noise: Latents | None = None
+    copy: Latents | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,12 @@ class Editor(ABC):
     guidance_steps: Range = (0, None)
     negative: Literal["request", "source"] = "request"
     velocity_mask: float | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Have a class that does not say itself what it needs need everything: it may read more than its parent."""
+        super().__init_subclass__(**options)
+        if "needs" not in vars(cls):
+            cls.needs = Editor.needs  # type: ignore[method-assign]
 
     def __post_init__(self) -> None:
         check_range("first_step", (self.first_step, None))
@@ -111,6 +124,14 @@ class Editor(ABC):
             return []
         return [f"eval_every: {evaluated} of {len(steps)} steps evaluate the network, which is few; take more steps"]
 
+    def make_context(self, inversion: Inversion, request: EditRequest) -> Branch | None:
+        """Return a branch that is evaluated once, at its own timestep, for all steps of the edit to attend to.
+
+        Edits whose contexts are the same share one. ``None``, as here, where nothing is attended to in this way; see
+        `context_nfe`.
+        """
+        return None
+
     @abstractmethod
     def start(
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
@@ -147,8 +168,29 @@ class Editor(ABC):
         Args:
             request: What is asked for.
             schedule: The noise schedule.
-            together: Requests that differ in their prompt alone and share each network pass; the NFE are those of all.
+            together: Requests that differ in their prompt alone and share each network pass; the NFE are those of all,
+                with the one context that they share.
         """
+
+    def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
+        """Return what an edit reads of an inversion, beside its schedule, its prompt and its image.
+
+        Where it is not ``levels``, a run makes no inversion for it, and the edit is given `Inversion.of_clean`. A class
+        that reads less than everything says so itself; what its parent says does not count.
+
+        Args:
+            request: What is asked for; of its mask it counts whether there is one.
+            schedule: The noise schedule.
+            inverter: Whose steps the edit takes.
+
+        Returns:
+            ``nothing`` but the shape of its latents, the ``clean`` latents, or its ``levels`` and all else.
+        """
+        return "levels"
+
+    def finds_mask(self, request: EditRequest) -> bool:
+        """Return whether a mask is made from velocities at some levels, which a mask of the request spares."""
+        return self.velocity_mask is not None and request.mask is None
 
     def carry(self, state: EditState, step: Step, inversion: Inversion) -> EditState:
         """Return the state at level ``i + 1`` at a step where the network is not evaluated.
@@ -210,6 +252,11 @@ class Editor(ABC):
         ]
 
     @property
+    def context_nfe(self) -> int:
+        """Of the NFE of an edit those of its context, which edits of a clip share: 1 with `make_context`, else 0."""
+        return 0
+
+    @property
     def _every(self) -> int:
         """Of how many steps one is evaluated."""
         return 1
@@ -238,10 +285,16 @@ def extrapolate(carried: Sequence[tuple[float, Latents]], angle: float) -> Laten
     return last + (angle - last_angle) / (last_angle - before_angle) * (last - found)
 
 
-def apply_mask(state: EditState, latents: Latents, outside: Latents) -> EditState:
-    """Return the state with new latents, and with others outside the request's mask if it has one."""
+def apply_mask(state: EditState, latents: Latents, inversion: Inversion, i: int) -> EditState:
+    """Return the state with new latents, and with the source's of level ``i`` outside the request's mask if it has one.
+
+    Without a mask no level is read.
+    """
     mask = state.request.mask
-    return replace(state, latents=latents if mask is None else outside + mask * (latents - outside))
+    if mask is None:
+        return replace(state, latents=latents)
+    outside = inversion.levels[i]
+    return replace(state, latents=outside + mask * (latents - outside))
 
 
 def get_source_prompt(request: EditRequest, inversion: Inversion) -> str:

@@ -9,10 +9,11 @@ from typing import Literal
 import torch
 
 from ddim_lightning.diffusion.editors.base import Editor, EditState, apply_mask, check_choice
-from ddim_lightning.diffusion.editors.starts import STARTS, make_start
+from ddim_lightning.diffusion.editors.starts import STARTS, find_start_needs, make_start
 from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.inverters.base import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
-from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Step
+from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Needs, Step
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,13 @@ class Denoise(Editor):
         assert velocity is not None
         latents = inversion.inverter.step_with_velocity(state.latents, velocity, inversion.state, step)
         state = replace(state, carried=((step.angle, velocity), *state.carried[:1]))
-        return apply_mask(state, latents, inversion.levels[step.i + 1])
+        return apply_mask(state, latents, inversion, step.i + 1)
 
     def count_nfe(self, request: EditRequest, schedule: NoiseSchedule, together: int = 1) -> int:  # noqa: D102
         return together * sum(self.count_target_nfe(request, schedule))
+
+    def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
+        """Return what its start reads; outside a mask, and for an inverter that steps by its state, it is all."""
+        if request.mask is not None or self.finds_mask(request) or inverter.steps_by_state:
+            return "levels"
+        return find_start_needs(self.initial, schedule, self.get_first_step(len(schedule)))

@@ -65,13 +65,15 @@ class DirectInversion(SourceBranch):
         advance, levels = inversion.inverter.step_with_velocity, inversion.levels
         missed = levels[step.i + 1] - advance(levels[step.i], source, inversion.state, step)
         latents = advance(state.latents, target, inversion.state, step) + missed
-        return apply_mask(state, latents, levels[step.i + 1])
+        return apply_mask(state, latents, inversion, step.i + 1)
 
     def count_nfe(self, request: EditRequest, schedule: NoiseSchedule, together: int = 1) -> int:  # noqa: D102
         target_nfe = self.count_target_nfe(request, schedule)
         attending = self.list_attending_steps(len(schedule))
         needed = [step.i for step in schedule if self._replays(step, schedule) or step.i in attending]
         return together * sum(target_nfe) + self.count_source_nfe(target_nfe, needed, together)
+
+    needs = SourceBranch.needs  # the steps that are corrected evaluate the source, too
 
     def _replays(self, step: Step, schedule: NoiseSchedule) -> bool:
         return step.i in pick(self.replay_steps, len(schedule))

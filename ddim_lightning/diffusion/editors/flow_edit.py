@@ -20,9 +20,10 @@ from ddim_lightning.diffusion.editors.base import (
 )
 from ddim_lightning.diffusion.editors.places import Place
 from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.inverters.base import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.steps import add_noise, draw_noise, get_denoised
-from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Step
+from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Needs, Step
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class FlowEdit(Editor):
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
         seed = int(torch.randint(2**62, (), generator=generator))
-        return EditState(inversion.levels[-1], request, num_layers, seed=seed)
+        return EditState(inversion.clean, request, num_layers, seed=seed)
 
     def check_request(self, request: EditRequest, schedule: NoiseSchedule, inversion_prompt: str) -> list[str]:  # noqa: D102
         found = super().check_request(request, schedule, inversion_prompt)
@@ -107,7 +108,7 @@ class FlowEdit(Editor):
     def update(  # noqa: D102
         self, state: EditState, velocities: Sequence[Latents | None], step: Step, inversion: Inversion
     ) -> EditState:
-        clean, moved = inversion.levels[-1], torch.zeros_like(state.latents)
+        moved = torch.zeros_like(state.latents)
         pairs = zip(velocities[::2], velocities[1::2], strict=True)
         for (target, source), (v_target, v_source) in zip(self._make_pairs(state, step, inversion), pairs, strict=True):
             assert v_target is not None
@@ -115,11 +116,11 @@ class FlowEdit(Editor):
             moved += get_denoised(target, v_target, step.angle) - get_denoised(source, v_source, step.angle)
         moved = moved / self.num_noise_samples
         state = replace(state, carried=((step.angle, moved), *state.carried[:1]))
-        return self._move(state, moved, step, clean)
+        return self._move(state, moved, step, inversion)
 
     def carry(self, state: EditState, step: Step, inversion: Inversion) -> EditState:
         """Move by the last difference of the predictions: fresh noise would make a line through two of them rough."""
-        return self._move(state, state.carried[0][1], step, inversion.levels[-1])
+        return self._move(state, state.carried[0][1], step, inversion)
 
     def fast(self) -> Self:
         """Return the same editor with every fourth step evaluated; a larger ``eval_every`` stays as it is."""
@@ -130,18 +131,23 @@ class FlowEdit(Editor):
         source_nfe = [min(nfe, 1) if self.source_guidance == 1.0 else nfe for nfe in target_nfe]
         return self.num_noise_samples * (together * sum(target_nfe) + sum(source_nfe))
 
+    def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
+        """Return ``clean``, unless a mask is made from velocities."""
+        return "levels" if self.finds_mask(request) else "clean"
+
     @property
     def _every(self) -> int:
         return self.eval_every
 
-    def _move(self, state: EditState, moved: Latents, step: Step, clean: Latents) -> EditState:
+    def _move(self, state: EditState, moved: Latents, step: Step, inversion: Inversion) -> EditState:
+        clean = inversion.clean
         ratio = math.cos(step.angle) * math.sin(step.angle_next) / (math.cos(step.angle_next) * math.sin(step.angle))
         latents = clean + ratio * (state.latents - clean) + (1.0 - ratio) * moved
-        return apply_mask(state, latents, clean)
+        return apply_mask(state, latents, inversion, -1)
 
     def _make_pairs(self, state: EditState, step: Step, inversion: Inversion) -> list[tuple[Latents, Latents]]:
         """Noise the edit and the source with the same noises; the same ones whenever asked for a step."""
-        clean, pairs = inversion.levels[-1], []
+        clean, pairs = inversion.clean, []
         for k in range(self.num_noise_samples):
             drawn = k // 2 if self.noise == "fixed" else step.i * self.num_noise_samples + k // 2
             noise = draw_noise(clean, torch.Generator().manual_seed(state.seed + drawn))

@@ -41,7 +41,7 @@ class KVInjection(SourceBranch):
         """Return the state at level ``i + 1``: the inverter's step with the extrapolated velocity."""
         velocity = extrapolate(state.carried, step.angle)
         latents = inversion.inverter.step_with_velocity(state.latents, velocity, inversion.state, step)
-        return apply_mask(state, latents, inversion.levels[step.i + 1])
+        return apply_mask(state, latents, inversion, step.i + 1)
 
     def fast(self) -> Self:
         """Return the same editor with every second step evaluated and the source attended to in the noisier half.
@@ -51,6 +51,8 @@ class KVInjection(SourceBranch):
         """
         steps = (0, 0.5) if self.steps == (0, None) else self.steps
         return replace(self, eval_every=max(2, self.eval_every), steps=steps)
+
+    needs = SourceBranch.needs  # it reads no more
 
     @property
     def _every(self) -> int:

@@ -12,8 +12,9 @@ from ddim_lightning.diffusion.editors.base import EditState, check_choice, check
 from ddim_lightning.diffusion.editors.denoise import Denoise
 from ddim_lightning.diffusion.editors.places import Range, check_fits, check_range, pick
 from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.inverters.base import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
-from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Step
+from ddim_lightning.types import Branch, EditRequest, KVScale, Latents, Needs, Step
 
 
 @dataclass(frozen=True)
@@ -104,3 +105,8 @@ class SourceBranch(Denoise):
         target_nfe = self.count_target_nfe(request, schedule)
         attending = self.list_attending_steps(len(schedule))
         return together * sum(target_nfe) + self.count_source_nfe(target_nfe, attending, together)
+
+    def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
+        """Return ``levels`` where the source is evaluated at any step, for it is at them; see also `Denoise`."""
+        of_target = sum(self.count_target_nfe(request, schedule))
+        return "levels" if self.count_nfe(request, schedule) > of_target else super().needs(request, schedule, inverter)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 
 from ddim_lightning.diffusion.inversion import Inversion
+from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.steps import add_noise, draw_noise
-from ddim_lightning.types import Latents
+from ddim_lightning.types import Latents, Needs
 
 
 def make_inverted(inversion: Inversion, i: int, generator: torch.Generator | None, order: int) -> Latents:
@@ -22,12 +23,10 @@ def make_random(inversion: Inversion, i: int, generator: torch.Generator | None,
 
     Source: Meng et al. 2021, "SDEdit", arXiv:2108.01073, for levels below noise.
     """
-    clean = inversion.levels[-1]
+    clean, schedule = inversion.clean, inversion.schedule
     noise = draw_noise(clean, generator)
     # At zero SNR cos(pi/2) is not quite 0 in floating point; the script's start is the noise itself.
-    return (
-        noise if inversion.schedule.angles[i] >= math.pi / 2 else add_noise(clean, noise, inversion.schedule.angles[i])
-    )
+    return noise if _is_noise(schedule, i) else add_noise(clean, noise, schedule.angles[i])
 
 
 def make_k_rnr(inversion: Inversion, i: int, generator: torch.Generator | None, order: int) -> Latents:
@@ -40,7 +39,7 @@ def make_k_rnr(inversion: Inversion, i: int, generator: torch.Generator | None, 
     angle = inversion.schedule.angles[i]
     signal, noise = math.cos(angle), math.sin(angle)
     weight = signal * sum(noise**k for k in range(order))
-    return weight * inversion.levels[-1] + noise**order * inversion.state[0]
+    return weight * inversion.clean + noise**order * inversion.x_T
 
 
 STARTS: dict[str, Callable[[Inversion, int, torch.Generator | None, int], Latents]] = {
@@ -64,3 +63,21 @@ def make_start(name: str, inversion: Inversion, i: int, generator: torch.Generat
         (b, f, c, h, w), in the dtype of the trajectory.
     """
     return STARTS[name](inversion, i, generator, order)
+
+
+def find_start_needs(name: str, schedule: NoiseSchedule, i: int) -> Needs:
+    """Return what of an inversion `make_start` reads.
+
+    Args:
+        name: One of `STARTS`.
+        schedule: The noise schedule.
+        i: The level, 0 (noise) .. N - 1.
+    """
+    if name != "random":
+        return "levels"
+    return "nothing" if _is_noise(schedule, i) else "clean"
+
+
+def _is_noise(schedule: NoiseSchedule, i: int) -> bool:
+    """Whether nothing of a video is left at a level: zero SNR."""
+    return schedule.angles[i] >= math.pi / 2

@@ -69,6 +69,11 @@ class Inverter(ABC):
         """
         return denoise_step(latents, velocity, step)
 
+    @property
+    def steps_by_state(self) -> bool:
+        """Whether `step_with_velocity` reads the state, as it may where a method has its own: edits then need one."""
+        return type(self).step_with_velocity is not Inverter.step_with_velocity
+
     @abstractmethod
     def count_nfe(self, num_steps: int) -> int:
         """Return the NFE of an inversion of ``num_steps`` steps, that of the residual included.
