@@ -178,9 +178,8 @@ class InversionCallback(Callback):
             if done:
                 log_sheet(trainer, self._draw(done, trainer.global_step, live), self._folder, "inversions")
             if not values:
-                warnings.warn(
-                    f"InversionCallback: nothing could be measured at step {trainer.global_step}", stacklevel=2
-                )
+                step = trainer.global_step
+                warnings.warn(f"InversionCallback: nothing could be measured at step {step}", stacklevel=2)
         return dict(trainer.strategy.broadcast(values))
 
     def _run(self, clip: Clip, live: LiveEngine) -> ClipResult | None:

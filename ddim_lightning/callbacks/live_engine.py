@@ -79,14 +79,10 @@ class EngineLender:
                 raise ValueError(f"model: must say where a {type(module).__name__} has its VAE from, got None")
             return
         # It is evaluated as it works itself.
-        given = {
-            "model": self.model,
-            "transformer": self.transformer,
-            "inversion_prompt": self.methods.inversion_prompt,
-        }
-        for name, value in given.items():
-            if value not in (None, ""):
-                raise ValueError(f"{name}: must be unset for a DDIMInversionModule, which has its own, got {value!r}")
+        given = [name for name in ("model", "transformer") if getattr(self, name) is not None]
+        given += ["inversion_prompt"] * (self.methods.inversion_prompt != "")
+        if given:
+            raise ValueError(f"{given[0]}: must be unset for a DDIMInversionModule, which has its own")
 
     @contextmanager
     def lend(self, module: LightningModule) -> Iterator[LiveEngine]:
