@@ -24,8 +24,8 @@ from ddim_lightning.engine.training import (
     make_samples,
 )
 from ddim_lightning.models.lora_layers import add_lora, check_lora
-from ddim_lightning.network.sharding import shard_part
 from ddim_lightning.network.source_mark import add_mark
+from ddim_lightning.runtime.sharding import shard_part
 
 _OBJECTIVES = "ddim_lightning.diffusion.objectives"
 

@@ -22,6 +22,7 @@ from torch import Tensor
 import ddim_lightning
 from ddim_lightning.models.adapter_card import AdapterCard, get_card_path
 from ddim_lightning.models.checkpoint import DEFAULTS
+from ddim_lightning.runtime.sharding import gather
 
 _HALVES = (".lora_A.weight", ".lora_B.weight")
 _MARK = "source_mark.weight"
@@ -79,15 +80,13 @@ def write_adapter(
     return path
 
 
-def write_adapter_of_checkpoint(
-    path: str | Path, checkpoint: Mapping[str, Any], transformer: CogVideoXTransformer3DModel, *, edits: bool
-) -> Path:
+def write_adapter_of_checkpoint(path: str | Path, checkpoint: Mapping[str, Any], base: str, *, edits: bool) -> Path:
     """Write the adapter that lies in a Lightning checkpoint of a `DDIMInversionModule`; see `write_adapter`.
 
     Args:
         path: The safetensors file.
         checkpoint: What ``torch.load(file, weights_only=True)`` returns, of a training with ``parts: [lora]``.
-        transformer: The one that it was trained in; its weights have not changed.
+        base: What `digest_base` returns of the transformer that it was trained in.
         edits: Whether it was trained for the module's editor, which then stands in the card with the module's steps and
             guidance scale.
 
@@ -109,7 +108,7 @@ def write_adapter_of_checkpoint(
         editor=options["editor"] if edits else None,
         num_inference_steps=options["schedule"]["num_inference_steps"] if edits else None,
         guidance_scale=options["guidance_scale"] if edits else None,
-        base=digest_base(transformer),
+        base=base,
         source_mark=None,
         package_version=ddim_lightning.__version__,
     )
@@ -137,7 +136,10 @@ def digest_base(transformer: CogVideoXTransformer3DModel) -> str:
         for name, weight in transformer.state_dict().items()
         if weight.is_floating_point() and ".lora_" not in name and name != _MARK
     }
-    samples = [weight.flatten()[:: max(1, weight.numel() // _SAMPLES)] for _, weight in sorted(weights.items())]
+    # One after the other, for no more than one that is spread over processes is to be whole at a time.
+    samples = [
+        gather(weight).flatten()[:: max(1, weight.numel() // _SAMPLES)].clone() for _, weight in sorted(weights.items())
+    ]
     values = torch.cat([sample.float() for sample in samples]).cpu().bfloat16().float()
     values[values.abs() < _SMALLEST] = 0.0
     shapes = repr([(name, tuple(weight.shape)) for name, weight in sorted(weights.items())])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ddim_lightning.data.streams import make_generator
-from ddim_lightning.models.adapter_file import write_adapter_of_checkpoint
+from ddim_lightning.models.adapter_file import digest_base, write_adapter_of_checkpoint
 from ddim_lightning.models.loading import load_components
 from ddim_lightning.models.source import Source
 from ddim_lightning.tiny.autoencoder import AutoencoderModule
@@ -66,7 +66,7 @@ def write_adapter(path: Path, checkpoint: Path, *, edits: bool) -> Path:
     source = Source(**options.get("source", {}))
     on_cpu: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32, "require_rotary": False}
     transformer = load_components(options.get("model", "tiny"), source, **on_cpu).transformer
-    return write_adapter_of_checkpoint(path, found, transformer, edits=edits)
+    return write_adapter_of_checkpoint(path, found, digest_base(transformer), edits=edits)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -95,7 +95,7 @@ def test_a_checkpoint_becomes_an_adapter(edits, transformer, tmp_path):
     tensors = make_tensors(transformer, mark=True)
     torch.save(make_checkpoint(tensors), tmp_path / "last.ckpt")
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    path = write_adapter_of_checkpoint(tmp_path / "mine.safetensors", checkpoint, transformer, edits=edits)
+    path = write_adapter_of_checkpoint(tmp_path / "mine.safetensors", checkpoint, digest_base(transformer), edits=edits)
     card = read_adapter_card(path)
     settings = (card.editor, card.num_inference_steps, card.guidance_scale)
     assert settings == ((KV_INJECTION, 4, 1.5) if edits else (None, None, None))
@@ -110,7 +110,7 @@ def test_a_checkpoint_without_an_adapter_is_refused(parts, transformer, tmp_path
     tensors = {"a.lora_A.weight": torch.zeros(1)}
     checkpoint = {} if parts is None else make_checkpoint(tensors, parts=parts)
     with pytest.raises(ValueError, match=r"^checkpoint: must be of a training with parts of lora"):
-        write_adapter_of_checkpoint(tmp_path / "mine.safetensors", checkpoint, transformer, edits=False)
+        write_adapter_of_checkpoint(tmp_path / "mine.safetensors", checkpoint, digest_base(transformer), edits=False)
 
 
 def test_a_base_has_one_fingerprint_in_every_dtype_and_under_adapters(transformer, tmp_path):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 
 def shard_part(part: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
-    """Spread the weights of a part over processes; each block is gathered while it computes, and what is in no block too.
+    """Spread the weights of a part over processes; each block is gathered while it computes, and so is the rest.
 
     Whatever is in it goes along: frozen weights, adapters of peft, the mark of sources. It computes in its own forward
     pass alone, in all processes alike. A part that is spread already stays as it is.
@@ -37,6 +37,11 @@ def shard_part(part: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = No
 def is_sharded(part: nn.Module) -> bool:
     """Whether weights of a part are spread over processes."""
     return any(isinstance(weight, DTensor) for weight in part.parameters())
+
+
+def gather(weight: Tensor) -> Tensor:
+    """Return a weight as a whole; every process has to ask for one that is spread."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _find_blocks(part: Any) -> nn.ModuleList:
