@@ -107,13 +107,13 @@ def test_what_asks_for_an_inversion(editor, inverter, fields, outputs, inverts, 
 
 
 def test_the_bundled_models_recommended_edit_costs_its_edit_alone():
-    module = make_module(on_error="raise")
+    module = make_module()
     module.load("cpu")
     clip = make_clip(frames=torch.zeros(9, 3, 64, 64, dtype=torch.uint8), prompts=("a red circle",))
     for editor, edit_nfe in ((module.engine.editor, 110), (module.engine.editor.fast(), 56)):
         engine = replace(module.engine, editor=editor)
         assert make_job(engine, clip).nfe_left == edit_nfe
-        assert make_job(engine, clip, reconstruct=True).nfe_left == edit_nfe + 56 + 50
+        assert make_job(engine, clip, reconstruct=True).nfe_left == edit_nfe + engine.inverter.count_nfe(50) + 50
 
 
 def test_a_stored_trajectory_that_nothing_reads_is_not_read_and_that_is_said(engine, tmp_path):
