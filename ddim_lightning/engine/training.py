@@ -68,7 +68,9 @@ def compute_objectives(
     engine.network.check_rows(samples.latents)
     scheduler = parts.scheduler
     levels = TrainingLevels.make(scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod))
-    predict = TransformerPredictor(parts.transformer, engine.prompts.encode_batch, engine.network.get_rotary)
+    prompts = engine.prompts
+    encode = prompts.encode_batch if prompts.cache is None else prompts.read_batch
+    predict = TransformerPredictor(parts.transformer, encode, engine.network.get_rotary)
     return compute_losses(objectives, predict, samples, levels, generator, caption_dropout)
 
 
