@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from lightning import LightningModule
@@ -25,6 +26,7 @@ from ddim_lightning.engine.training import (
 )
 from ddim_lightning.models.lora_layers import add_lora, check_lora
 from ddim_lightning.network.source_mark import add_mark
+from ddim_lightning.runtime.processes import share_work
 from ddim_lightning.runtime.sharding import shard_part
 
 _OBJECTIVES = "ddim_lightning.diffusion.objectives"
@@ -36,6 +38,7 @@ class TrainingModule(LightningModule):
     training_options: Training | None
     objectives: Sequence[Objective]
     seed: int
+    _engine: InversionEngine | None
 
     @property
     def engine(self) -> InversionEngine:
@@ -57,6 +60,25 @@ class TrainingModule(LightningModule):
         """Raise a ValueError where the LoRA that is to train does not fit a transformer of a config."""
         options = self._get_training()
         check_lora(config, rank=options.rank, targets=options.targets)
+
+    def release_text_encoder(self) -> None:
+        """Let go of the text encoder until it is needed again."""
+        raise NotImplementedError
+
+    @override
+    def on_fit_start(self) -> None:
+        """Encode what the prompt cache lacks of the data module's prompts, and let go of the text encoder."""
+        prompts, list_prompts = self.engine.prompts, getattr(self.trainer.datamodule, "all_prompts", None)  # type: ignore[attr-defined]
+        if prompts.cache is None or list_prompts is None:
+            return
+        texts = ["", *list_prompts()]
+
+        def encode(position: int) -> None:
+            if not prompts.is_known(texts[position]):
+                prompts.read_batch([texts[position]])
+
+        share_work(len(texts), encode)
+        self.release_text_encoder()
 
     @override
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
@@ -96,6 +118,20 @@ class TrainingModule(LightningModule):
     def on_fit_end(self) -> None:
         """Drop the embeddings of a text encoder that has changed."""
         self.engine.prompts.clear_cache()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Copy the module with what trains of it; frozen weights, which are most of it, share their memory.
+
+        Weight averaging makes such a copy.
+        """
+        if self._engine is not None and self._trained_parts:
+            loaded = self._engine.components
+            for part in filter(None, (loaded.transformer, loaded.vae, self._engine.prompts.text_encoder)):
+                frozen = (weight for weight in part.parameters() if not weight.requires_grad)
+                memo |= {id(weight): nn.Parameter(weight.data, requires_grad=False) for weight in frozen}
+        memo[id(self)] = copied = self.__class__.__new__(self.__class__)
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     @property
     def _trained_parts(self) -> tuple[str, ...]:

@@ -24,12 +24,13 @@ CASES = {
     "fsdp-lora": {"strategy": "fsdp", "training": {"gradient_checkpointing": True}},
     "ddp-transformer": {"strategy": "ddp", "training": {"parts": ["transformer"]}},
     "fsdp-transformer": {"strategy": "fsdp", "training": {"parts": ["transformer"]}},
-    "fsdp-text": {"strategy": "fsdp", "training": {"parts": ["transformer", "text_encoder"]}},
+    "fsdp-text_encoder": {"strategy": "fsdp", "training": {"parts": ["transformer", "text_encoder"]}},
     "fsdp-muon": {"strategy": "fsdp", "training": {"parts": ["transformer"], "optimizer": "muon"}},
     "fsdp-mixed": {"strategy": "fsdp", "precision": "bf16-mixed"},
     "fsdp-shards": {"strategy": "fsdp", "shards": True},
     "fsdp-resumed": {"strategy": "fsdp", "ckpt_path": "fsdp-lora/step=2.ckpt"},
     "fsdp-resumed-shards": {"strategy": "fsdp", "ckpt_path": "fsdp-shards/step=2.ckpt"},
+    "ddp-text_encoder": {"strategy": "ddp", "training": {"parts": ["transformer", "text_encoder"]}},
     "ddp-resumed": {"strategy": "ddp", "ckpt_path": "fsdp-lora/step=2.ckpt"},
 }
 """What is fitted on two processes; each has to end as one process does that accumulates two batches."""

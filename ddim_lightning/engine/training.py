@@ -74,7 +74,9 @@ def compute_objectives(
         raise ValueError("model: must be a text-to-video model to train it, got an image-to-video model")
     engine.network.check_rows(samples.latents)
     levels = _make_levels(engine) if levels is None else levels
-    predict = TransformerPredictor(parts.transformer, engine.prompts.encode_batch, engine.network.get_rotary)
+    prompts = engine.prompts
+    encode = prompts.encode_batch if prompts.cache is None else prompts.read_batch
+    predict = TransformerPredictor(parts.transformer, encode, engine.network.get_rotary)
     return compute_losses(objectives, predict, samples, levels, generator, caption_dropout)
 
 
