@@ -130,7 +130,7 @@ class TrainingModule(LightningModule):
                 frozen = (weight for weight in part.parameters() if not weight.requires_grad)
                 memo |= {id(weight): nn.Parameter(weight.data, requires_grad=False) for weight in frozen}
         memo[id(self)] = copied = self.__class__.__new__(self.__class__)
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        cast(Any, copied).__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return copied
 
     @property
