@@ -105,10 +105,13 @@ class InversionEngine:
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
         """Run a stage of a clip on the weights as they are at its beginning, an edit with the adapter switched on."""
-        with nullcontext() if self.adapter is None or name != "edit" else self.adapter.acting():
+        adapter = self.adapter if name == "edit" else None
+        with nullcontext() if adapter is None else adapter.acting():
             if name in ("invert", "reconstruct", "edit"):
                 self.start_stage()
             yield
+        if adapter is not None and isinstance(self.network, Network):
+            self.network.clear_cache()  # the sums of an edit do not stay while it is decoded
 
     def start_stage(self) -> None:
         """Make a forward pass ready for the weights as they are now; see `Network.start_stage`."""

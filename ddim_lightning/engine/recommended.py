@@ -78,11 +78,17 @@ def fill_recommended(config: Any) -> Any:
     options = config if model is None or isinstance(model, str) else model.get("init_args")
     if options and isinstance(options.get("model"), str) and "guidance_scale" in options:
         inside = options.get("subfolder") or options.get("source.subfolder")
-        for name, value in read_recommended(options["model"], inside, make_loras(options.get("lora") or ())).items():
+        for name, value in read_recommended(options["model"], inside, _make_loras(options.get("lora"))).items():
             for key in (name, f"schedule.{name}"):
                 if key in options and options[key] is None:
                     options[key] = value
     return config
+
+
+def _make_loras(given: Any) -> tuple[Lora, ...]:
+    """Make LoRAs of an option as a parser leaves it, with mappings in objects of its own."""
+    specs = [given] if isinstance(given, str) else given or ()
+    return make_loras([one if isinstance(one, str) else vars(one.get("init_args") or one) for one in specs])
 
 
 def _put_adapter_first(found: dict[str, Any], lora: Sequence[Lora]) -> dict[str, Any]:

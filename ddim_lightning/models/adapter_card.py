@@ -129,10 +129,12 @@ def find_edit_adapter(files: Sequence[str]) -> EditAdapterFile | None:
     """
     found = []
     for position, file in enumerate(files):
-        with suppress(OSError):  # a file may be brought before the model is loaded, which needs it
-            path, card = find_lora(file), read_adapter_card(file)
-            if card is not None and card.editor is not None:
-                found.append(EditAdapterFile(path, card, position))
+        path = None
+        with suppress(OSError):  # it may be brought before the model is loaded, which needs it
+            path = find_lora(file)
+        card = None if path is None else read_adapter_card(path)
+        if path is not None and card is not None and card.editor is not None:
+            found.append(EditAdapterFile(path, card, position))
     if len(found) > 1:
         got = ", ".join(str(one.path) for one in found)
         raise ValueError(f"lora: must hold one adapter that was trained for an editor at most, got {got}")

@@ -91,9 +91,7 @@ def _check_free(transformer: CogVideoXTransformer3DModel, file: str) -> None:
     except ImportError as error:
         raise ImportError("lora: needs peft; pip install 'ddim-lightning[lora]'") from error
     if own := list(getattr(transformer, "peft_config", {})):
-        rule = (
-            f"must be empty for a transformer with adapters of its own ({', '.join(own)}), which merging would remove"
-        )
+        rule = f"must be empty for a transformer with adapters of its own ({', '.join(own)}), which would not stay"
         raise ValueError(f"lora: {rule}; load the file beside them, got {file!r}")
 
 

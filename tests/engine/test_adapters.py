@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from ddim_lightning.diffusion.editors import Denoise, FlowEdit
 from ddim_lightning.engine.export import export_network
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.models.adapter_card import get_card_path
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.network.source_mark import find_mark
 from tests.adapters import KV_INJECTION, write_random_adapter
 from tests.modules import make_module
@@ -81,6 +84,17 @@ def test_it_acts_in_compiled_blocks(tiny_model, adapter, without, edited):
     levels, _, edit = run(load(tiny_model, lora=str(adapter), runtime=Runtime(compile=True)))
     assert relative_error(levels, without[0]) <= 1e-4
     assert relative_error(edit, edited) <= 1e-4
+
+
+def test_it_acts_in_eight_bits(tiny_model, adapter, edited):
+    """As with ``precision="fp8"``, whose products a CPU can make, too."""
+    engine = load(tiny_model, lora=str(adapter)).engine
+    inversion = engine.invert(LATENTS)
+    quantized = CogVideoXDenoiser(QuantizedNetwork(engine.network), engine.prompts)
+    engine = replace(engine, edit_denoiser=quantized)
+    assert torch.equal(engine.invert(LATENTS).levels, inversion.levels)
+    assert relative_error(engine.edit(inversion, REQUEST), edited) < 0.2
+    assert torch.equal(engine.invert(LATENTS).levels, inversion.levels)
 
 
 def test_it_acts_in_edits_alone_by_diffusers_forward_pass(tiny_model, adapter, edited):
@@ -257,8 +271,10 @@ def test_the_command_line_shows_what_an_adapter_recommends(tiny_model, adapter, 
     assert (shown["editor"], shown["guidance_scale"], shown["num_inference_steps"]) == ("Denoise", 4, 7)
 
 
-def test_predict_shows_what_an_adapter_recommends(tiny_model, adapter, tmp_path, capsys):
-    (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{lora: [{adapter}], guidance_scale: 4}}}}")
+@pytest.mark.parametrize("given", ["[{0}]", '["{0}:0.5"]', "[{{file: {0}, scale: 0.5}}]"])
+def test_predict_shows_what_an_adapter_recommends(given, tiny_model, adapter, tmp_path, capsys):
+    given = given.format(adapter)
+    (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{lora: {given}, guidance_scale: 4}}}}")
     words = ["--config", "edit", "--config", str(tmp_path / "mine.yaml"), "--model.model", str(tiny_model)]
     assert main(["predict", *words, "--print_config"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]
