@@ -41,5 +41,5 @@ def test_a_sharded_transformer_predicts_as_before_and_is_no_network(tiny_model, 
     found.square().mean().backward()
     assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in transformer.parameters())
     assert is_sharded(transformer)
-    with pytest.raises(ValueError, match="^forward: .*FSDP2"):
+    with pytest.raises(ValueError, match=r"^forward: .*FSDP2"):
         network.start_stage()
