@@ -150,7 +150,7 @@ def make_samples(batch: Mapping[str, Any], encode: Callable[[Tensor], Latents]) 
 
 
 def check_optimizer(options: Training) -> None:
-    """Raise a ValueError where an optimizer is not installed or does not take its settings, by a trial on one value."""
+    """Raise a ValueError where an optimizer is not installed or does not take its settings; one value is tried."""
     if options.optimizer != "muon":
         make_optimizer([("one", torch.nn.Parameter(torch.zeros(1, 1)))], 1, options)
 

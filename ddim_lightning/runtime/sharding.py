@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 
 def shard_part(part: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> None:
-    """Spread the weights of a part over processes; each block is gathered while it computes, and so is the rest.
+    """Spread the weights of a part over processes; each block is gathered while it computes.
 
     Whatever is in it goes along: frozen weights, adapters of peft, the mark of sources. It computes in its own forward
     pass alone, in all processes alike. A part that is spread already stays as it is.
