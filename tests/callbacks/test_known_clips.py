@@ -59,11 +59,11 @@ class Pairs(LightningDataModule):
         return DataLoader([make_batch(50, self.kind), make_batch(51, self.kind)], batch_size=None)
 
 
-def make_module(model, objective="InContextEditing", **more):
+def make_module(model, objective="InContextEditing", editor="Denoise", **more):
     training = {"parts": ("lora",), "rank": 4, "learning_rate": 3e-2, "warmup_steps": 0} | more
     options = Training(objectives=(objective,), **training)
     return DDIMInversionModule(
-        str(model), runtime=Runtime(dtype="float32"), training=options, editor="Denoise", guidance_scale=2.0
+        str(model), runtime=Runtime(dtype="float32"), training=options, editor=editor, guidance_scale=2.0
     )
 
 
@@ -104,7 +104,10 @@ def run(verb, module, folder, *callbacks, kind="pairs", **more):
 
 @pytest.mark.parametrize(
     ("options", "precision"),
-    [({}, "32-true"), ({"objective": "Velocity", "parts": ("transformer", "text_encoder")}, "bf16-mixed")],
+    [
+        ({"editor": "InContextEdit"}, "32-true"),
+        ({"objective": "Velocity", "parts": ("transformer", "text_encoder")}, "bf16-mixed"),
+    ],
 )
 def test_a_training_does_not_notice_that_its_edits_are_shown(tiny_model, tmp_path, options, precision):
     seen = []
@@ -204,6 +207,7 @@ def validate_on_two(tiny_model, tmp_path):
     run("fit", make_module(tiny_model), tmp_path, keep, watch, Told(), logger=logger, num_sanity_val_steps=0, **more)
 
 
+@pytest.mark.slow
 def test_of_two_processes_both_know_what_the_first_found(tiny_model, tmp_path):
     # In a process of its own: after any backward pass autograd has threads, and refuses to be forked.
     code = (
