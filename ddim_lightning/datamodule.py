@@ -156,6 +156,7 @@ class VideoDataModule(LightningDataModule):
             if request.source_prompt is not None:
                 texts[request.source_prompt] = None
             texts[request.negative_prompt] = None
+        texts.update(dict.fromkeys([] if self.clips is None else self.clips.list_prompts()))
         return list(texts)
 
     def check_clips(self, limits: VideoLimits) -> None:

@@ -1,18 +1,15 @@
-"""The Lightning face does the whole job on a clip in `predict_step`, and trains the denoiser in `training_step`."""
+"""The Lightning face loads the model, and does the whole job on a clip in `predict_step`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
 from typing_extensions import override
 
 from ddim_lightning.diffusion.editors import Editor
@@ -20,7 +17,6 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine.at_hand import PartsAtHand
 from ddim_lightning.engine.batch_forms import is_one_clip, split_batch
 from ddim_lightning.engine.build import LoadedModel, build_engine
-from ddim_lightning.engine.clip_job import make_clip_seed
 from ddim_lightning.engine.clip_runner import ClipRunner
 from ddim_lightning.engine.config import (
     Lora,
@@ -37,17 +33,17 @@ from ddim_lightning.engine.config import (
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.precision import describe_precision, take_precision
-from ddim_lightning.engine.recommended import read_recommended
-from ddim_lightning.engine.training import compute_loss, make_optimizer
+from ddim_lightning.engine.recommended import take_recommended
 from ddim_lightning.limits import VideoLimits
-from ddim_lightning.models.checkpoint import read_limits
+from ddim_lightning.models.checkpoint import read_checkpoint, read_limits
 from ddim_lightning.models.schedulers import describe_scheduler
 from ddim_lightning.models.text import is_text
 from ddim_lightning.runtime.compile_cache import save_compiled
+from ddim_lightning.training_module import TrainingModule
 from ddim_lightning.types import ClipResult, FindResult, Progress
 
 
-class DDIMInversionModule(PartsAtHand, LightningModule):
+class DDIMInversionModule(PartsAtHand, TrainingModule):
     """A `DDIMInversionModule` inverts, reconstructs and edits videos with CogVideoX under a Trainer.
 
     Weights load straight to the Trainer's device in `configure_model`, from safetensors, frozen. They are not
@@ -58,12 +54,13 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         model: ``tiny`` (the bundled model), a folder in diffusers' layout, or a hub id such as
             ``zai-org/CogVideoX-5b``.
         source: Where the model's weights come from, beside its name; see `Source`.
-        lora: LoRA files to add to the transformer's weights: ``FILE``, ``FILE:SCALE`` or ``{file, scale}`` each.
+        lora: LoRA files to add to the transformer's weights: ``FILE``, ``FILE:SCALE`` or ``{file, scale}`` each. One
+            that was trained for an editor acts in edits alone, and recommends editor, steps and guidance scale.
         guidance_scale: Classifier-free guidance scale of the edits, >= 0; 1 turns guidance off. ``None`` takes what is
-            recommended for the model.
+            recommended, here and below, for such an adapter or else for the model.
         inversion_prompt: The prompt of the inversion and the reconstruction; ``None`` takes each clip's source prompt.
         inverter: The inversion method: an `Inverter`, a class name of `ddim_lightning.diffusion.inverters`, the class
-            path of your own, or ``{class_path, init_args}``. ``None`` takes what is recommended for the model.
+            path of your own, or ``{class_path, init_args}``.
         editor: The editing method: likewise, an `Editor` of `ddim_lightning.diffusion.editors`.
         schedule: Which noise levels are passed through; see `Schedule`.
         runtime: How the model runs; see `Runtime`.
@@ -96,7 +93,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             rule = "must be a name or a folder; make a module of a loaded pipeline with from_pipeline"
             raise TypeError(f"model: {rule}, got a {type(model).__name__}")
         self.model = model = str(model)
-        self.lora = make_loras(lora)
+        self.loras = make_loras(lora)
         self.inversion_prompt = inversion_prompt
         self.seed = seed
         # Checkpoints hold them as plain mappings.
@@ -105,22 +102,25 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         self.runtime = make_options(Runtime, runtime)
         self.outputs = make_options(Outputs, outputs)
         self.training_options = None if training is None else make_options(Training, training)
-        check_options(self.runtime, self.training_options, self.lora)
-        recommended = read_recommended(model, self.source.subfolder)
-        self.guidance_scale = float(recommended["guidance_scale"] if guidance_scale is None else guidance_scale)
+        check_options(self.runtime, self.training_options, self.loras)
+        given = {"guidance_scale": guidance_scale, "inverter": inverter, "editor": editor}
+        given["num_inference_steps"] = self.schedule.num_inference_steps
+        taken, self._recommended = take_recommended(given, model, self.source.subfolder, self.loras)
+        self.schedule = replace(self.schedule, num_inference_steps=taken["num_inference_steps"])
+        self.guidance_scale = float(taken["guidance_scale"])
         check_guidance_scale(self.guidance_scale)
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
-        inverter = recommended["inverter"] if inverter is None else inverter
-        editor = recommended["editor"] if editor is None else editor
-        self.inverter = make_part(inverter, Inverter, inverters, "inverter")
-        made = make_part(editor, Editor, editors, "editor")
+        self.inverter = make_part(taken["inverter"], Inverter, inverters, "inverter")
+        made = make_part(taken["editor"], Editor, editors, "editor")
         self.editor = made.fast() if self.schedule.fast else made
+        self.objectives = self.make_objectives()
+        self.check_optimizer()
         # Objects other than plain values would break the loading of checkpoints with weights_only.
         self.save_hyperparameters(
             {
                 "model": model,
                 "source": asdict(self.source),
-                "lora": [asdict(one) for one in self.lora],
+                "lora": [asdict(one) for one in self.loras],
                 "guidance_scale": self.guidance_scale,
                 "inversion_prompt": inversion_prompt,
                 "inverter": describe_part(self.inverter),
@@ -178,6 +178,9 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
             return
         if self._trained_parts and self.video_limits.needs_image:
             raise ValueError("training: needs a text-to-video model, got an image-to-video model")
+        if "lora" in self._trained_parts and self._given is None:
+            found = read_checkpoint(self.model, self.source, **self.runtime.requires, token=token)
+            self.check_lora(found.configs["transformer"])
         self._engine = build_engine(
             self._given or self.model,
             self.inverter,
@@ -188,16 +191,11 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
                 self.runtime, self._get_precision(), keeps_dtype=bool(self._trained_parts) or self._given is not None
             ),
             source=self.source,
-            lora=self.lora,
+            lora=self.loras,
             inversion_prompt=self.inversion_prompt,
             token=token,
         )
-        for name in self._trained_parts:
-            # Only what trains becomes a submodule, and with it a part of checkpoints and of what Lightning moves.
-            part = self._engine.prompts.load() if name == "text_encoder" else self._engine.components.transformer
-            # In bfloat16 most updates of an optimizer would round away; precision="bf16-mixed" computes in it.
-            part = part.float() if self.runtime.dtype == "auto" else part
-            self._modules[name] = part.requires_grad_(True)  # the property of this name gives the same
+        self._place_trained(self._engine, full_precision=self.runtime.dtype == "auto")
 
     @override
     def configure_model(self) -> None:
@@ -207,6 +205,7 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         """
         if self._trainer is not None:
             self.load(self.trainer.strategy.root_device)
+            self._shard_trained()
             dtype, trains = self.components.transformer.dtype, bool(self._trained_parts)
             if said := describe_precision(self._get_precision(), dtype, trains=trains):
                 rank_zero_info(said)
@@ -234,11 +233,6 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         """Keep what was compiled."""
         if self.runtime.compile_cache is not None:
             save_compiled(Path(self.runtime.compile_cache).expanduser())
-
-    @override
-    def on_fit_end(self) -> None:
-        """Drop the embeddings of a text encoder that has changed."""
-        self.engine.prompts.clear_cache()
 
     def encode_prompts(self, prompts: Sequence[str]) -> None:
         """Encode prompts, each once; loads the text encoder where it is needed."""
@@ -282,62 +276,17 @@ class DDIMInversionModule(PartsAtHand, LightningModule):
         results = [runner.run(item) for item in items]
         return results[0] if is_one_clip(batch) else results
 
-    @override
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the velocity loss of a batch.
-
-        Args:
-            batch: ``prompts``, a caption per clip, and either ``latents`` (b, f, c, h, w), clean and scaled, or
-                ``frames`` (b, f, c, h, w) uint8, which the frozen VAE encodes.
-            batch_idx: Not used.
-        """
-        # The draw depends on the step and the rank alone: a resumed run draws what an unbroken one would.
-        part = batch_idx % self.trainer.accumulate_grad_batches
-        draw = f"{self.global_step}/{part}/{self.global_rank}"
-        return self._compute_loss(batch, draw, self._get_training().caption_dropout, "train/loss")
-
-    @override
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log the velocity loss of a batch at levels and noise that are the same every time."""
-        self._compute_loss(batch, f"validation/{batch_idx}/{self.global_rank}", 0.0, "val/loss")
-
-    @override
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer of what trains, with linear warm-up and one cosine over the whole training."""
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        optimizer = make_optimizer(self.named_parameters(), num_steps, self._get_training())
-        return cast(OptimizerLRScheduler, optimizer)
-
     def describe(self) -> dict[str, Any]:
-        """Return the hyperparameters with what was taken for ``None`` and ``auto`` and the scheduler that acts."""
+        """Return the hyperparameters with what was taken for ``None`` and ``auto``, from where, and what acts."""
         settings = {name: self.hparams[name] for name in self.hparams}
         dtype = str(self.components.transformer.dtype).removeprefix("torch.")
         taken = {"editor": describe_part(self.editor), "runtime": settings["runtime"] | {"dtype": dtype}}
         acts = {"scheduler": describe_scheduler(self.scheduler), "device": self.engine.device.type}
-        return settings | taken | acts
+        adapter = {} if self.engine.adapter is None else {"adapter": self.engine.adapter.describe()}
+        return settings | taken | acts | adapter | {"recommended": self._recommended}
 
     def _get_precision(self) -> str:
         return "32-true" if self._trainer is None else str(self._trainer.precision)
-
-    @property
-    def _trained_parts(self) -> tuple[str, ...]:
-        return () if self.training_options is None else self.training_options.parts
-
-    def _get_training(self) -> Training:
-        if self.training_options is None:
-            raise ValueError("training: must say what trains before fit, got None")
-        return self.training_options
-
-    def _compute_loss(self, batch: Mapping[str, Any], draw: str, caption_dropout: float, name: str) -> Tensor:
-        latents = batch["latents"].float() if "latents" in batch else self._encode_batch(batch["frames"])
-        generator = torch.Generator().manual_seed(make_clip_seed(self.seed, draw))
-        loss = compute_loss(self.engine, latents, batch["prompts"], generator, caption_dropout)
-        self.log(name, loss, prog_bar=True, batch_size=len(latents), sync_dist=True)
-        return loss
-
-    @torch.no_grad()
-    def _encode_batch(self, frames: Tensor) -> Tensor:
-        return self.engine.encode(frames)
 
     def _report(self, progress: Progress) -> None:
         for listener in self.progress_listeners:

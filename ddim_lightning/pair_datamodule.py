@@ -70,6 +70,10 @@ class PairDataModule(LightningDataModule):
         splits = divide(find_pairs(pairs, columns, root), val, batches.val_share, batches.seed)
         self.clips = TrainingClips(splits, batches, stride=stride, fit=fit, tell=rank_zero_info)
 
+    def all_prompts(self) -> list[str]:
+        """List every text that a pair trains or validates under, each once, so that a prompt cache has them all."""
+        return self.clips.list_prompts()
+
     def setup(self, stage: str) -> None:
         """Look at every clip before weights are loaded; Lightning calls it."""
         limits = getattr(self.trainer.lightning_module, "video_limits", None) if self.trainer else None

@@ -13,7 +13,7 @@ from ddim_lightning.report.mistakes import get_nearest
 
 BENCHMARKS = (
     *("ablation", "edit_quality", "end_to_end", "forward_passes", "inversion_error", "kernels", "layer_scan"),
-    *("memory", "scaling", "step_latency", "tiny_model", "versus_reference"),
+    *("memory", "new_word", "scaling", "step_latency", "tiny_model", "versus_reference"),
 )
 
 

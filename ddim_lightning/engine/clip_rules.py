@@ -93,7 +93,7 @@ def find_unread(engine: InversionEngine) -> list[str]:
     network, editor = engine.edit_denoiser.network, engine.editor
     if not isinstance(network, OverModel):
         return []
-    if editor.context_nfe and network.mark is None:
+    if editor.context_nfe and network.mark is None and engine.adapter is None:
         rule = "reads a source, which this model was not trained to do; load an adapter that was, or take another"
         return [f"editor: {type(editor).__name__} {rule}"]
     if not editor.context_nfe and network.context != "device":

@@ -14,6 +14,8 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
+from ddim_lightning.engine.training_options import Training
+from ddim_lightning.models.adapter_card import find_edit_adapter
 from ddim_lightning.models.source import Source
 
 __all__ = [
@@ -51,7 +53,8 @@ class Schedule:
     """The `Schedule` says which noise levels an inversion and an edit pass through.
 
     Args:
-        num_inference_steps: Steps of the inversion and of each way back, 1 .. those of the training (1000).
+        num_inference_steps: Steps of the inversion and of each way back, 1 .. those of the training (1000). ``None``
+            takes what is recommended for an adapter in ``lora`` or for the model.
         timestep_spacing: ``trailing``, even in timesteps, as CogVideoX is published; or ``angle``, even in angles, so
             that every step is the same rotation.
         zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
@@ -63,14 +66,14 @@ class Schedule:
         ValueError: An option out of its range.
     """
 
-    num_inference_steps: int = 50
+    num_inference_steps: int | None = None
     timestep_spacing: Literal["trailing", "angle"] = "trailing"
     zero_snr: bool = True
     fast: bool = False
 
     def __post_init__(self) -> None:
         steps = self.num_inference_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"num_inference_steps: must be an integer of at least 1, got {steps!r}")
         _check_choice("timestep_spacing", self.timestep_spacing, ("trailing", "angle"))
 
@@ -193,7 +196,8 @@ class Outputs:
     """The `Outputs` say what a run makes of every clip beside its edits.
 
     Args:
-        reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion.
+        reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion. Without it, and without
+            ``save_trajectory``, clips with prompts are inverted only where the editor reads the inversion.
         save_trajectory: Keep the latents of every noise level in the result.
         trajectory_dir: Output folder of a former run with ``save_trajectory``: a clip whose trajectory lies there is
             not inverted again. The trajectory must be of the same clip, model, schedule, inverter and prompt.
@@ -213,45 +217,12 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Training:
-    """The `Training` says what of the model trains under `Trainer.fit`, and how.
-
-    Args:
-        parts: ``transformer``, ``text_encoder`` or both; whatever is not named stays frozen and out of checkpoints.
-        caption_dropout: Chance, 0 .. 1, that a caption is replaced by the empty one, which guidance needs.
-        optimizer: ``adamw``, or ``muon``: Muon for the matrices inside the transformer's blocks and AdamW for the
-            rest, which learns more from a step when a model trains from scratch.
-        learning_rate: Peak of the learning rate.
-        betas: Moments of AdamW.
-        weight_decay: Weight decay of the optimizer.
-        warmup_steps: Steps of linear warm-up.
-
-    Raises:
-        ValueError: A part that cannot train, an optimizer that is not known, or a chance out of range.
-    """
-
-    parts: tuple[str, ...] = ("transformer",)
-    caption_dropout: float = 0.1
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-
-    def __post_init__(self) -> None:
-        if not self.parts or set(self.parts) - {"transformer", "text_encoder"}:
-            raise ValueError(f"training.parts: must be of transformer, text_encoder, got {self.parts}")
-        if not 0.0 <= self.caption_dropout <= 1.0:
-            raise ValueError(f"training.caption_dropout: must lie in 0 .. 1, got {self.caption_dropout}")
-        _check_choice("training.optimizer", self.optimizer, ("adamw", "muon"))
-
-
-@dataclass(frozen=True)
 class Lora:
     """A `Lora` is a low-rank change of the transformer's weights that lies in a file.
 
     Args:
-        file: A safetensors file in the format of diffusers or peft, or the folder that it was saved into.
+        file: A safetensors file in the format of diffusers or peft, or the folder that it was saved into. Where a card
+            lies beside it that names an editor, it acts in edits alone; see `AdapterCard`.
         scale: How strongly it acts; 1 is as it was trained.
 
     Raises:
@@ -330,6 +301,8 @@ def check_options(runtime: Runtime, training: Training | None, lora: Sequence[Lo
         raise ValueError(f"lora: artifacts hold weights of their own; must be empty with exported, got {got}")
     if training is None:
         return
+    if found := find_edit_adapter([one.file for one in lora]):
+        raise ValueError(f"lora: {found.path} acts in edits alone; must be left out with training")
     if runtime.exported is not None:
         raise ValueError(
             f"exported: artifacts cannot be trained; must be unset with training, got {runtime.exported!r}"

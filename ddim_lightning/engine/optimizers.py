@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,3 +78,44 @@ def is_block_matrix(name: str, parameter: Tensor) -> bool:
         parameter: The parameter.
     """
     return parameter.ndim == 2 and "transformer_blocks" in name and ".norm" not in name
+
+
+def find_optimizer(path: str) -> Callable[..., Optimizer]:
+    """Import an optimizer class by its dotted path, such as ``bitsandbytes.optim.AdamW8bit``.
+
+    Raises:
+        ValueError: No such class, or one that is no optimizer.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        rule = "must be an optimizer that is installed, or adamw or muon"
+        raise ValueError(f"training.optimizer: {rule}, got {path!r} ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise ValueError(f"training.optimizer: must be a subclass of torch.optim.Optimizer, got {path}")
+    return found
+
+
+def make_found(
+    path: str, parameters: Sequence[Tensor], *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> Optimizer:
+    """Make an optimizer of a class that is named by its dotted path.
+
+    Args:
+        path: See `find_optimizer`.
+        parameters: What it trains.
+        learning_rate: Its ``lr``.
+        betas: Its moments.
+        weight_decay: Its weight decay.
+
+    Raises:
+        ValueError: See `find_optimizer`; a class that does not take these arguments, or not these values.
+    """
+    kind = find_optimizer(path)
+    try:
+        return kind(list(parameters), lr=learning_rate, betas=betas, weight_decay=weight_decay)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        rule = "must be of a class that takes lr, betas and weight_decay"
+        raise ValueError(f"training.optimizer: {rule}, got {path!r} ({reason})") from error

@@ -86,6 +86,11 @@ class TrainingClips:
         if self.cache is not None:
             self._check_contents()
 
+    def list_prompts(self) -> list[str]:
+        """List every text that something trains or validates under, each once."""
+        clips = [clip for part in self._splits.values() for one in part for clip in (one.clip, one.source) if clip]
+        return list(dict.fromkeys(clip.prompt for clip in clips))
+
     def make_loader(
         self,
         split: Split,

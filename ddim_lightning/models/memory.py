@@ -17,6 +17,11 @@ from ddim_lightning.models.weight_files import Header
 
 ROW_TENSORS = 18
 """Tensors (tokens, width) that are alive at once, a row, where a block is at its widest."""
+TRAINED_TENSORS = 43
+"""Tensors (tokens, width), a row, beside the inputs of all blocks, where a training computes a block a second time.
+
+It is that of LoRA layers in float32 in a transformer in bfloat16; in bfloat16 themselves they take 29.
+"""
 DECODER_TENSORS, ENCODER_TENSORS = 20.0, 8.6
 """Tensors (first channels, 9 frames, height, width) that are alive at once in the VAE."""
 CHUNK_FRAMES = 9
@@ -104,23 +109,59 @@ def predict_context(config: Mapping[str, Any], limits: VideoLimits, size: Size) 
         size: Of the clip, or of a window of it: each window holds as much.
     """
     layers = int(config.get("num_layers", 30))
-    values = 2 * _get_width(config) * _count_tokens(config, limits, size)
+    values = 2 * _count_tensor_values(config, limits, size)
     exact = values * size.bytes_each / 2**30
     return {"device": layers * exact, "host": 2 * exact, "fp8": layers * values / 2**30}
 
 
+def predict_training(
+    config: Mapping[str, Any],
+    limits: VideoLimits,
+    size: Size,
+    *,
+    frozen: int,
+    trained: int,
+    state_bytes: int = 8,
+    processes: int = 1,
+) -> dict[str, float]:
+    """Predict what a training step with gradient checkpointing keeps on a device, in GiB.
+
+    The VAE, the text encoder, the allocator and the CUDA context come on top.
+
+    Args:
+        config: Of the transformer.
+        limits: Of the model.
+        size: Of the clips; its rows are all edits and sources of a batch.
+        frozen: Values of the transformer that are frozen.
+        trained: Values that train, in float32, each with a gradient.
+        state_bytes: What the optimizer keeps of each of them: 8 is AdamW, 2 is AdamW in 8 bits.
+        processes: Over how many the weights are spread (FSDP2); 1 where each has them all.
+
+    Returns:
+        ``frozen``, ``trained`` (weights, gradients and the optimizer's states), ``blocks`` (the inputs of all blocks),
+        ``block`` (what one block takes) and their ``sum``. Blocks that are gathered under FSDP2 are two.
+    """
+    layers = int(config.get("num_layers", 30))
+    tensor = size.rows * _count_tensor_values(config, limits, size) * size.bytes_each
+    gathered = 0.0 if processes == 1 else 2 * (frozen + trained) / layers * size.bytes_each
+    parts = {
+        "frozen": frozen * size.bytes_each / processes,
+        "trained": trained * (4 + 4 + state_bytes) / processes,
+        "blocks": layers * tensor,
+        "block": TRAINED_TENSORS * tensor + gathered,
+    }
+    return {name: value / 2**30 for name, value in {**parts, "sum": sum(parts.values())}.items()}
+
+
 def count_row_values(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> int:
     """Count the values that a row of a pass needs at its peak beside the weights."""
-    return ROW_TENSORS * _get_width(config) * _count_tokens(config, limits, size)
+    return ROW_TENSORS * _count_tensor_values(config, limits, size)
 
 
-def _get_width(config: Mapping[str, Any]) -> int:
-    return int(config.get("num_attention_heads", 30) * config.get("attention_head_dim", 64))  # diffusers' defaults
-
-
-def _count_tokens(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> int:
-    """Count the text and video tokens of a row."""
+def _count_tensor_values(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> int:
+    """Count the values of a tensor (tokens, width) of one row."""
+    width = config.get("num_attention_heads", 30) * config.get("attention_head_dim", 64)  # diffusers' defaults
     latents = 1 + (size.num_frames - 1) // limits.temporal
     frames = -(-latents // (config.get("patch_size_t") or 1))
     video = frames * (size.height // limits.multiple) * (size.width // limits.multiple)
-    return int(config.get("max_text_seq_length", 226)) + video
+    return int(width) * (int(config.get("max_text_seq_length", 226)) + video)

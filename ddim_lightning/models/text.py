@@ -103,6 +103,14 @@ class PromptEncoder:
         embeds: Tensor = self.load()(ids.to(self.device))[0]
         return embeds
 
+    def read_batch(self, prompts: Sequence[str]) -> Tensor:
+        """Return embeddings of a batch from the cache, (b, ``max_length``, width), without gradients.
+
+        They are kept nowhere else. A prompt that is not there yet is encoded, and put there where there is a cache.
+        """
+        with torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
+            return torch.cat([self._find_or_encode(prompt) for prompt in prompts])
+
     @torch.inference_mode(False)  # weights that were made under inference mode could never train
     def load(self) -> T5EncoderModel:
         """Return the text encoder, loading it where it is not there.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ddim_lightning.network.diffusers_network import ReadingProcessor
+from ddim_lightning.runtime.sharding import is_sharded
 
 _CALLED = ("patch_embed", "norm_final", "proj_out")
 """Children of the transformer that our forward pass calls as modules, so that everything acts there."""
@@ -23,6 +24,11 @@ def check_nothing_ignored(transformer: CogVideoXTransformer3DModel) -> None:
     Args:
         transformer: What `Network` reads the weights of.
     """
+    if is_sharded(transformer):
+        raise ValueError(
+            "forward: fused reads whole weights, which are spread over processes here (FSDP2); use one process or "
+            "strategy='ddp', or forward='diffusers' in all processes alike"
+        )
     for name, module in transformer.named_modules():
         if name.partition(".")[0] in _CALLED:
             continue

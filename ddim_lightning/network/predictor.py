@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ddim_lightning.network.attention import Attention, sdpa_attention
 from ddim_lightning.network.diffusers_network import ReadingProcessor
 from ddim_lightning.network.rotary import RotaryTables
+from ddim_lightning.network.source_mark import marked
 
 
 class TransformerPredictor:
@@ -47,7 +48,7 @@ class TransformerPredictor:
         """
         embeds = self.encode_prompts(prompts).to(latents.device, self.transformer.dtype)
         table, text = self.get_rotary(latents), embeds.shape[1]
-        with _reading(self.transformer, reads):
+        with _reading(self.transformer, reads), marked(self.transformer, reads, text):
             velocity: Tensor = self.transformer(
                 latents.to(self.transformer.dtype),
                 embeds,

@@ -14,7 +14,7 @@ from benchmarks import environment, loading
 
 _AT_WORK = (
     *("ablation", "edit_quality", "end_to_end", "flops", "forward_passes", "inversion_error", "kernels", "layer_scan"),
-    *("memory", "scaling", "step_latency", "tiny_model", "versus_reference"),
+    *("memory", "new_word", "scaling", "step_latency", "tiny_model", "versus_reference"),
 )
 """Benchmarks whose tests run them."""
 

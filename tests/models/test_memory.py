@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.published import COGVIDEOX_5B_TRANSFORMER, COGVIDEOX_5B_VAE
+from ddim_lightning.engine.config import Training
 from ddim_lightning.models.checkpoint import make_limits
+from ddim_lightning.models.lora_layers import add_lora
 from ddim_lightning.models.memory import (
     CHUNK_FRAMES,
     DECODER_TENSORS,
@@ -22,11 +24,13 @@ from ddim_lightning.models.memory import (
     count_row_values,
     predict_context,
     predict_peaks,
+    predict_training,
 )
 from ddim_lightning.models.vae import encode_video, stream_decoded
 from ddim_lightning.models.weight_files import Header
 from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.network import Network
+from ddim_lightning.network.predictor import TransformerPredictor
 
 META = torch.device("meta")
 LIMITS = make_limits(COGVIDEOX_5B_TRANSFORMER, COGVIDEOX_5B_VAE)
@@ -36,9 +40,11 @@ FULL = Size(49, 480, 720, rows=4)
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that were made inside and are alive."""
 
-    def __init__(self):
+    def __init__(self, *known):
+        """Leave out tensors that are known, of which views may be made."""
         super().__init__()
         self.alive, self.watched, self.now, self.peak = {}, {}, 0, 0
+        self.alive |= {tensor.untyped_storage()._cdata: 0 for tensor in known}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if torch._C._dispatch_has_kernel_for_dispatch_key(function.name(), "CompositeImplicitAutograd"):
@@ -83,6 +89,61 @@ def test_rows(rows):
         network(latents, embeds, 5)
     predicted = rows * count_row_values(config, LIMITS, FULL) * 2
     assert live.peak == pytest.approx(predicted, abs=2 * block, rel=0.05)
+
+
+class Attend(torch.autograd.Function):
+    """Keeps what kernels of a GPU keep for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, query, key, value):
+        out = attend(query, key, value, None)
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx, _):
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("rows", "reads", "trains"), [(2, (1,), "lora"), (1, (), "transformer")])
+def test_trainings(rows, reads, trains, monkeypatch):
+    """Of LoRA layers in float32, and of a whole transformer in bfloat16, which takes less."""
+    monkeypatch.setattr(
+        "ddim_lightning.network.attention.scaled_dot_product_attention", lambda q, k, v, **_: Attend.apply(q, k, v)
+    )
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", lambda q, k, v, **_: Attend.apply(q, k, v))
+    config = {**COGVIDEOX_5B_TRANSFORMER, "num_layers": 2}
+    transformer = make_empty(CogVideoXTransformer3DModel, config)
+    if trains == "lora":
+        add_lora(transformer, rank=32, alpha=None, targets=Training().targets, seed=0).float()
+    else:
+        transformer.requires_grad_(True)
+    transformer.enable_gradient_checkpointing()
+    trained = sum(weight.numel() for weight in transformer.parameters() if weight.requires_grad)
+    predict = TransformerPredictor(transformer, lambda _: torch.empty(rows, 226, 4096, device=META))
+    latents = torch.empty(rows, 13, 16, 60, 90, device=META)
+    predict.get_rotary(latents)
+    with LiveBytes(*transformer.parameters()) as live:
+        velocity = predict(latents, [""] * rows, torch.zeros(rows, dtype=torch.long, device=META), reads=reads)
+        velocity.square().mean().backward()
+    size = Size(49, 480, 720, rows=rows)
+    found = predict_training(config, LIMITS, size, frozen=0, trained=trained)
+    predicted = (found["blocks"] + found["block"]) * 2**30
+    if trains == "lora":
+        assert live.peak == pytest.approx(predicted + 4 * trained, rel=0.05)
+    else:
+        assert 0.6 * predicted < live.peak < predicted
+
+
+def test_the_parts_of_a_training():
+    gib = 2**30
+    found = predict_training(COGVIDEOX_5B_TRANSFORMER, LIMITS, FULL, frozen=4 * gib, trained=gib, state_bytes=2)
+    assert (found["frozen"], found["trained"]) == (8.0, 10.0)
+    assert found["sum"] == pytest.approx(18.0 + found["blocks"] + found["block"])
+    spread = predict_training(COGVIDEOX_5B_TRANSFORMER, LIMITS, FULL, frozen=4 * gib, trained=gib, processes=8)
+    assert (spread["frozen"], spread["trained"], spread["blocks"]) == (1.0, 2.0, found["blocks"])
+    assert spread["block"] == pytest.approx(found["block"] + 2 * 2 * 5 / 42)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -83,6 +83,8 @@ class Objective(ABC):
     """
 
     weight: float = 1.0
+    reads_sources: ClassVar[bool] = False
+    """Whether rows of it attend to the keys and values of sources."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.weight < math.inf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -80,6 +81,8 @@ class InContextEditing(Objective):
 
     Source: see `in_context_loss`.
     """
+
+    reads_sources: ClassVar[bool] = True
 
     num_inference_steps: tuple[int, ...] = ()
     source_timestep: int = 0
