@@ -36,7 +36,7 @@ _GROUPS: dict[str, dict[type[Any], set[str]]] = {
         Runtime: _all_but(Runtime, "dtype", "attention", "require_rotary"),
     },
     "demo": {Run: {"overwrite"}},
-    "check": {Model: set(), Source: set(), Runtime: _all_but(Runtime, "dtype", "require_rotary")},
+    "check": {Model: set(), Source: set(), Runtime: _all_but(Runtime, "dtype", "context", "require_rotary")},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
 _REPEATED = ("--prompt", "--lora")

@@ -17,7 +17,7 @@ from ddim_lightning.engine.config import Runtime, Source
 from ddim_lightning.engine.parts import make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.models.checkpoint import WEIGHTS, Checkpoint, make_limits, read_checkpoint
-from ddim_lightning.models.memory import Size, count_parameters, predict_peaks
+from ddim_lightning.models.memory import Size, count_parameters, predict_context, predict_peaks
 from ddim_lightning.models.source import BUNDLED, resolve_model
 from ddim_lightning.models.weight_files import Header, list_variants, read_headers
 
@@ -61,7 +61,7 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
     Args:
         model: The model, and the clip that memory is predicted for.
         source: Where its weights come from beside its name.
-        runtime: Its ``dtype`` and ``require_rotary`` count.
+        runtime: Its ``dtype``, ``context`` and ``require_rotary`` count.
 
     Returns:
         ``model``, ``form``, ``parts``, ``schedulers``, ``videos``, ``memory`` and ``tested``.
@@ -80,14 +80,20 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
     left_out = isinstance(resolve_model(model.model), Path) and not checkpoint.has_text_encoder
     parts = [part for part in WEIGHTS if not (part == "text_encoder" and left_out) and part in checkpoint.configs]
     headers = {part: _read_part(checkpoint, part) for part in parts}
-    size = Size(frames, height, width, _count_rows(checkpoint, source), _BYTES[runtime.dtype])
+    rows, holds = _count_rows(checkpoint, source)
+    size = Size(frames, height, width, rows, _BYTES[runtime.dtype], runtime.context if holds else "none")
+    context = predict_context(checkpoint.configs["transformer"], limits, size)
     return {
         "model": model.model,
         "form": form,
         "parts": {part: _describe_part(checkpoint, part, headers.get(part)) for part in WEIGHTS},
         "schedulers": _describe_schedulers(checkpoint),
         "videos": asdict(limits),
-        "memory": {**asdict(size), "peak_gib": predict_peaks(headers, checkpoint.configs, limits, size)},
+        "memory": {
+            **asdict(size),
+            "context_gib": context,
+            "peak_gib": predict_peaks(headers, checkpoint.configs, limits, size),
+        },
         "tested": _TESTED["bundled" if checkpoint.folder == BUNDLED else form if form in _TESTED else ""],
     }
 
@@ -113,6 +119,9 @@ def format_model(found: Mapping[str, Any]) -> str:
     lines.append("  offload " + "".join(f"{stage:>9}" for stage in stages))
     for offload, peaks in memory["peak_gib"].items():
         lines.append(f"  {offload:<8}" + "".join(f"{peak:>9.2f}" for peak in peaks.values()))
+    sizes = ", ".join(f"{gib:.2f} with {where}" for where, gib in memory["context_gib"].items())
+    there = "an edit holds" if memory["holds"] != "none" else "an InContextEdit would add in edits"
+    lines.append(f"  context: keys and values of a source, which {there}: {sizes}")
     return "\n".join([*lines, f"tested: {found['tested']}"])
 
 
@@ -180,8 +189,8 @@ def _describe_schedulers(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"class": config.get("_class_name"), "corrected": corrected}
 
 
-def _count_rows(checkpoint: Checkpoint, source: Source) -> int:
-    """Count the rows of the widest pass of an edit by the methods that are recommended for the model."""
+def _count_rows(checkpoint: Checkpoint, source: Source) -> tuple[int, bool]:
+    """Count the rows of the widest pass of an edit by the recommended methods, and say whether it holds a context."""
     from ddim_lightning.diffusion.editors import Editor
     from ddim_lightning.diffusion.inverters import Inverter
     from ddim_lightning.engine.export import record_layouts
@@ -190,13 +199,14 @@ def _count_rows(checkpoint: Checkpoint, source: Source) -> int:
     taken = read_recommended(checkpoint.model, source.subfolder)
     # Which rows there are does not depend on the noise levels.
     schedule = make_noise_schedule(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], taken["num_inference_steps"])
+    editor = make_part(taken["editor"], Editor, "ddim_lightning.diffusion.editors", "editor")
     layouts = record_layouts(
         make_part(taken["inverter"], Inverter, "ddim_lightning.diffusion.inverters", "inverter"),
-        make_part(taken["editor"], Editor, "ddim_lightning.diffusion.editors", "editor"),
+        editor,
         schedule,
         num_layers=int(checkpoint.configs["transformer"].get("num_layers", 30)),
         size=(1, 1, 2, 2),
         channels=1,
         guidance_scale=float(taken["guidance_scale"]),
     )
-    return max(layout.rows for layout in layouts)
+    return max(layout.rows for layout in layouts), editor.context_nfe > 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.weight_files import Header
@@ -39,6 +39,7 @@ class Size:
         width: In pixels.
         rows: Rows of the widest pass of an edit.
         bytes_each: Of a value; 2 for bfloat16.
+        holds: Whether the edit holds a context, and where: ``none``, or what `Runtime.context` says.
     """
 
     num_frames: int
@@ -46,6 +47,7 @@ class Size:
     width: int
     rows: int
     bytes_each: int = 2
+    holds: Literal["none", "device", "host", "fp8"] = "none"
 
 
 def count_parameters(headers: Mapping[str, Header], prefix: str = "") -> int:
@@ -78,6 +80,7 @@ def predict_peaks(
     outside = transformer - blocks
     streamed = outside + 2 * blocks / max(1, len(names))
     row = count_row_values(configs["transformer"], limits, size) * gib
+    context = {"none": 0.0, **predict_context(configs["transformer"], limits, size)}[size.holds]
     picture = CHUNK_FRAMES * configs["vae"]["block_out_channels"][0] * size.height * size.width * gib
     peaks = {}
     for offload, (alone, with_vae, with_transformer) in {
@@ -89,7 +92,7 @@ def predict_peaks(
             "prompts": alone + text,
             "encode": with_vae + ENCODER_TENSORS * picture,
             "invert": with_transformer + row,
-            "edit": with_transformer + size.rows * row,
+            "edit": with_transformer + size.rows * row + context,
             "decode": with_vae + DECODER_TENSORS * picture,
         }
     return peaks
@@ -132,6 +135,22 @@ def predict_training(
         "block": TRAINED_TENSORS * tensor + gathered,
     }
     return {name: value / 2**30 for name, value in {**parts, "sum": sum(parts.values())}.items()}
+
+
+def predict_context(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> dict[str, float]:
+    """Predict what the keys and values of a source that is held take on the device, in GiB, by `Runtime.context`.
+
+    They are of every layer. From the host they come layer by layer, and two layers are on the device at a time.
+
+    Args:
+        config: Of the transformer.
+        limits: Of the model.
+        size: Of the clip, or of a window of it: each window holds as much.
+    """
+    layers = int(config.get("num_layers", 30))
+    values = 2 * _count_tensor_values(config, limits, size)
+    exact = values * size.bytes_each / 2**30
+    return {"device": layers * exact, "host": 2 * exact, "fp8": layers * values / 2**30}
 
 
 def count_row_values(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> int:

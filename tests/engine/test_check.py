@@ -87,6 +87,21 @@ def test_the_dtype_counts_and_a_size_that_does_not_fit_is_refused(folder):
             look(folder, **clip)
 
 
+def test_what_an_in_context_edit_holds_is_told_and_counted_where_it_is_recommended(folder):
+    before = look(folder)
+    others = before["memory"]["rows"] - 1
+    assert before["memory"]["holds"] == "none" and "would add" in format_model(before)
+    (folder / "recommended.yaml").write_text("editor: InContextEdit\nguidance_scale: 1.5\n")
+    for context in ("device", "host", "fp8"):
+        found = look(folder, Runtime(context=context))
+        memory = found["memory"]
+        assert (memory["holds"], memory["rows"]) == (context, 2) and "an edit holds" in format_model(found)
+        peaks = memory["peak_gib"]["none"]
+        row = (peaks["edit"] - peaks["invert"]) - memory["context_gib"][context]
+        assert row == pytest.approx((before["memory"]["peak_gib"]["none"]["edit"] - peaks["invert"]) / others)
+    assert memory["context_gib"] == before["memory"]["context_gib"]
+
+
 def test_image_to_video_models_have_no_windows(folder, tmp_path):
     other = write_image_to_video(tmp_path / "other")
     said = [format_model(look(one)).partition("videos: ")[2].partition(";")[0] for one in (folder, other)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ddim_lightning.models.memory import (
     Size,
     count_parameters,
     count_row_values,
+    predict_context,
     predict_peaks,
     predict_training,
 )
@@ -145,6 +147,23 @@ def test_the_parts_of_a_training():
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_what_is_held_of_a_source():
+    """9.2 GB of CogVideoX-5B, half of it in 8 bits."""
+    config = {**COGVIDEOX_5B_TRANSFORMER, "num_layers": 2}
+    transformer = make_empty(CogVideoXTransformer3DModel, config)
+    latents = torch.empty(1, 13, 16, 60, 90, device=META, dtype=torch.bfloat16)
+    embeds = torch.empty(1, 226, 4096, device=META, dtype=torch.bfloat16)
+    predicted = predict_context(config, LIMITS, FULL)
+    for context in ("device", "fp8"):
+        with torch.no_grad():
+            held = Network(transformer, Attention("none", attend), context).hold(latents, embeds, 0)
+        assert held.nbytes == predicted[context] * 2**30
+    whole = predict_context(COGVIDEOX_5B_TRANSFORMER, LIMITS, FULL)
+    assert whole["device"] * 2**30 == pytest.approx(9.2e9, rel=0.01)
+    assert whole["fp8"] == whole["device"] / 2 and whole["host"] == whole["device"] / 21
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_the_vae():
     vae = make_empty(AutoencoderKLCogVideoX, COGVIDEOX_5B_VAE)
     picture = CHUNK_FRAMES * 128 * 480 * 720 * 2
@@ -177,5 +196,8 @@ def test_weights_are_exact_and_offload_parks_those_that_do_not_work():
     for stage in ("encode", "decode"):
         assert none[stage] - model[stage] == pytest.approx(11.0)
         assert none[stage] - blocks[stage] == pytest.approx(10.0)
+    for holds, more in predict_context(COGVIDEOX_5B_TRANSFORMER, LIMITS, FULL).items():
+        held = predict_peaks(headers, configs, LIMITS, replace(FULL, holds=holds))["none"]
+        assert held == pytest.approx({**none, "edit": none["edit"] + more})
     wider = predict_peaks(headers, configs, LIMITS, Size(49, 480, 720, rows=4, bytes_each=4))
     assert wider["none"]["edit"] == pytest.approx(2 * none["edit"])
