@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddim_lightning.network.held import Held, HeldRows
 from ddim_lightning.network.network import Network
 from ddim_lightning.types import KVScale
 
-from .flops import Flops, count_pass, make_sizes
+from .flops import Flops, count_hold, count_pass, make_sizes
 
 
 class CountedNetwork:
@@ -52,16 +53,27 @@ class CountedNetwork:
         wanted: int | None = None,
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
+        held: HeldRows | None = None,
     ) -> Tensor:
         """Evaluate the rows; see `Network`. Nothing is worked out here, which would count as time of the step."""
         layout: dict[str, Any] = {"wanted": wanted, "reads": reads, "kv_scale": kv_scale}
         shape, rows, tokens = latents.shape, latents.shape[0], prompt_embeds.shape[1]
         if rows > max(self.rows, default=0):
-            self._largest = (latents, prompt_embeds, timestep), layout
+            self._largest = (latents, prompt_embeds, timestep), {**layout, "held": held}
         self.rows.append(rows)
         config = self.network.transformer.config
-        self._counts.append(lambda: count_pass(make_sizes(config, shape, tokens), rows, **layout))
-        return self.network(latents, prompt_embeds, timestep, **layout)
+        self._counts.append(
+            lambda: count_pass(make_sizes(config, shape, tokens), rows, **layout, held=held is not None)
+        )
+        return self.network(latents, prompt_embeds, timestep, **layout, held=held)
+
+    def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
+        """Hold the keys and values of rows; see `Network`."""
+        shape, rows, tokens = latents.shape, latents.shape[0], prompt_embeds.shape[1]
+        self.rows.append(rows)
+        config = self.network.transformer.config
+        self._counts.append(lambda: count_hold(make_sizes(config, shape, tokens), rows))
+        return self.network.hold(latents, prompt_embeds, timestep)
 
     def count_work(self) -> list[Flops]:
         """Return the work of every pass so far, without what a timestep decides once for all passes."""

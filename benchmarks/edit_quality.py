@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
+from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.models.vae import quantize
 from ddim_lightning.tiny.shapes import render
 from ddim_lightning.tiny.shapes_classifier import classify
@@ -30,7 +32,7 @@ from ddim_lightning.types import Branch, EditRequest, Frames, Video
 
 from .edit_report import SHEET_EDITS, SHEET_JOBS, write_report
 from .edit_set import SPLITS, ShapesEdit, make_edit_set
-from .edit_variants import CEILING, DEFAULT, REFERENCE, VARIANTS, Job, Variant, make_jobs
+from .edit_variants import ADAPTER_FILE, CEILING, DEFAULT, REFERENCE, VARIANTS, Job, Variant, make_jobs
 from .loading import load_engine
 from .records import merge_records, open_records, parse_shard
 
@@ -41,17 +43,42 @@ REPEATS = 5
 """Rows and decodings timed for the plan."""
 
 
+class Engines:
+    """The `Engines` are a model as it is, and the same model with the bundled adapter, which is loaded when asked for.
+
+    Args:
+        model: ``tiny`` or a folder.
+        num_inference_steps: Of variants that have no steps of their own.
+    """
+
+    def __init__(self, model: str, num_inference_steps: int) -> None:
+        self.model, self.num_inference_steps = model, num_inference_steps
+        self.plain = load_engine(model, num_inference_steps)
+
+    @cached_property
+    def adapted(self) -> InversionEngine:
+        """The model with the adapter."""
+        return load_engine(self.model, self.num_inference_steps, str(ADAPTER_FILE))
+
+    def prepare(self, variant: Variant) -> InversionEngine:
+        """Return the engine of a variant, with its editor and its steps."""
+        engine = self.adapted if variant.adapter else self.plain
+        scheduler = engine.components.scheduler
+        schedule = engine.schedule if variant.steps is None else make_noise_schedule(scheduler, variant.steps)
+        return replace(engine, editor=variant.editor, schedule=schedule)
+
+
 class Clip:
     """A `Clip` is one clip and what the variants share of it: its latents and its inversions.
 
     Args:
-        engine: The loaded model.
+        engines: The loaded model.
         edit: What is to be done to the clip.
     """
 
-    def __init__(self, engine: InversionEngine, edit: ShapesEdit) -> None:
-        self.engine, self.edit = engine, edit
-        self.latents, self.truth = engine.encode(render(edit.source)), engine.encode(edit.truth)
+    def __init__(self, engines: Engines, edit: ShapesEdit) -> None:
+        self.engines, self.engine, self.edit = engines, engines.plain, edit
+        self.latents, self.truth = self.engine.encode(render(edit.source)), self.engine.encode(edit.truth)
         self._inversions: dict[tuple[Any, ...], tuple[Inversion, float]] = {}
 
     def make_video(self, job: Job) -> tuple[Video, dict[str, float]]:
@@ -61,8 +88,8 @@ class Clip:
             return self.engine.decode(latents), {"nfe": 0, "inversion_nfe": 0, "seconds": 0, "inversion_seconds": 0}
         variant, seed = VARIANTS[job.method], make_generator(job.seed, self.edit.id, 0).initial_seed()
         inversion, inversion_seconds = self._find_inversion(variant, seed)
-        engine, before = replace(self.engine, editor=variant.editor), self.engine.nfe
-        start = time.process_time()
+        engine = self.engines.prepare(variant)
+        before, start = engine.nfe, time.process_time()
         latents = engine.edit(inversion, self._make_request(variant, job.guidance), seed=seed)
         seconds = time.process_time() - start
         return self.engine.decode(latents), {
@@ -85,8 +112,9 @@ class Clip:
         prompt = self.edit.source.caption if variant.invert_under_source else ""
         if variant.inverter is None:  # its editor reads the clean latents and nothing else
             clean = self.truth if variant.from_truth else self.latents
-            levels = clean.expand(len(self.engine.schedule) + 1, *clean.shape)
-            return Inversion(DDIM(), self.engine.schedule, prompt, levels, (clean,), None, 0), 0.0
+            schedule = self.engines.prepare(variant).schedule
+            levels = clean.expand(len(schedule) + 1, *clean.shape)
+            return Inversion(DDIM(), schedule, prompt, levels, (clean,), None, 0), 0.0
         key = variant.make_inversion_key(seed)
         if key not in self._inversions:
             engine, start = replace(self.engine, inverter=variant.inverter), time.process_time()
@@ -116,7 +144,7 @@ def measure_video(video: Video, edit: ShapesEdit) -> dict[str, Any]:
 
 @torch.inference_mode()
 def measure(
-    engine: InversionEngine,
+    engines: Engines,
     edits: Sequence[ShapesEdit],
     jobs: Sequence[Job],
     settings: Mapping[str, Any],
@@ -129,7 +157,7 @@ def measure(
         missing = [job for job in jobs if job.make_key(edit.id) not in known]
         if not missing:
             continue
-        start, clip = time.process_time(), Clip(engine, edit)
+        start, clip = time.process_time(), Clip(engines, edit)
         for job in missing:
             video, cost = clip.make_video(job)
             if edit.id.endswith(SHEET_EDITS) and job in SHEET_JOBS:
@@ -145,9 +173,9 @@ def write_strip(path: Path, frames: Frames) -> None:
     Image.fromarray(pixels.contiguous().numpy()).save(path, optimize=True)
 
 
-def make_plan(engine: InversionEngine, jobs: Sequence[Job], count: int) -> str:
+def make_plan(engines: Engines, jobs: Sequence[Job], count: int) -> str:
     """Count the NFE of an edit, and estimate the processor time of all edits."""
-    schedule, caption = engine.schedule, make_edit_set("dev", 1)[0].source.caption
+    schedule, caption = engines.plain.schedule, make_edit_set("dev", 1)[0].source.caption
     inversions: dict[tuple[Any, ...], int] = {}
     nfe: dict[str, int] = {}
     for job in jobs:
@@ -158,8 +186,9 @@ def make_plan(engine: InversionEngine, jobs: Sequence[Job], count: int) -> str:
         if variant.inverter is not None:
             inversions[variant.make_inversion_key(job.seed)] = variant.inverter.count_nfe(len(schedule))
         probes = 0 if variant.editor.velocity_mask is None else count_probe_nfe(schedule)
-        nfe[job.method] = nfe.get(job.method, 0) + probes + variant.editor.count_nfe(request, schedule)
-    row_seconds, video_seconds = time_parts(engine)
+        steps = engines.prepare(variant).schedule
+        nfe[job.method] = nfe.get(job.method, 0) + probes + variant.editor.count_nfe(request, steps)
+    row_seconds, video_seconds = time_parts(engines.plain)
     total = sum(nfe.values()) + sum(inversions.values())
     seconds = total * row_seconds + len(jobs) * video_seconds
     parts = f"{row_seconds * 1e3:.1f} ms an evaluation and {video_seconds * 1e3:.0f} ms a video"
@@ -228,18 +257,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     jobs, edits = make_jobs(args.variants, args.guidance), make_edit_set(args.split, args.edits)
-    engine = load_engine(args.model, args.steps)
+    engines = Engines(args.model, args.steps)
     if args.plan:
-        print(make_plan(engine, jobs, args.edits))
+        print(make_plan(engines, jobs, args.edits))
         return 0
     settings = {
         "model": args.model,
-        "weights": digest_model(engine.components, engine.device),
+        "weights": digest_model(engines.plain.components, engines.plain.device),
         "split": args.split,
         "steps": args.steps,
     }
     if not args.report_only:
-        measure(engine, edits, jobs, settings, args)
+        measure(engines, edits, jobs, settings, args)
     if args.report_only or args.shard == (0, 1):
         print(write_report(args.output, settings, edits, jobs, args.commit), end="")
     return 0

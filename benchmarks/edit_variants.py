@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
-from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, KVInjection
+from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, InContextEdit, KVInjection
 from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
+from ddim_lightning.models.source import BUNDLED_ADAPTER, find_lora
 
 from .loading import EDITOR, GUIDANCE_SCALE, INVERTER
 
+ADAPTER_FILE = find_lora(BUNDLED_ADAPTER)
+"""The bundled adapter."""
 SEEDS = 3
 """Repetitions of what draws noise."""
 
@@ -29,6 +32,8 @@ class Variant:
         from_truth: Whether the clip that is noised is the truth itself: no method, but what is left of it at a level.
         guidance: The scales it is measured at; ``None`` for those of the command line.
         seeds: How often it is repeated under other seeds; more than 1 where noise is drawn.
+        adapter: Whether the bundled adapter acts.
+        steps: Of its own schedule; ``None`` for those of the command line.
     """
 
     inverter: Inverter | None
@@ -39,11 +44,17 @@ class Variant:
     from_truth: bool = False
     guidance: tuple[float, ...] | None = None
     seeds: int = 1
+    # Not in the digests of variants without an adapter, of which there are records.
+    adapter: bool = field(default=False, repr=False)
+    steps: int | None = field(default=None, repr=False)
 
     @property
     def digest(self) -> str:
         """A name of all its settings: records of other settings under the same name are not mistaken for it."""
-        return hashlib.blake2s(repr(self).encode(), digest_size=4).hexdigest()
+        settings = repr(self).encode()
+        if self.adapter:
+            settings += f" {self.steps} ".encode() + ADAPTER_FILE.read_bytes()
+        return hashlib.blake2s(settings, digest_size=4).hexdigest()
 
     def make_inversion_key(self, seed: int) -> tuple[Inverter | None, bool, int]:
         """Return what tells its inversion from those of other variants and seeds; equal keys share one inversion."""
@@ -84,7 +95,23 @@ METHODS = {
     "KVInjection fast": Variant(DEEP, KVInjection().fast()),
     "EditFriendly": Variant(EditFriendly(), Denoise(first_step=18), seeds=SEEDS),
 }
-"""Every editor, and what there is to compare with."""
+"""Every editor that needs no training, and what there is to compare with."""
+
+
+def _edit_in_context(steps: int, identity_residual: float, *guidance: float) -> Variant:
+    editor = InContextEdit(identity_residual=identity_residual)
+    return Variant(None, editor, guidance=guidance, seeds=SEEDS, adapter=True, steps=steps)
+
+
+IN_CONTEXT = "in context"
+"""The bundled adapter as it is recommended."""
+ADAPTER = {
+    IN_CONTEXT: _edit_in_context(4, 0.5, 1.5),
+    "in context, no residual": _edit_in_context(4, 0.0, 1.0, 1.5),
+    "in context, whole residual": _edit_in_context(4, 1.0, 1.5),
+    "in context, 10 steps": _edit_in_context(10, 0.0, 1.5),
+}
+"""What the bundled adapter does."""
 
 
 def _change_injection(
@@ -134,9 +161,10 @@ LIMITS |= {
 """What limits the edits, for 50 steps: what the noise of a step leaves of the truth itself, sampled down again under
 its own caption, the first of the steps being the default's; and what the default does that begins at a later step."""
 
-VARIANTS = METHODS | OPTIONS | LIMITS
+VARIANTS = METHODS | ADAPTER | OPTIONS | LIMITS
 GROUPS = {
-    "methods": (*METHODS, *LIMITS),
+    "methods": (*METHODS, *ADAPTER, *LIMITS),
+    "adapter": tuple(ADAPTER),
     "options": (INJECTION, *OPTIONS),
     "all": tuple(VARIANTS),
 }

@@ -142,6 +142,7 @@ def count_pass(
     wanted: int | None = None,
     reads: tuple[int, ...] = (),
     kv_scale: KVScale | None = None,
+    held: bool = False,
 ) -> Flops:
     """Count one pass of `ddim_lightning.network.network.Network`, without the modulation of its timestep.
 
@@ -154,6 +155,7 @@ def count_pass(
         wanted: How many of them, the first, are wanted; ``None`` for all.
         reads: For each of the first rows the row it reads.
         kv_scale: How much they attend to what they read, by layer; ``None`` is 1 in every layer.
+        held: Whether all rows also attend to a held one.
     """
     kept, width, tokens = rows if wanted is None else wanted, sizes.width, sizes.tokens
     reading = [bool(reads) and (kv_scale is None or float(kv_scale[k]) > 0.0) for k in range(sizes.layers)]
@@ -164,9 +166,17 @@ def count_pass(
         goes_on = rows if k < last else kept
         # Keys and values of all; query and output, and up and down at four widths each, of those that go on.
         linear = (2 * rows + (2 + 8) * goes_on) * product
-        work += Flops(linear, (goes_on + reading[k] * len(reads)) * attention)
+        work += Flops(linear, (goes_on + held * goes_on + reading[k] * len(reads)) * attention)
         rows = goes_on
     return work
+
+
+def count_hold(sizes: TransformerSizes, rows: int) -> Flops:
+    """Count what `ddim_lightning.network.network.Network.hold` computes: it ends at the keys and values of a layer."""
+    tokens, width = sizes.tokens, sizes.width
+    product, whole = count_linear(tokens, width, width), sizes.layers - 1
+    layers = Flops((12 * whole + 2) * product, whole * count_attention(tokens, tokens, width))
+    return rows * _count_embedding(sizes) + rows * layers
 
 
 def count_diffusers_pass(sizes: TransformerSizes, rows: int, *, readers: int = 0) -> Flops:

@@ -30,7 +30,7 @@ from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.models.vae import quantize
 from ddim_lightning.report.sheet import Row, write_sheet
 from ddim_lightning.tiny.shapes import Scene, render, sample_scene
-from ddim_lightning.types import Branch, Denoiser, KVScale, Latents, Step
+from ddim_lightning.types import Branch, Context, Denoiser, KVScale, Latents, Step
 
 from .inversion_report import RESIDUAL, WITHOUT, find_typical_clip, make_source_key, write_report
 from .inversion_variants import Variant, make_variants
@@ -100,6 +100,10 @@ class GuidedDenoiser:
         """Evaluate all branches under the prompt; see `Denoiser`."""
         guided = [replace(branch, prompt=self.prompt, guidance_scale=self.guidance_scale) for branch in branches]
         return self.denoiser(guided, step, kv_scale)
+
+    def hold(self, branch: Branch) -> Context:
+        """Hold a branch as it is; an inversion has none."""
+        return self.denoiser.hold(branch)
 
 
 def measure_variant(engine: InversionEngine, clip: Clip, variant: Variant, seed: int) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import T5EncoderModel
 
-from ddim_lightning.diffusion.editors import Editor, KVInjection
+from ddim_lightning.diffusion.editors import Editor, InContextEdit, KVInjection
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine.build import make_engine as assemble_engine
-from ddim_lightning.engine.config import Forward, Offload, Precision, Runtime, Schedule
+from ddim_lightning.engine.config import Forward, Offload, Precision, Runtime, Schedule, make_loras
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import make_part
 from ddim_lightning.engine.recommended import read_recommended
@@ -42,15 +42,17 @@ GUIDANCE_SCALE: float = _RECOMMENDED["guidance_scale"]
 """What is recommended for the tiny model, and measured as the default."""
 
 
-def load_engine(model: str, num_inference_steps: int) -> InversionEngine:
+def load_engine(model: str, num_inference_steps: int, lora: str | None = None) -> InversionEngine:
     """Load a model onto the CPU in float32, with the recommended inverter and K/V injection.
 
     Args:
         model: ``tiny`` or a folder.
         num_inference_steps: Steps of its schedule.
+        lora: An adapter that acts in edits, which are then in context.
     """
     parts = load_components(model, device=torch.device("cpu"), dtype=torch.float32)
-    return make_engine(parts, num_inference_steps, editor=KVInjection())
+    editor = KVInjection() if lora is None else InContextEdit()
+    return make_engine(parts, num_inference_steps, editor=editor, lora=[] if lora is None else [lora])
 
 
 def name_model(args: argparse.Namespace) -> str:
@@ -113,6 +115,7 @@ def make_engine(
     compiled: bool = False,
     offload: Offload = "none",
     forward: Forward = "fused",
+    lora: Sequence[str] = (),
 ) -> InversionEngine:
     """Make an engine of a loaded model; several may share one, and its prompt encoder.
 
@@ -128,6 +131,7 @@ def make_engine(
         compiled: Whether blocks are compiled.
         offload: What waits in host memory.
         forward: Which forward pass runs; that of diffusers changes the processors, and compiled ones the blocks.
+        lora: LoRA files, which change the transformer in place.
     """
     device = device or parts.transformer.device
     return assemble_engine(
@@ -146,6 +150,7 @@ def make_engine(
             offload=offload,
             channels_last=False,
         ),
+        lora=make_loras(lora),
     )
 
 

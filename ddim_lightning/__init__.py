@@ -17,6 +17,7 @@ logging.getLogger("xformers").setLevel(logging.ERROR)
 
 if TYPE_CHECKING:
     from ddim_lightning.blocks import DecodeBlock, EditBlock, EncodeBlock, InvertBlock, ReconstructBlock
+    from ddim_lightning.callbacks.adapter_writer import AdapterWriter
     from ddim_lightning.callbacks.inversion import InversionCallback
     from ddim_lightning.callbacks.measure import MemoryTimeline, StepTimer
     from ddim_lightning.callbacks.progress import ProgressPrinter
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 NAMES = {
     "blocks": ("DecodeBlock", "EditBlock", "EncodeBlock", "InvertBlock", "ReconstructBlock"),
+    "callbacks.adapter_writer": ("AdapterWriter",),
     "callbacks.inversion": ("InversionCallback",),
     "callbacks.measure": ("MemoryTimeline", "StepTimer"),
     "callbacks.progress": ("ProgressPrinter",),
@@ -57,7 +59,7 @@ _HOMES = {name: home for home, names in NAMES.items() for name in names}
 
 # fmt: off
 __all__ = [
-    "BDIA", "DDIM", "Batches", "Branch", "Clip", "ClipResult", "CogVideoXDDIMInversionOutput",
+    "BDIA", "DDIM", "AdapterWriter", "Batches", "Branch", "Clip", "ClipResult", "CogVideoXDDIMInversionOutput",
     "CogVideoXPipelineForDDIMInversion", "DDIMInversionModule", "DecodeBlock", "Denoise", "Denoiser",
     "DirectInversion", "EditBlock", "EditFriendly", "EditRequest", "Editor", "EncodeBlock", "FixedPoint",
     "FlowEdit", "InContextEdit", "InContextEditing", "Inversion", "InversionCallback", "InversionConsistency",

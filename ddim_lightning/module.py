@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from ddim_lightning.engine.config import (
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.precision import describe_precision, take_precision
-from ddim_lightning.engine.recommended import read_recommended
+from ddim_lightning.engine.recommended import take_recommended
 from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.checkpoint import read_checkpoint, read_limits
 from ddim_lightning.models.schedulers import describe_scheduler
@@ -54,12 +54,13 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         model: ``tiny`` (the bundled model), a folder in diffusers' layout, or a hub id such as
             ``zai-org/CogVideoX-5b``.
         source: Where the model's weights come from, beside its name; see `Source`.
-        lora: LoRA files to add to the transformer's weights: ``FILE``, ``FILE:SCALE`` or ``{file, scale}`` each.
+        lora: LoRA files to add to the transformer's weights: ``FILE``, ``FILE:SCALE`` or ``{file, scale}`` each. One
+            that was trained for an editor acts in edits alone, and recommends editor, steps and guidance scale.
         guidance_scale: Classifier-free guidance scale of the edits, >= 0; 1 turns guidance off. ``None`` takes what is
-            recommended for the model.
+            recommended, here and below, for such an adapter or else for the model.
         inversion_prompt: The prompt of the inversion and the reconstruction; ``None`` takes each clip's source prompt.
         inverter: The inversion method: an `Inverter`, a class name of `ddim_lightning.diffusion.inverters`, the class
-            path of your own, or ``{class_path, init_args}``. ``None`` takes what is recommended for the model.
+            path of your own, or ``{class_path, init_args}``.
         editor: The editing method: likewise, an `Editor` of `ddim_lightning.diffusion.editors`.
         schedule: Which noise levels are passed through; see `Schedule`.
         runtime: How the model runs; see `Runtime`.
@@ -102,14 +103,15 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         self.outputs = make_options(Outputs, outputs)
         self.training_options = None if training is None else make_options(Training, training)
         check_options(self.runtime, self.training_options, self.loras)
-        recommended = read_recommended(model, self.source.subfolder)
-        self.guidance_scale = float(recommended["guidance_scale"] if guidance_scale is None else guidance_scale)
+        given = {"guidance_scale": guidance_scale, "inverter": inverter, "editor": editor}
+        given["num_inference_steps"] = self.schedule.num_inference_steps
+        taken, self._recommended = take_recommended(given, model, self.source.subfolder, self.loras)
+        self.schedule = replace(self.schedule, num_inference_steps=taken["num_inference_steps"])
+        self.guidance_scale = float(taken["guidance_scale"])
         check_guidance_scale(self.guidance_scale)
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
-        inverter = recommended["inverter"] if inverter is None else inverter
-        editor = recommended["editor"] if editor is None else editor
-        self.inverter = make_part(inverter, Inverter, inverters, "inverter")
-        made = make_part(editor, Editor, editors, "editor")
+        self.inverter = make_part(taken["inverter"], Inverter, inverters, "inverter")
+        made = make_part(taken["editor"], Editor, editors, "editor")
         self.editor = made.fast() if self.schedule.fast else made
         self.objectives = self.make_objectives()
         self.check_optimizer()
@@ -275,12 +277,13 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         return results[0] if is_one_clip(batch) else results
 
     def describe(self) -> dict[str, Any]:
-        """Return the hyperparameters with what was taken for ``None`` and ``auto`` and the scheduler that acts."""
+        """Return the hyperparameters with what was taken for ``None`` and ``auto``, from where, and what acts."""
         settings = {name: self.hparams[name] for name in self.hparams}
         dtype = str(self.components.transformer.dtype).removeprefix("torch.")
         taken = {"editor": describe_part(self.editor), "runtime": settings["runtime"] | {"dtype": dtype}}
         acts = {"scheduler": describe_scheduler(self.scheduler), "device": self.engine.device.type}
-        return settings | taken | acts
+        adapter = {} if self.engine.adapter is None else {"adapter": self.engine.adapter.describe()}
+        return settings | taken | acts | adapter | {"recommended": self._recommended}
 
     def _get_precision(self) -> str:
         return "32-true" if self._trainer is None else str(self._trainer.precision)

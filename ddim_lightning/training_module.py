@@ -12,16 +12,22 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ddim_lightning.diffusion.objectives import Objective
+from ddim_lightning.diffusion.objectives import Objective, Samples
 from ddim_lightning.engine.clip_job import make_clip_seed
 from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import make_part
-from ddim_lightning.engine.training import check_optimizer, compute_objectives, make_optimizer, make_samples
+from ddim_lightning.engine.training import (
+    check_optimizer,
+    compute_by_level,
+    compute_objectives,
+    make_optimizer,
+    make_samples,
+)
 from ddim_lightning.models.lora_layers import add_lora, check_lora
-from ddim_lightning.network.sharding import shard_part
 from ddim_lightning.network.source_mark import add_mark
 from ddim_lightning.runtime.processes import share_work
+from ddim_lightning.runtime.sharding import shard_part
 
 _OBJECTIVES = "ddim_lightning.diffusion.objectives"
 
@@ -84,15 +90,22 @@ class TrainingModule(LightningModule):
         """
         # The draw depends on the batch's place alone: a resumed run draws what an unbroken one would, and one process
         # that accumulates k batches what k processes draw.
-        place = self._find_place(batch_idx % self.trainer.accumulate_grad_batches)
-        return self._compute_loss(
-            batch, f"{self.global_step}/{place}/0", self._get_training().caption_dropout, "train/loss"
-        )
+        draw = f"{self.global_step}/{self._find_place(batch_idx % self.trainer.accumulate_grad_batches)}/0"
+        samples = make_samples(batch, self._encode_batch)
+        return self._compute_loss(samples, draw, self._get_training().caption_dropout, "train/loss")
 
     @override
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log the loss of a batch at levels and noise that are the same every time."""
-        self._compute_loss(batch, f"validation/{self._find_place(batch_idx)}/0", 0.0, "val/loss")
+        """Log the loss of a batch at levels and noise that are the same every time.
+
+        Of the first batch the loss by noise level, too, at the price of five more evaluations; every process has one.
+        """
+        samples, draw = make_samples(batch, self._encode_batch), f"validation/{self._find_place(batch_idx)}/0"
+        self._compute_loss(samples, draw, 0.0, "val/loss")
+        if batch_idx == 0:
+            losses = compute_by_level(self.engine, self.objectives, samples, make_clip_seed(self.seed, draw))
+            named = {f"val/loss/{part}": loss for part, loss in losses.items()}
+            self.log_dict(named, batch_size=len(samples.latents), sync_dist=True)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -117,7 +130,7 @@ class TrainingModule(LightningModule):
                 frozen = (weight for weight in part.parameters() if not weight.requires_grad)
                 memo |= {id(weight): nn.Parameter(weight.data, requires_grad=False) for weight in frozen}
         memo[id(self)] = copied = self.__class__.__new__(self.__class__)
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        cast(Any, copied).__setstate__(copy.deepcopy(self.__getstate__(), memo))
         return copied
 
     @property
@@ -170,8 +183,7 @@ class TrainingModule(LightningModule):
         """Return the place of a batch of this process among those of all processes, which take turns."""
         return batch_idx * self.trainer.world_size + self.global_rank
 
-    def _compute_loss(self, batch: Mapping[str, Any], draw: str, caption_dropout: float, name: str) -> Tensor:
-        samples = make_samples(batch, self._encode_batch)
+    def _compute_loss(self, samples: Samples, draw: str, caption_dropout: float, name: str) -> Tensor:
         generator = torch.Generator().manual_seed(make_clip_seed(self.seed, draw))
         loss, parts = compute_objectives(self.engine, self.objectives, samples, generator, caption_dropout)
         self.log(name, loss, prog_bar=True, batch_size=len(samples.latents), sync_dist=True)

@@ -324,6 +324,13 @@ MUTATIONS = (
         "diffusion/test_masks.py::test_outside_a_mask_the_video_stays_exactly_as_it_was",
     ),
     Mutation(
+        "an editor that does not say what it reads is taken to read what its parent reads",
+        "diffusion/editors/base.py",
+        'if "needs" not in vars(cls):',
+        "if False:",
+        "diffusion/test_needs.py::test_an_editor_that_does_not_say_it_itself_needs_everything",
+    ),
+    Mutation(
         "frames and latent frames begin together",
         "diffusion/masks.py",
         "[mask[:1].expand(temporal - 1, -1, -1), mask]",

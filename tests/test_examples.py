@@ -21,5 +21,5 @@ def test_a_foreign_module_trains_with_our_objectives_and_our_callback(tmp_path):
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob("inversions/step-000002.png"))
     values = ast.literal_eval(done.stdout.splitlines()[-1])
-    assert 5 < values["inversion/psnr"] < 60
+    assert 5 < values["val/round_trip_psnr"] < 60
     assert values["train/InversionConsistency"] > 0

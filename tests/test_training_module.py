@@ -11,6 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from ddim_lightning import DDIMInversionModule, InContextEditing, Training, Velocity
+from ddim_lightning.engine.clip_job import make_clip_seed
+from ddim_lightning.engine.training import compute_by_level, compute_objectives, make_samples
 from tests.test_module import QUIET, Latents, Losses
 
 IN_CONTEXT = {"class_path": "InContextEditing", "init_args": {"num_inference_steps": [2, 4]}}
@@ -123,3 +125,28 @@ def test_a_batch_that_lacks_something_is_told(tiny_model, lacks, message):
 def test_clips_without_sources_do_not_train_what_reads_them(tiny_model):
     with pytest.raises(ValueError, match="source_latents: must be given"):
         fit(make_module(tiny_model, IN_CONTEXT), Latents())
+
+
+@pytest.mark.parametrize(
+    ("objectives", "bins"),
+    [
+        (({"class_path": "InContextEditing", "init_args": {"num_inference_steps": [2, 5]}}, "InversionConsistency"), 5),
+        (({"class_path": "Velocity", "init_args": {"num_inference_steps": [2]}},), 2),
+    ],
+)
+def test_a_validation_logs_the_loss_by_noise_level(tiny_model, objectives, bins):
+    module = make_module(tiny_model, *objectives)
+    trainer = Trainer(**QUIET)
+    logged = trainer.validate(module, Pairs(), verbose=False)[0]
+    names = [f"val/loss/t{start:03d}-{start + 199:03d}" for start in range(0, 1000, 200)]
+    found = [name for name in names if name in logged]
+    assert found == (names if bins == 5 else [names[2], names[4]])  # at 499 and 999
+    assert len({logged[name] for name in found}) == bins
+    assert trainer.validate(module, Pairs(), verbose=False)[0] == logged
+    samples, seed = make_samples(Pairs().make(100), None), make_clip_seed(0, "validation/0/0")
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(seed)
+        total, _ = compute_objectives(module.engine, module.objectives, samples, generator)
+        last = compute_by_level(module.engine, module.objectives, samples, seed)["t800-999"]
+    assert logged["val/loss"] == pytest.approx(float(total), rel=1e-5)
+    assert logged[names[4]] == pytest.approx(float(last), rel=1e-5)

@@ -37,8 +37,9 @@ class DrawsRows(Protocol):
 class SampleSheets(Callback):
     """`SampleSheets` draws a contact sheet at validations and at the end of a training.
 
-    For `DDIMInversionModule` it holds clips sampled from noise under the captions of the first validation batch; any
-    other module makes its rows itself, see `DrawsRows`. The noise is the same every time, so that sheets compare. They
+    For `DDIMInversionModule` it holds clips sampled from noise under the captions of the first validation batch, of
+    pairs those of the targets; `InversionCallback` shows edits. Any other module makes its rows itself, see
+    `DrawsRows`. The noise is the same every time, so that sheets compare. They
     are drawn with averaged weights where a `WeightAveraging` callback keeps some.
 
     A sheet is ``sheets/step-000300.png`` in the logger's folder, or in the Trainer's ``default_root_dir`` where there
@@ -107,7 +108,9 @@ class SampleSheets(Callback):
         due = trainer.global_step // self.every_n_steps > self._validated_at // self.every_n_steps
         self._validated_at = trainer.global_step
         if trainer.is_global_zero:
-            taken = {name: batch[name][: self.clips] for name in ("latents", "frames", "prompts") if name in batch}
+            names = {name: name for name in ("latents", "frames", "prompts")}
+            names |= {"target": "latents", "target_frames": "frames", "target_prompts": "prompts"}  # of pairs
+            taken = {name: batch[given][: self.clips] for given, name in names.items() if given in batch}
             # Kept for the end of the training, off the device, where memory is dear.
             self._batch = {name: part.cpu() if isinstance(part, torch.Tensor) else part for name, part in taken.items()}
             if due:

@@ -12,6 +12,7 @@ from ddim_lightning.data.frames import check_num_frames, choose_frames, make_siz
 from ddim_lightning.data.manifest import ClipRequest, check_file, find_clips
 from ddim_lightning.data.timeline import read_timeline
 from ddim_lightning.engine.config import Outputs, Runtime, Source, make_loras
+from ddim_lightning.models.adapter_card import find_edit_adapter
 from ddim_lightning.models.checkpoint import read_limits
 from ddim_lightning.models.source import find_lora
 from ddim_lightning.output.place import check_output_dir, get_place
@@ -41,8 +42,7 @@ def check_model(
     *, frames: Frames, method: Method, source: Source, runtime: Runtime, video: Video | None = None, **_: object
 ) -> None:
     """Raise an OSError or a ValueError for a model that will not do, or frames that it does not take."""
-    for one in make_loras(method.lora):
-        find_lora(one.file)
+    find_edit_adapter([str(find_lora(one.file)) for one in make_loras(method.lora)])
     limits = read_limits(method.model, source, **runtime.requires)
     make_size(limits, frames.height, frames.width)
     if frames.num_frames is not None:

@@ -15,16 +15,17 @@ from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.windows import Windows
+from ddim_lightning.engine.adapters import add_loras, check_before_loading, find_adapters
 from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule, Source
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork, check_editor
+from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import VideoLimits, count_latent_frames
+from ddim_lightning.models.checkpoint import read_checkpoint
 from ddim_lightning.models.loading import Components, load_components, load_text_encoder
-from ddim_lightning.models.lora import merge_loras
 from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder, find_text_encoder
 from ddim_lightning.models.schedulers import adopt_scheduler, make_noise_schedule
-from ddim_lightning.models.source import find_lora
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
 from ddim_lightning.network.adapters import has_adapter
@@ -79,7 +80,8 @@ def build_engine(
         schedule: The noise levels; ``None`` is `Schedule`'s defaults.
         runtime: How the model runs; ``None`` is `Runtime`'s defaults.
         source: Where a model that is named comes from; ``None`` is `Source`'s defaults.
-        lora: What is added to the transformer's weights; a model that is loaded already is changed in place.
+        lora: What is added to the transformer's weights, and what acts in edits; a model that is loaded already is
+            changed in place.
         inversion_prompt: The prompt of inversions; ``None`` where each clip brings its own.
         token: Of the hub; ``None`` takes what ``HF_TOKEN`` or a login says. It is kept nowhere.
 
@@ -93,8 +95,7 @@ def build_engine(
     resolve_attention(runtime.attention, device)  # a kernel that is not there is found out before gigabytes are read
     if runtime.precision == "fp8":
         check_fp8(device)
-    for one in lora:
-        find_lora(one.file)
+    find_adapters(lora)
     on_host: Collection[str] = ("transformer", "vae") if runtime.offload != "none" else ()
     on_host = on_host if runtime.exported is None else ("transformer",)
     if isinstance(model, LoadedModel):
@@ -102,14 +103,12 @@ def build_engine(
             raise ValueError("source and token: must be unset for a model that is loaded already, got one of them")
         parts = _place_loaded(model, runtime, device, on_host)
     else:
+        source = source or Source()
+        if lora:
+            found = read_checkpoint(model, source, token=token, **runtime.requires)
+            check_before_loading(lora, found.configs["transformer"], model)
         parts = load_components(
-            model,
-            source or Source(),
-            device=device,
-            dtype=dtype,
-            on_host=on_host,
-            token=token,
-            **runtime.requires,
+            model, source, device=device, dtype=dtype, on_host=on_host, token=token, **runtime.requires
         )
     prompts = _make_prompt_encoder(model, parts, runtime, device)
     return make_engine(
@@ -147,7 +146,7 @@ def make_engine(
         device: Where the model works; with an ``offload`` its weights may lie on the host.
         schedule: The noise levels.
         runtime: How the model runs.
-        lora: What is added to the transformer's weights, in place.
+        lora: What is added to the transformer's weights, in place, and what acts in edits.
         inversion_prompt: The prompt of inversions; ``None`` where each clip brings its own.
 
     Raises:
@@ -159,7 +158,8 @@ def make_engine(
         load_compiled(Path(runtime.compile_cache).expanduser())
     attention = resolve_attention(runtime.attention, device)
     # After all that may be refused: a model that somebody has loaded would take the files twice with the next try.
-    merge_loras(parts.transformer, [(one.file, one.scale) for one in lora])
+    name = "the loaded model" if parts.checkpoint is None else parts.checkpoint.model
+    adapter = add_loras(parts.transformer, lora, editor, name)
     _prepare_vae(parts, runtime, device)
     if runtime.forward == "diffusers":
         if runtime.compile:
@@ -167,7 +167,9 @@ def make_engine(
                 block.compile(mode=None if runtime.compile is True else runtime.compile)
         theirs = DiffusersNetwork(parts.transformer, attention, runtime.context)
         denoiser = CogVideoXDenoiser(theirs, prompts, make_windows(parts.limits, runtime.window_overlap))
-        return InversionEngine(parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt)
+        return InversionEngine(
+            parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt, adapter=adapter
+        )
     network = Network(parts.transformer, attention, runtime.context)
     quantized = QuantizedNetwork(network) if runtime.precision == "fp8" else None
     placement = apply_offload(parts, network, runtime.offload, device)
@@ -190,7 +192,7 @@ def make_engine(
     if placement is not None:
         prompts.before_load = lambda: placement.use(None)  # makes room for the text encoder
     return InversionEngine(
-        parts, prompts, steps, inverter, editor, network, denoiser, edit_denoiser, inversion_prompt, placement
+        parts, prompts, steps, inverter, editor, network, denoiser, edit_denoiser, inversion_prompt, placement, adapter
     )
 
 
@@ -252,7 +254,8 @@ def apply_offload(parts: Components, network: Network, offload: Offload, device:
 def _stream_blocks(network: Network, device: torch.device) -> tuple[Parkable, Parkable]:
     """Let a network stream its blocks from the host; what is not in a block moves to the device and stays there."""
     blocks, norms = [], []
-    if any(has_adapter(layer) and not layer.merged for layer in network.transformer.transformer_blocks.modules()):
+    adapted = [layer for layer in network.transformer.transformer_blocks.modules() if has_adapter(layer)]
+    if any(not layer.merged and not layer.disable_adapters for layer in adapted):
         rule = "blocks are copied with the adapters in them; must be none or model, or the adapters fused and unloaded"
         raise ValueError(f"offload: {rule}, got 'blocks'")
     for block in network.transformer.transformer_blocks:
@@ -261,6 +264,9 @@ def _stream_blocks(network: Network, device: torch.device) -> tuple[Parkable, Pa
         # What a timestep decides is remembered, so these travel once a timestep and not in every pass.
         norms.append(HostCopy(gather_norms(block), device))
         place_norms(block, norms[-1].weights)
+    for layer in adapted:  # what may be switched on is added to the blocks once they are on the device
+        for name in layer.adapter_layer_names:
+            getattr(layer, name).to(device)
     for name, child in network.transformer.named_children():
         if name != "transformer_blocks":
             child.to(device)
@@ -272,7 +278,7 @@ def _stream_blocks(network: Network, device: torch.device) -> tuple[Parkable, Pa
 def _make_steps(parts: Components, schedule: Schedule) -> NoiseSchedule:
     return make_noise_schedule(
         parts.scheduler,
-        schedule.num_inference_steps,
+        schedule.num_inference_steps or read_recommended("")["num_inference_steps"],
         spacing=schedule.timestep_spacing,
         zero_snr=schedule.zero_snr,
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ddim_lightning.data.frames import check_num_frames, make_size
-from ddim_lightning.engine.config import Runtime, Schedule, Source
+from ddim_lightning.engine.config import Runtime, Source
 from ddim_lightning.engine.parts import make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.models.checkpoint import WEIGHTS, Checkpoint, make_limits, read_checkpoint
@@ -189,7 +189,7 @@ def _count_rows(checkpoint: Checkpoint, source: Source) -> int:
 
     taken = read_recommended(checkpoint.model, source.subfolder)
     # Which rows there are does not depend on the noise levels.
-    schedule = make_noise_schedule(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], Schedule().num_inference_steps)
+    schedule = make_noise_schedule(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], taken["num_inference_steps"])
     layouts = record_layouts(
         make_part(taken["inverter"], Inverter, "ddim_lightning.diffusion.inverters", "inverter"),
         make_part(taken["editor"], Editor, "ddim_lightning.diffusion.editors", "editor"),

@@ -304,9 +304,7 @@ class ClipJob:
 
         report()
         # Of decoding each piece is timed, for pieces are decoded and measured in turns.
-        with nullcontext() if stage == "decode" else self.timer.stage(stage):
-            if uses_network:
-                self.engine.start_stage()
+        with nullcontext() if stage == "decode" else self.timer.stage(stage), self.engine.stage(stage):
             yield tick
         if uses_network:
             self.nfe[stage] = self.nfe.get(stage, 0) + self.engine.nfe - before

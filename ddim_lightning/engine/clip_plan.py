@@ -94,8 +94,8 @@ def _count_edit_nfe(engine: InversionEngine, requests: Sequence[EditRequest], ba
         return 0
     editor, count = engine.editor, len(requests)
     together = count if batch_prompts else 1
-    apart = editor.count_nfe(requests[0], engine.schedule, together) - editor.context_nfe
-    nfe = editor.context_nfe + count // together * apart
+    shared = editor.context_nfe  # by all passes, though each pass counts it
+    nfe = shared + count // together * (editor.count_nfe(requests[0], engine.schedule, together) - shared)
     return nfe + (count * count_probe_nfe(engine.schedule) if editor.finds_mask(requests[0]) else 0)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from ddim_lightning.engine.training_options import Training
+from ddim_lightning.models.adapter_card import find_edit_adapter
 from ddim_lightning.models.source import Source
 
 __all__ = [
@@ -52,7 +53,8 @@ class Schedule:
     """The `Schedule` says which noise levels an inversion and an edit pass through.
 
     Args:
-        num_inference_steps: Steps of the inversion and of each way back, 1 .. those of the training (1000).
+        num_inference_steps: Steps of the inversion and of each way back, 1 .. those of the training (1000). ``None``
+            takes what is recommended for an adapter in ``lora`` or for the model.
         timestep_spacing: ``trailing``, even in timesteps, as CogVideoX is published; or ``angle``, even in angles, so
             that every step is the same rotation.
         zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
@@ -64,14 +66,14 @@ class Schedule:
         ValueError: An option out of its range.
     """
 
-    num_inference_steps: int = 50
+    num_inference_steps: int | None = None
     timestep_spacing: Literal["trailing", "angle"] = "trailing"
     zero_snr: bool = True
     fast: bool = False
 
     def __post_init__(self) -> None:
         steps = self.num_inference_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"num_inference_steps: must be an integer of at least 1, got {steps!r}")
         _check_choice("timestep_spacing", self.timestep_spacing, ("trailing", "angle"))
 
@@ -194,7 +196,8 @@ class Outputs:
     """The `Outputs` say what a run makes of every clip beside its edits.
 
     Args:
-        reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion.
+        reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion. Without it, and without
+            ``save_trajectory``, clips with prompts are inverted only where the editor reads the inversion.
         save_trajectory: Keep the latents of every noise level in the result.
         trajectory_dir: Output folder of a former run with ``save_trajectory``: a clip whose trajectory lies there is
             not inverted again. The trajectory must be of the same clip, model, schedule, inverter and prompt.
@@ -218,7 +221,8 @@ class Lora:
     """A `Lora` is a low-rank change of the transformer's weights that lies in a file.
 
     Args:
-        file: A safetensors file in the format of diffusers or peft, or the folder that it was saved into.
+        file: A safetensors file in the format of diffusers or peft, or the folder that it was saved into. Where a card
+            lies beside it that names an editor, it acts in edits alone; see `AdapterCard`.
         scale: How strongly it acts; 1 is as it was trained.
 
     Raises:
@@ -297,6 +301,8 @@ def check_options(runtime: Runtime, training: Training | None, lora: Sequence[Lo
         raise ValueError(f"lora: artifacts hold weights of their own; must be empty with exported, got {got}")
     if training is None:
         return
+    if found := find_edit_adapter([one.file for one in lora]):
+        raise ValueError(f"lora: {found.path} acts in edits alone; must be left out with training")
     if runtime.exported is not None:
         raise ValueError(
             f"exported: artifacts cannot be trained; must be unset with training, got {runtime.exported!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +21,12 @@ from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import decode_latents, encode_first_frame, encode_video, stream_decoded
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
+from ddim_lightning.network.edit_adapter import EditAdapter
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.runtime.autocast import without_autocast
 from ddim_lightning.runtime.offload import Placement
-from ddim_lightning.types import EditRequest, Frames, Latents, StepCallback, Video
+from ddim_lightning.types import EditRequest, Frames, Latents, Stage, StepCallback, Video
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class InversionEngine:
         edit_denoiser: Evaluates edits; the same one, unless they run in another precision.
         inversion_prompt: The prompt of an inversion that is given no other; ``None`` where each clip brings its own.
         placement: Parks the weights that are not at work; ``None`` leaves all on the device.
+        adapter: Acts in the transformer while edits are made; ``None`` where nothing does.
     """
 
     components: Components
@@ -58,6 +61,7 @@ class InversionEngine:
     edit_denoiser: CogVideoXDenoiser
     inversion_prompt: str | None = ""
     placement: Placement | None = None
+    adapter: EditAdapter | None = None
 
     @property
     def device(self) -> torch.device:
@@ -98,8 +102,21 @@ class InversionEngine:
         if self.placement is not None:
             self.placement.use(part)
 
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """Run a stage of a clip on the weights as they are at its beginning, an edit with the adapter switched on."""
+        adapter = self.adapter if name == "edit" else None
+        with nullcontext() if adapter is None else adapter.acting():
+            if name in ("invert", "reconstruct", "edit"):
+                self.start_stage()
+            yield
+        if adapter is not None and isinstance(self.network, Network):
+            self.network.clear_cache()  # the sums of an edit do not stay while it is decoded
+
     def start_stage(self) -> None:
         """Make a forward pass ready for the weights as they are now; see `Network.start_stage`."""
+        if self.adapter is not None:
+            self.adapter.prepare()
         quantized = self.edit_denoiser.network
         (quantized if isinstance(quantized, QuantizedNetwork) else self.network).start_stage()
 
@@ -226,9 +243,8 @@ class InversionEngine:
         self, inversion: Inversion, request: EditRequest, *, seed: int = 0, callback: StepCallback | None = None
     ) -> Latents:
         """Rebuild under a new prompt; see `diffusion.sampling.edit`."""
-        self.start_stage()
         generator = torch.Generator().manual_seed(seed)
-        with _gradients_of(inversion.clean):
+        with self.stage("edit"), _gradients_of(inversion.clean):
             return edit(self.edit_denoiser, inversion, self.editor, request, generator=generator, callback=callback)
 
 

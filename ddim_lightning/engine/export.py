@@ -187,6 +187,9 @@ def export_network(
     check_editor(engine.editor)
     if not isinstance(engine.network, Network):
         raise ValueError("forward: must be fused for an export, got 'diffusers'")
+    if engine.adapter is not None:
+        rule = "artifacts are one network for inversions and edits; must hold no adapter that acts in edits alone"
+        raise ValueError(f"lora: {rule}, got {engine.adapter.name}")
     transformer, device = engine.components.transformer, engine.device
     config, layouts = transformer.config, list_layouts(engine, size, guidance_scale)
     text = (config.max_text_seq_length, config.text_embed_dim)

@@ -32,7 +32,8 @@ def make_clip_fingerprint(
         settings: What `DDIMInversionModule.describe` returns.
 
     Returns:
-        What `make_fingerprint` returns for its inversion, and digests: ``text_encoder``, ``request``, ``settings``.
+        What `make_fingerprint` returns for its inversion, and digests: ``text_encoder``, ``request``, ``settings``,
+        and ``adapter`` where one acts in edits.
     """
     prompt = clip.source_prompt if engine.inversion_prompt is None else engine.inversion_prompt
     request = {
@@ -54,8 +55,10 @@ def make_clip_fingerprint(
         "outputs": {name: outputs[name] for name in ("reconstruct", "save_trajectory")},
         "runtime": {name: value for name, value in runtime.items() if name not in _NOT_IN_RESULTS},
     }
+    adapter = {} if engine.adapter is None else {"adapter": f"{engine.adapter.digest} {engine.adapter.scale}"}
     return {
         **make_fingerprint(engine, clip, prompt or ""),
+        **adapter,
         "text_encoder": _digest_text_encoder(engine),
         "request": _digest(request),
         "settings": _digest(relevant),

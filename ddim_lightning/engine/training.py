@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ddim_lightning.diffusion.objectives import Objective, Samples, TrainingLevels, Velocity, compute_losses
+from ddim_lightning.diffusion.objectives.levels import NoLevelError
 from ddim_lightning.engine.config import Training
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.optimizers import MuonAdamW, is_block_matrix, make_found
 from ddim_lightning.network.predictor import TransformerPredictor
 from ddim_lightning.types import Latents
+
+_PARTS = 5
+"""Equal parts of the timesteps, of each of which a validation knows the loss."""
 
 
 def compute_loss(
@@ -48,6 +53,7 @@ def compute_objectives(
     samples: Samples,
     generator: torch.Generator,
     caption_dropout: float = 0.0,
+    levels: TrainingLevels | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of objectives with gradients, and the loss of each by its class name.
 
@@ -57,6 +63,7 @@ def compute_objectives(
         samples: The batch.
         generator: See `Objective`; likewise ``caption_dropout``.
         caption_dropout: Chance, 0 .. 1.
+        levels: The noise levels; ``None`` is all of the model's.
 
     Raises:
         ValueError: See `compute_losses`; pairs that an objective needs and the batch does not hold; an image-to-video
@@ -66,12 +73,44 @@ def compute_objectives(
     if parts.limits.needs_image:
         raise ValueError("model: must be a text-to-video model to train it, got an image-to-video model")
     engine.network.check_rows(samples.latents)
-    scheduler = parts.scheduler
-    levels = TrainingLevels.make(scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod))
+    levels = _make_levels(engine) if levels is None else levels
     prompts = engine.prompts
     encode = prompts.encode_batch if prompts.cache is None else prompts.read_batch
     predict = TransformerPredictor(parts.transformer, encode, engine.network.get_rotary)
     return compute_losses(objectives, predict, samples, levels, generator, caption_dropout)
+
+
+def compute_by_level(
+    engine: InversionEngine, objectives: Sequence[Objective], samples: Samples, seed: int
+) -> dict[str, Tensor]:
+    """Return the weighted sum of objectives by noise level, each part under the same noise.
+
+    Args:
+        engine: The model.
+        objectives: What is to become small; they draw their levels by `TrainingLevels`.
+        samples: The batch.
+        seed: Of levels and noise.
+
+    Returns:
+        By the timesteps of the part, ``t000-199`` for example, cleanest first; without parts where an objective trains
+        at no level.
+
+    Raises:
+        ValueError: See `compute_objectives`.
+    """
+    losses = {}
+    for levels in _make_levels(engine).divide(_PARTS):
+        generator, part = torch.Generator().manual_seed(seed), levels.part
+        assert part is not None
+        with suppress(NoLevelError):
+            loss, _ = compute_objectives(engine, objectives, samples, generator, levels=levels)
+            losses[f"t{part.start:03d}-{part.stop - 1:03d}"] = loss
+    return losses
+
+
+def _make_levels(engine: InversionEngine) -> TrainingLevels:
+    scheduler = engine.components.scheduler
+    return TrainingLevels.make(scheduler.alphas_cumprod, float(scheduler.final_alpha_cumprod))
 
 
 def make_samples(batch: Mapping[str, Any], encode: Callable[[Tensor], Latents]) -> Samples:

@@ -19,10 +19,11 @@ from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.parts import describe_part
 from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
-from ddim_lightning.network.adapters import describe_adapters
+from ddim_lightning.network.adapters import EDIT_ADAPTER, describe_adapters
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.ignored import describe_switches
 from ddim_lightning.network.quantized import QuantizedNetwork
+from ddim_lightning.network.source_mark import SOURCE_MARK
 from ddim_lightning.types import Clip
 
 _KEY = "ddim_lightning"
@@ -135,7 +136,13 @@ def digest_tensor(tensor: Tensor) -> str:
 
 
 def _sample(module: nn.Module, device: torch.device) -> bytes:
-    weights = [weight.detach() for _, weight in sorted(module.state_dict().items()) if weight.is_floating_point()]
+    # What acts in edits alone is told apart from the model, whose layers it has renamed.
+    named = {
+        name.replace(".base_layer.", "."): weight.detach()
+        for name, weight in module.state_dict().items()
+        if weight.is_floating_point() and f".{EDIT_ADAPTER}." not in name and not name.startswith(SOURCE_MARK)
+    }
+    weights = [weight for _, weight in sorted(named.items())]
     # One copy from the device for all; parked weights are on the host.
     samples = [weight.flatten()[:: max(1, weight.numel() // _SAMPLES)].float().to(device) for weight in weights]
     return torch.cat(samples).cpu().numpy().tobytes()

@@ -37,15 +37,7 @@ def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[
     """
     if not loras:
         return
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise ImportError("lora: needs peft; pip install 'ddim-lightning[lora]'") from error
-    if own := list(getattr(transformer, "peft_config", {})):
-        rule = (
-            f"must be empty for a transformer with adapters of its own ({', '.join(own)}), which merging would remove"
-        )
-        raise ValueError(f"lora: {rule}; load the file beside them, got {loras[0][0]!r}")
+    _check_free(transformer, loras[0][0])
     if before := getattr(transformer, _MERGED, ()):
         rule = f"must be empty for a transformer that has {', '.join(before)} in its weights already; load it anew"
         raise ValueError(f"lora: {rule}, got {', '.join(file for file, _ in loras)}")
@@ -59,6 +51,48 @@ def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[
     finally:
         transformer.unload_lora()  # they are in the weights now, or one of them does not fit and none shall stay
         transformer.requires_grad_(False)
+
+
+def check_lora_file(transformer: CogVideoXTransformer3DModel, file: str) -> None:
+    """Raise what `load_lora` would for a file that is no LoRA of a transformer; nothing is loaded."""
+    _check_free(transformer, file)
+    _check_keys(find_lora(file), transformer)
+
+
+def load_lora(transformer: CogVideoXTransformer3DModel, file: str, scale: float, name: str) -> None:
+    """Load a LoRA as an adapter of peft beside the weights of a transformer, frozen and active.
+
+    Args:
+        transformer: Gets the adapter's layers; left as it was where the file does not fit.
+        file: See `find_lora`.
+        scale: How strongly it acts; 1 is as it was trained.
+        name: What peft calls the adapter.
+
+    Raises:
+        ImportError: peft is not installed.
+        OSError: The file is missing.
+        ValueError: A file that is no LoRA of this transformer, or a transformer that has adapters already.
+    """
+    _check_free(transformer, file)
+    try:
+        _load(find_lora(file), transformer, name)
+        transformer.set_adapters([name], [scale])
+    except BaseException:
+        transformer.unload_lora()
+        raise
+    finally:
+        transformer.requires_grad_(False)
+
+
+def _check_free(transformer: CogVideoXTransformer3DModel, file: str) -> None:
+    """Raise unless peft is there and a transformer has no adapters."""
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ImportError("lora: needs peft; pip install 'ddim-lightning[lora]'") from error
+    if own := list(getattr(transformer, "peft_config", {})):
+        rule = f"must be empty for a transformer with adapters of its own ({', '.join(own)}), which would not stay"
+        raise ValueError(f"lora: {rule}; load the file beside them, got {file!r}")
 
 
 def _load(path: Path, transformer: CogVideoXTransformer3DModel, name: str) -> None:

@@ -13,6 +13,8 @@ from ddim_lightning.models.contents import TRANSFORMER_MARK, describe_file, desc
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "tiny"
 """Folder of the bundled model."""
+BUNDLED_ADAPTER = "tiny_edit"
+"""Name of the adapter of the bundled model, which lies in its folder."""
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 """What diffusers and peft call the file of a LoRA in its folder."""
@@ -137,12 +139,15 @@ def find_lora(file: str) -> Path:
     """Find the safetensors file of a LoRA.
 
     Args:
-        file: The file itself, or the folder that `save_lora_weights` or peft's ``save_pretrained`` wrote it into.
+        file: The file itself, or the folder that `save_lora_weights` or peft's ``save_pretrained`` wrote it into; or
+            ``tiny_edit``, the adapter of the bundled model, where nothing lies under that name.
 
     Raises:
         OSError: Nothing of that name, or a folder without such a file.
     """
     path = Path(file).expanduser()
+    if file == BUNDLED_ADAPTER and not path.exists():
+        return BUNDLED / f"{BUNDLED_ADAPTER}.safetensors"
     if path.is_dir():
         for name in LORA_FILES:
             if (path / name).is_file():

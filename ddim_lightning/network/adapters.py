@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+EDIT_ADAPTER = "acts_in_edits"
+"""What peft calls an adapter that acts in edits alone; see `EditAdapter`."""
+
 
 class Linear(NamedTuple):
     """A `Linear` is a linear layer that computes in the dtype of its weight.
@@ -38,9 +41,13 @@ def describe_adapters(model: nn.Module) -> str:
     """Say which adapters act in the layers of a model, and how strongly; empty where no layer has any.
 
     Args:
-        model: Whatever peft's layers may be in.
+        model: Whatever peft's layers may be in; an `EditAdapter` does not count.
     """
-    layers = [(name, layer) for name, layer in sorted(model.named_modules()) if has_adapter(layer)]
+    layers = [
+        (name, layer)
+        for name, layer in sorted(model.named_modules())
+        if has_adapter(layer) and list(layer.active_adapters) != [EDIT_ADAPTER]
+    ]
     return "".join(
         f"{name} {layer.disable_adapters} {layer.merged} "
         f"{[(one, getattr(layer, 'scaling', {}).get(one)) for one in layer.active_adapters]}\n"
@@ -48,12 +55,13 @@ def describe_adapters(model: nn.Module) -> str:
     )
 
 
-def take_linear(module: Any, name: str) -> Linear:
+def take_linear(module: Any, name: str, own: Linear | None = None) -> Linear:
     """Take a linear layer: its very tensors, or with LoRA new ones, ``W + scaling B A`` over the active adapters.
 
     Args:
         module: A linear layer, or peft's ``lora.Linear`` around one.
         name: Of the layer, for messages.
+        own: Its weight and bias, where they are not those that it holds.
 
     Raises:
         ValueError: A layer of another class, or an adapter that is more than a product of two matrices.
@@ -61,7 +69,7 @@ def take_linear(module: Any, name: str) -> Linear:
     Source: Hu et al. 2021, "LoRA", arXiv:2106.09685, equation 3.
     """
     if type(module) is nn.Linear:
-        return Linear(module.weight, module.bias)
+        return own or Linear(module.weight, module.bias)
     if not (has_adapter(module) and type(module.base_layer) is nn.Linear and hasattr(module, "lora_A")):
         got = type(getattr(module, "base_layer", module)).__name__
         raise ValueError(
@@ -70,7 +78,7 @@ def take_linear(module: Any, name: str) -> Linear:
         )
     if module.disable_adapters and module.merged:
         module.unmerge()  # as peft's own forward pass does
-    weight, bias = module.base_layer.weight, module.base_layer.bias
+    weight, bias = own or (module.base_layer.weight, module.base_layer.bias)
     if module.disable_adapters or module.merged:  # the weight holds them already
         return Linear(weight, bias)
     for adapter in module.active_adapters:

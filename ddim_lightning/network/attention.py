@@ -87,7 +87,9 @@ def attend_reading(
     key, value = key[:kept], value[:kept]
     if not lent:
         return _turn(attention.attend(_turn(query), _turn(key), _turn(value), None))
-    if attention.attend_lse is None:
+    # What kernels say of the log-sum-exp has no gradient, which would be lost without a word.
+    wants_gradient = any(x.requires_grad for x in (query, key, value, *(one.value for one in lent)))
+    if attention.attend_lse is None or wants_gradient:
         return _attend_buffer(query, key, value, lent, attention.attend)
     own, own_lse = attention.attend_lse(_turn(query), _turn(key), _turn(value))
     output, lse = _turn(own), own_lse.transpose(1, 2)

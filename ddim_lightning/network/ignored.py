@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ddim_lightning.network.diffusers_network import ReadingProcessor
-from ddim_lightning.network.sharding import is_sharded
+from ddim_lightning.runtime.sharding import is_sharded
 
 _CALLED = ("patch_embed", "norm_final", "proj_out")
 """Children of the transformer that our forward pass calls as modules, so that everything acts there."""

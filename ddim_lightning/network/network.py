@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddim_lightning.network.adapters import State, has_adapter, read_state
 from ddim_lightning.network.attention import Attention
@@ -29,11 +30,14 @@ from ddim_lightning.network.weights import (
     Modulation,
     NormPair,
     gather_block,
+    gather_norms,
     list_projections,
     make_modulation,
     read_modulation_state,
 )
 from ddim_lightning.types import KVScale
+
+T = TypeVar("T")
 
 
 class Network(OverModel):
@@ -74,7 +78,7 @@ class Network(OverModel):
     def blocks(self) -> Iterable[BlockWeights]:
         """The weights of all blocks, gathered anew where the model was moved or its adapters changed."""
         if self._streams is not None:
-            return self._streams[0]
+            return self._add_adapters(self._streams[0], gather_block)
         modules = self.transformer.transformer_blocks
         projections = [layer for block in modules for layer in list_projections(block).values()]
         state = read_state(projections)
@@ -116,6 +120,13 @@ class Network(OverModel):
         self.clear_cache()
         self._streams = (blocks, norms)
 
+    def _add_adapters(self, streamed: Iterable[T], gather: Callable[[nn.Module, T], T]) -> Iterable[T]:
+        """Add to the weights of each block, once they are here, what adapters that are switched on add to them."""
+        modules = self.transformer.transformer_blocks
+        if not any(has_adapter(layer) and not layer.disable_adapters for layer in modules.modules()):
+            return streamed
+        return (gather(block, own) for block, own in zip(modules, streamed, strict=True))
+
     def get_modulation(self, timestep: int) -> Modulation:
         """Return what a timestep decides, remembered as long as the weights that it comes from stay the same."""
         state = read_modulation_state(self.transformer)
@@ -125,7 +136,11 @@ class Network(OverModel):
             with torch.inference_mode(False):
                 where = torch.full((), timestep, device=self.transformer.device)
                 self._modulations[timestep] = make_modulation(
-                    self.transformer, where, None if self._streams is None else self._streams[1]
+                    self.transformer,
+                    where,
+                    map(gather_norms, self.transformer.transformer_blocks)
+                    if self._streams is None
+                    else self._add_adapters(self._streams[1], gather_norms),
                 )
         return self._modulations[timestep]
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ddim_lightning.network.attention import Attention, sdpa_attention
 from ddim_lightning.network.diffusers_network import ReadingProcessor
 from ddim_lightning.network.rotary import RotaryTables
-from ddim_lightning.network.source_mark import find_mark
+from ddim_lightning.network.source_mark import marked
 
 
 class TransformerPredictor:
@@ -49,7 +48,7 @@ class TransformerPredictor:
         """
         embeds = self.encode_prompts(prompts).to(latents.device, self.transformer.dtype)
         table, text = self.get_rotary(latents), embeds.shape[1]
-        with _reading(self.transformer, reads), _marking(self.transformer, reads, text):
+        with _reading(self.transformer, reads), marked(self.transformer, reads, text):
             velocity: Tensor = self.transformer(
                 latents.to(self.transformer.dtype),
                 embeds,
@@ -58,27 +57,6 @@ class TransformerPredictor:
                 return_dict=False,
             )[0]
         return velocity.to(latents.dtype)
-
-
-@contextmanager
-def _marking(transformer: CogVideoXTransformer3DModel, reads: tuple[int, ...], text: int) -> Iterator[None]:
-    """Have the video tokens of rows that are read marked as those of sources, where the transformer has a mark."""
-    mark = find_mark(transformer)
-    if mark is None or not reads:
-        yield
-        return
-
-    def add(module: nn.Module, given: Any, tokens: Tensor) -> Tensor:
-        read = torch.zeros(len(tokens), 1, 1, dtype=torch.bool, device=tokens.device)
-        read[sorted(set(reads))] = True
-        video = tokens[:, text:]
-        return torch.cat([tokens[:, :text], torch.where(read, mark(video), video)], dim=1)
-
-    hook = transformer.patch_embed.register_forward_hook(add)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 @contextmanager

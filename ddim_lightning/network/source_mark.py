@@ -9,7 +9,8 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor, nn
 
-_NAME = "source_mark"  # of the transformer's child
+SOURCE_MARK = "source_mark"
+"""The name of a mark among the children of a transformer."""
 
 
 class SourceMark(nn.Module):
@@ -33,7 +34,7 @@ class SourceMark(nn.Module):
 
 def find_mark(transformer: CogVideoXTransformer3DModel) -> SourceMark | None:
     """Return the mark that belongs to a transformer, ``None`` where it has none."""
-    mark = getattr(transformer, _NAME, None)
+    mark = getattr(transformer, SOURCE_MARK, None)
     return mark if isinstance(mark, SourceMark) else None
 
 
@@ -43,13 +44,13 @@ def add_mark(transformer: CogVideoXTransformer3DModel) -> SourceMark:
     if mark is None:
         weight = transformer.proj_out.weight
         mark = SourceMark(weight.shape[1]).to(weight.device)
-        transformer.add_module(_NAME, mark)
+        transformer.add_module(SOURCE_MARK, mark)
     return mark
 
 
 def remove_mark(transformer: CogVideoXTransformer3DModel) -> None:
     """Make a transformer one that never had a mark."""
-    transformer._modules.pop(_NAME, None)
+    transformer._modules.pop(SOURCE_MARK, None)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from ddim_lightning.network.adapters import Linear, State, has_adapter, read_change, read_state, take_linear
+from ddim_lightning.network.adapters import Linear, State, read_change, read_state, take_linear
 
 
 class Projection(Protocol):
@@ -73,7 +73,7 @@ class BlockWeights(NamedTuple):
     down: Projection
 
 
-def gather_block(block: Any) -> BlockWeights:
+def gather_block(block: Any, own: BlockWeights | None = None) -> BlockWeights:
     """Gather the weights of a `CogVideoXBlock`.
 
     The query, key and value projections become three parts of one matrix: the parameters of the block are made views
@@ -82,16 +82,21 @@ def gather_block(block: Any) -> BlockWeights:
 
     Args:
         block: The block; its parameters keep their values.
+        own: What was gathered of it without adapters, where its weights are elsewhere now; sums start from these.
 
     Raises:
         ValueError: A projection that is neither a plain linear layer nor one with plain LoRA.
     """
     attn = block.attn1
-    linears = {name: take_linear(module, name) for name, module in list_projections(block).items()}
+    held = {} if own is None else _list_linears(own)
+    linears = {name: take_linear(module, name, held.get(name)) for name, module in list_projections(block).items()}
+    fused = ("to_q", "to_k", "to_v")
     return BlockWeights(
-        _fuse([attn.to_q, attn.to_k, attn.to_v], [linears[name] for name in ("to_q", "to_k", "to_v")]),
-        _take_norm(attn.norm_q),
-        _take_norm(attn.norm_k),
+        own.qkv
+        if own is not None and all(linears[name] is held[name] for name in fused)
+        else _fuse([attn.to_q, attn.to_k, attn.to_v], [linears[name] for name in fused]),
+        _take_norm(attn.norm_q) if own is None else own.norm_query,
+        _take_norm(attn.norm_k) if own is None else own.norm_key,
         linears["to_out"],
         linears["ff up"],
         linears["ff down"],
@@ -107,17 +112,20 @@ def list_projections(block: Any) -> dict[str, nn.Module]:
     }  # fmt: skip
 
 
+def _list_linears(weights: BlockWeights) -> dict[str, Any]:
+    """Return what was gathered of the layers of `list_projections`, by the same names."""
+    width = weights.out.weight.shape[0]
+    parts = {name: weights.qkv.take(k * width, (k + 1) * width) for k, name in enumerate(("to_q", "to_k", "to_v"))}
+    return parts | {"to_out": weights.out, "ff up": weights.up, "ff down": weights.down}
+
+
 def place_block(block: Any, weights: BlockWeights) -> None:
     """Make the parameters of a block those of a copy of what was gathered from it: `gather_block` backwards."""
-    attn, (project, _, down, *_) = block.attn1, block.ff.net
-    width = attn.to_q.weight.shape[0]
-    for k, module in enumerate((attn.to_q, attn.to_k, attn.to_v)):
-        _place(module, weights.qkv.take(k * width, (k + 1) * width))
-    _place(attn.norm_q, weights.norm_query)
-    _place(attn.norm_k, weights.norm_key)
-    _place(attn.to_out[0], weights.out)
-    _place(project.proj, weights.up)
-    _place(down, weights.down)
+    held = _list_linears(weights)
+    for name, module in list_projections(block).items():
+        _place(module, held[name])
+    _place(block.attn1.norm_q, weights.norm_query)
+    _place(block.attn1.norm_k, weights.norm_key)
 
 
 class ModulatedNorm(NamedTuple):
@@ -136,10 +144,13 @@ NormPair = tuple[ModulatedNorm, ModulatedNorm]
 """Of one block: before attention, and before the feed-forward part."""
 
 
-def gather_norms(block: Any) -> NormPair:
-    """Gather the weights of a block's modulated norms."""
+def gather_norms(block: Any, own: NormPair | None = None) -> NormPair:
+    """Gather the weights of a block's modulated norms; see `gather_block`."""
     first, second = (
-        ModulatedNorm(_take_norm(norm.norm), take_linear(norm.linear, "norm")) for norm in (block.norm1, block.norm2)
+        ModulatedNorm(_take_norm(norm.norm), take_linear(norm.linear, "norm"))
+        if held is None
+        else ModulatedNorm(held.norm, take_linear(norm.linear, "norm", held.linear))
+        for norm, held in zip((block.norm1, block.norm2), own or (None, None), strict=True)
     )
     return first, second
 
@@ -236,7 +247,8 @@ def _place(module: Any, weights: Projection | Norm) -> None:
 
 def _fuse(modules: list[Any], linears: list[Linear]) -> Linear:
     """Put linear layers of equal size one below the other; ``linears`` are what was taken of the modules."""
-    join = torch.cat if any(has_adapter(module) for module in modules) else _join
+    own = all(linear.weight is module.weight for module, linear in zip(modules, linears, strict=True))
+    join = _join if own else torch.cat
     biases = [linear.bias for linear in linears if linear.bias is not None]
     return Linear(join([linear.weight for linear in linears]), join(biases) if biases else None)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.edit_quality import Clip, main
+from benchmarks.edit_quality import Clip, Engines, main
 from benchmarks.edit_report import read_strip, write_limits
 from benchmarks.edit_set import make_edit_set
 from benchmarks.edit_variants import (
@@ -31,7 +31,7 @@ from benchmarks.edit_variants import (
     Job,
     make_jobs,
 )
-from benchmarks.loading import EDITOR, load_engine
+from benchmarks.loading import EDITOR
 from ddim_lightning import DDIMInversionModule
 from ddim_lightning.models.vae import quantize
 from ddim_lightning.tiny.shapes import render
@@ -41,7 +41,7 @@ WORK = ("nfe", "inversion_nfe")
 
 @pytest.fixture(scope="module")
 def clip(tiny_model: Path) -> Clip:
-    return Clip(load_engine(str(tiny_model), 2), make_edit_set("test", 3)[2])
+    return Clip(Engines(str(tiny_model), 2), make_edit_set("test", 3)[2])
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ class TestRun:
     def test_the_clips_of_the_sheet_are_those_measured(self, done: Path, tiny_model: Path):
         (edit,) = make_edit_set("test", 1)
         with torch.inference_mode():
-            video, _ = Clip(load_engine(str(tiny_model), 2), edit).make_video(Job(REFERENCE, 6.0, 0))
+            video, _ = Clip(Engines(str(tiny_model), 2), edit).make_video(Job(REFERENCE, 6.0, 0))
         assert torch.equal(read_strip(done / "clips" / f"{edit.id}-reference.png"), quantize(video[0]))
         assert len(list((done / "clips").iterdir())) == 6
 

@@ -19,6 +19,7 @@ from benchmarks.flops import (
     count_decoding,
     count_diffusers_pass,
     count_encoding,
+    count_hold,
     count_linear,
     count_modulation,
     count_pass,
@@ -31,6 +32,7 @@ from benchmarks.published import make_random_5b, make_random_t5_xxl
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.network.attention import Attention, sdpa_attention
+from ddim_lightning.network.held import HeldRows
 from ddim_lightning.network.kernels import CPU_KERNELS
 from ddim_lightning.network.network import Network
 
@@ -182,6 +184,17 @@ def test_our_pass_of_the_tiny_model(tiny: CogVideoXTransformer3DModel, case: str
     assert later == count_pass(sizes, rows, **options)
     # The first pass of a timestep also works out what it decides, once for all rows.
     assert first == later + count_modulation(sizes)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_what_is_held_and_a_pass_that_attends_to_it(tiny: CogVideoXTransformer3DModel, kernel: Attention):
+    sizes, network, tensors = make_sizes(tiny.config), Network(tiny, kernel), make_rows(tiny, 2, (3, 8, 16, 16))
+    latents, embeds = tensors["hidden_states"], tensors["encoder_hidden_states"]
+    network.get_modulation(0)
+    network.get_modulation(500)
+    assert measure(lambda: network.hold(latents, embeds, 0)) == count_hold(sizes, 2)
+    held = HeldRows([network.hold(latents, embeds, 0)], (0, 0))
+    assert measure(lambda: network(latents, embeds, 500, held=held)) == count_pass(sizes, 2, held=True)
 
 
 @pytest.mark.parametrize("case", ["one row", "two read a third", "paired"])

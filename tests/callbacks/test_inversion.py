@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ddim_lightning import Clip, DDIMInversionModule, InversionCallback, Runtime, Schedule
-from ddim_lightning.callbacks.inversion import find_transformer
+from ddim_lightning.callbacks.live_engine import find_transformer
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
 from ddim_lightning.models.loading import load_components, load_text_encoder
 
@@ -114,7 +114,7 @@ def test_what_is_logged_is_what_the_weights_do_and_checkpoints_can_go_by_it(tiny
     encoder = load_text_encoder(str(tiny_model), device=torch.device("cpu"), dtype=torch.float32)
     given = {"vae": parts.vae, "text_encoder": encoder, "tokenizer": parts.tokenizer, "scheduler": parts.scheduler}
     encoder.requires_grad_(True).train()
-    module, keep = Foreign(tiny_model), ModelCheckpoint(tmp_path, monitor="inversion/psnr", mode="max")
+    module, keep = Foreign(tiny_model), ModelCheckpoint(tmp_path, monitor="val/round_trip_psnr", mode="max")
     guest = InversionCallback([make_clip()], given, schedule=STEPS, every_n_epochs=2)
     logger = CSVLogger(tmp_path, name="logs")
     trainer = fit(module, tmp_path, guest, keep, logger=logger, enable_checkpointing=True, max_epochs=2)
@@ -128,17 +128,19 @@ def test_what_is_logged_is_what_the_weights_do_and_checkpoints_can_go_by_it(tiny
     job = ClipJob(again.engine, make_clip(), seed=make_clip_seed(0, "clip"), guidance_scale=again.guidance_scale)
     result = job.run()
     wanted = {
-        "inversion/psnr": result.metrics["reconstruction"]["psnr"],
-        "inversion/psnr_vs_vae": result.metrics["reconstruction"]["psnr_vs_vae"],
-        "inversion/edit_psnr_vs_source": result.edits[0].metrics["psnr_vs_source"],
-        "inversion/edit_ssim_vs_source": result.edits[0].metrics["ssim_vs_source"],
+        "val/round_trip": result.diagnosis["level_errors"][-1],
+        "val/round_trip_psnr": result.metrics["reconstruction"]["psnr"],
+        "val/round_trip_psnr_vs_vae": result.metrics["reconstruction"]["psnr_vs_vae"],
+        "val/edit_psnr_vs_source": result.edits[0].metrics["psnr_vs_source"],
+        "val/edit_ssim_vs_source": result.edits[0].metrics["ssim_vs_source"],
     }
     with open(logger.experiment.metrics_file_path, newline="") as file:
-        (logged,) = [row for row in csv.DictReader(file) if row["inversion/psnr"]]
+        (logged,) = [row for row in csv.DictReader(file) if row["val/round_trip_psnr"]]
     assert {name: float(logged[name]) for name in wanted} == pytest.approx(wanted, rel=1e-5)
     assert int(logged["step"]) == 4
-    assert float(trainer.callback_metrics["inversion/psnr"]) == pytest.approx(wanted["inversion/psnr"], rel=1e-5)
-    assert float(keep.best_model_score) == pytest.approx(wanted["inversion/psnr"], rel=1e-5)
+    best = wanted["val/round_trip_psnr"]
+    assert float(trainer.callback_metrics["val/round_trip_psnr"]) == pytest.approx(best, rel=1e-5)
+    assert float(keep.best_model_score) == pytest.approx(best, rel=1e-5)
     steps, editor = STEPS.num_inference_steps, again.engine.editor
     nfe = again.engine.inverter.count_nfe(steps) + steps + editor.count_nfe(job.requests[0], again.engine.schedule, 1)
     assert sum(result.nfe.values()) == nfe
@@ -175,7 +177,7 @@ def test_a_clip_that_fails_costs_neither_the_others_nor_the_training(tiny_model,
     )
     with pytest.warns(UserWarning, match="clip broken: skipped: ValueError: frames: "):
         trainer.fit(module)
-    assert "inversion/psnr" in trainer.callback_metrics
+    assert "val/round_trip_psnr" in trainer.callback_metrics
 
 
 def test_a_module_without_a_transformer_or_with_several_is_refused_before_the_training(tiny_model, tmp_path):
@@ -193,9 +195,10 @@ def test_a_module_without_a_transformer_or_with_several_is_refused_before_the_tr
     ("name", "options"),
     [
         ("clips", {"clips": []}),
+        ("clips", {"clips": 0}),
         ("every_n_epochs", {"every_n_epochs": 0}),
         ("every_n_steps", {"every_n_steps": 0}),
-        ("every_n_epochs", {"every_n_epochs": None}),
+        ("every_n_epochs", {"clips": 2, "every_n_epochs": 1}),
         ("model", {"model": {"vae": None}}),
     ],
 )

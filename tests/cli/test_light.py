@@ -91,7 +91,7 @@ MISTAKES = [
             (["--config", "key.yaml"], 2, "did you mean num_inference_steps?"),
             (["--config", "value.yaml"], 2, "num_inference_steps: must be an integer of at least 1, got 0"),
             (["--config", "none.yaml"], 2, "none.yaml"),
-            (["--steps", "many"], 2, "num_inference_steps: must be int, got 'many'"),
+            (["--steps", "many"], 2, "num_inference_steps: must be int or null, got 'many'"),
             (["--steps", "0"], 2, "num_inference_steps: must be an integer of at least 1, got 0"),
             (["--dtype", "f32"], 2, "dtype: must be 'auto', 'bfloat16', 'float16', 'float32', got 'f32'"),
             (["--accelerator", "abacus"], 2, "accelerator: must be 'auto', "),

@@ -18,6 +18,7 @@ from ddim_lightning.diffusion.objectives import (
     Velocity,
     compute_losses,
 )
+from ddim_lightning.diffusion.objectives.levels import NoLevelError
 from ddim_lightning.diffusion.steps import add_noise, make_velocity
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER, make_noise_schedule, make_schedulers
 
@@ -207,6 +208,19 @@ def test_levels_are_drawn_one_from_each_part(levels):
     assert set(drawn.tolist()) <= set(levels.list_timesteps(10))
     twice = levels.draw(3000, torch.Generator().manual_seed(0), (2, 1)).tolist()  # 999 and 499, and 999
     assert (twice.count(999), twice.count(499)) == (2000, 1000)
+
+
+def test_levels_are_drawn_from_one_part_where_they_are_divided(levels):
+    parts = levels.divide(3)
+    assert [timestep for one in parts for timestep in one.part] == list(range(1000))
+    for one in parts:
+        drawn = one.draw(500, torch.Generator().manual_seed(0)).tolist()
+        assert set(drawn) <= set(one.part)
+        assert len({timestep // 10 for timestep in drawn}) > 30  # all over the part
+        steps = one.draw_steps(50, torch.Generator().manual_seed(0), 10)
+        assert {levels.list_timesteps(10)[step] for step in steps} == set(levels.list_timesteps(10)) & set(one.part)
+    with pytest.raises(NoLevelError, match=r"999.*range\(0, 333\)"):
+        parts[0].draw(2, torch.Generator().manual_seed(0), (1,))
 
 
 @pytest.mark.parametrize(

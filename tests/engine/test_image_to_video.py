@@ -155,6 +155,16 @@ def test_a_first_frame_changes_the_edit_and_not_the_reconstruction(name, editor,
     assert own.nfe == other.nfe
 
 
+def test_an_edit_without_an_inversion_is_shown_the_same_images(folders):
+    module = make_module(str(folders["5B-I2V"]), num_inference_steps=STEPS, editor=FlowEdit(first_step=1))
+    module.load("cpu")
+    for first_frame in (None, make_frames(1)[0]):
+        clip = Clip("clip", make_frames(), prompts=("a red circle",), first_frame=first_frame)
+        alone, asked = (run(module.engine, clip, reconstruct=reconstruct) for reconstruct in (False, True))
+        assert "invert" in asked.nfe and "invert" not in alone.nfe
+        assert torch.equal(alone.edits[0].latents, asked.edits[0].latents)
+
+
 def test_a_stored_trajectory_brings_its_image(folders, tmp_path):
     module = make_module(str(folders["5B-I2V"]), num_inference_steps=STEPS)
     module.load("cpu")

@@ -9,7 +9,7 @@ import torch
 from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from ddim_lightning import Clip, EditRequest, KVInjection
+from ddim_lightning import Clip, EditRequest, FlowEdit, KVInjection
 from ddim_lightning.engine.trajectory import make_fingerprint
 from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.network.adapters import Linear
@@ -127,6 +127,13 @@ def test_a_clip_without_prompts_is_told_so(tiny_model):
     said = "precision: has no effect on a clip without prompts, unless with quantize_inversion"
     assert said in predict(make_module(tiny_model, precision="fp8"), clip).warnings
     assert said not in predict(make_module(tiny_model, precision="fp8", quantize_inversion=True), clip).warnings
+
+
+@pytest.mark.parametrize("reconstruct", [False, True])
+def test_inversions_that_are_not_made_are_not_quantized_and_that_is_said(reconstruct, tiny_model):
+    options = {"editor": FlowEdit(), "save_trajectory": False, "reconstruct": reconstruct}
+    result = predict(make_module(tiny_model, precision="fp8", quantize_inversion=True, **options))
+    assert any(sentence.startswith("quantize_inversion: ") for sentence in result.warnings) is not reconstruct
 
 
 @pytest.mark.gpu

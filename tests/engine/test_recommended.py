@@ -27,7 +27,7 @@ def test_the_tiny_models_recommendation_is_its_own_and_no_classs_default():
 def test_released_models_get_what_is_published_with_its_source():
     found = read_recommended("zai-org/CogVideoX-5b")
     assert found == read_recommended("zai-org/CogVideoX1.5-5B")
-    assert set(found["sources"]) == {"guidance_scale", "inverter", "editor"}
+    assert set(found["sources"]) == {"num_inference_steps", "guidance_scale", "inverter", "editor"}
     assert all("published, not validated here" in source for source in found["sources"].values())
 
 

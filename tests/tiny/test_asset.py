@@ -9,6 +9,7 @@ import torch
 from diffusers import CogVideoXPipeline
 from safetensors.torch import load_file
 
+from ddim_lightning import DDIMInversionModule
 from ddim_lightning.cli.main import main
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.models.loading import load_components
@@ -16,6 +17,7 @@ from ddim_lightning.models.vae import encode_video
 from ddim_lightning.tiny import asset as tiny_asset
 from ddim_lightning.tiny.shapes import render, sample_scene
 from ddim_lightning.tiny.training import write_trained_tiny, write_untrained_tiny
+from tests.adapters import make_tensors
 
 QUICK = ["--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1", "--trainer.val_check_interval", "2"]
 QUICK += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
@@ -148,3 +150,20 @@ def test_a_checkpoint_of_something_else_is_refused(training, tmp_path):
     torch.save({"state_dict": {"net.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="checkpoints: must hold weights of vae, transformer, text_encoder, got "):
         write_trained_tiny(tmp_path / "asset", training / "runs" / "tiny_start", [tmp_path / "other.ckpt"])
+
+
+def test_a_checkpoint_becomes_an_adapter_by_a_command(tiny_model, tmp_path, capsys):
+    module = DDIMInversionModule.from_pretrained(str(tiny_model), device="cpu", editor="KVInjection")
+    tensors = make_tensors(module.transformer)
+    options = dict(module.hparams) | {"training": {"parts": ["lora"], "rank": 3, "alpha": 6.0}}
+    state = {f"lora.{name}": tensor for name, tensor in tensors.items()}
+    torch.save({"state_dict": state, "hyper_parameters": options}, tmp_path / "last.ckpt")
+    path = tmp_path / "made" / "edit.safetensors"
+    words = ["adapter", "--checkpoint", str(tmp_path / "last.ckpt"), "--output", str(path)]
+    assert tiny_asset.main([*words, "--edits"]) == 0
+    assert str(path) in capsys.readouterr().out
+    adapted = DDIMInversionModule.from_pretrained(str(tiny_model), device="cpu", lora=str(path))
+    assert adapted.editor == module.editor and adapted.engine.adapter is not None
+    assert tiny_asset.main(words) == 0
+    merged = DDIMInversionModule.from_pretrained(str(tiny_model), device="cpu", lora=str(path))
+    assert type(merged.editor).__name__ == "FlowEdit" and merged.engine.adapter is None

@@ -57,7 +57,7 @@ class InContextEdit(Editor):
     def make_context(self, inversion: Inversion, request: EditRequest) -> Branch:
         """Return the clean source under its own prompt, at its own timestep."""
         prompt = get_source_prompt(request, inversion)
-        return Branch(inversion.levels[-1], prompt, timestep=self.source_timestep)
+        return Branch(inversion.clean, prompt, timestep=self.source_timestep)
 
     @property
     def context_nfe(self) -> int:  # noqa: D102
@@ -66,7 +66,7 @@ class InContextEdit(Editor):
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        first, clean = self.get_first_step(len(inversion.schedule)), inversion.levels[-1]
+        first, clean = self.get_first_step(len(inversion.schedule)), inversion.clean
         latents = make_start("inverted" if first else "random", inversion, first, generator, order=1)
         angle = inversion.schedule.angles[first]
         noise = (latents - math.cos(angle) * clean) / math.sin(angle)
@@ -85,7 +85,7 @@ class InContextEdit(Editor):
     def update(  # noqa: D102
         self, state: EditState, velocities: Sequence[Latents | None], step: Step, inversion: Inversion
     ) -> EditState:
-        clean, last = inversion.levels[-1], step.i == len(inversion.schedule) - 1
+        clean, last = inversion.clean, step.i == len(inversion.schedule) - 1
         assert state.noise is not None
         outside = clean if last else add_noise(clean, state.noise, step.angle_next)
 
@@ -107,5 +107,6 @@ class InContextEdit(Editor):
         branches = 1 if self.identity_residual == 0.0 else 2
         return self.context_nfe + together * branches * sum(self.count_target_nfe(request, schedule))
 
-    def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:  # noqa: D102
+    def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
+        """Return ``clean``, unless the edit starts on the trajectory or a mask is made from velocities."""
         return "levels" if self.get_first_step(len(schedule)) or self.finds_mask(request) else "clean"

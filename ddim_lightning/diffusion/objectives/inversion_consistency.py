@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.diffusion.objectives.base import Objective, Predict, Samples, check_steps, make_noise
-from ddim_lightning.diffusion.objectives.levels import TrainingLevels, draw_timesteps
+from ddim_lightning.diffusion.objectives.levels import TrainingLevels
 from ddim_lightning.diffusion.steps import add_noise
 from ddim_lightning.types import Latents
 
@@ -84,7 +84,7 @@ class InversionConsistency(Objective):
     ) -> Tensor:
         latents = samples.latents
         visited = torch.tensor(levels.list_timesteps(self.num_inference_steps))
-        steps = draw_timesteps(len(latents), self.num_inference_steps, generator)
+        steps = levels.draw_steps(len(latents), generator, self.num_inference_steps)
         noise = make_noise(latents, generator)
         angles = torch.cat([levels.angles[visited], levels.angles.new_tensor([levels.clean])])
         noisier, cleaner = (angles[at].to(latents).view(-1, 1, 1, 1, 1) for at in (steps, steps + 1))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ddim_lightning.diffusion.schedule import make_angle
+
+
+class NoLevelError(ValueError):
+    """A `NoLevelError` says that an objective trains at no level of the part that it may draw from."""
 
 
 def draw_timesteps(count: int, num_train_timesteps: int, generator: torch.Generator) -> Tensor:
@@ -34,10 +38,12 @@ class TrainingLevels:
     Args:
         angles: (num_train_timesteps,) float64 radians on the CPU; entry 0 is the cleanest.
         clean: The angle that the last step of sampling leads to, in radians; 0 is a clean sample.
+        part: The timesteps that may be drawn; ``None`` is all.
     """
 
     angles: Tensor
     clean: float = 0.0
+    part: range | None = None
 
     @classmethod
     def make(cls, alphas_cumprod: Tensor, final_alpha_cumprod: float = 1.0) -> TrainingLevels:
@@ -61,6 +67,11 @@ class TrainingLevels:
         stride = (most - most / num_inference_steps) - most  # rounded as numpy.arange does, which decides ties
         return [round(most + k * stride) - 1 for k in range(num_inference_steps)]
 
+    def divide(self, count: int) -> list[TrainingLevels]:
+        """Return the levels of which only one of ``count`` equal parts may be drawn, for each part, cleanest first."""
+        most = len(self.angles)
+        return [replace(self, part=range(most * k // count, most * (k + 1) // count)) for k in range(count)]
+
     def draw(self, count: int, generator: torch.Generator, num_inference_steps: Sequence[int] = ()) -> Tensor:
         """Draw timesteps, one from each of ``count`` equal parts of what is drawn from, in random order.
 
@@ -72,12 +83,30 @@ class TrainingLevels:
 
         Returns:
             (b,) int64.
+
+        Raises:
+            NoLevelError: None of them lies in `part`.
         """
-        if not num_inference_steps:
-            return draw_timesteps(count, len(self.angles), generator)
-        visited = torch.tensor(sorted(t for n in num_inference_steps for t in self.list_timesteps(n)))
-        return visited[draw_timesteps(count, len(visited), generator)]
+        visited = sorted(t for n in num_inference_steps for t in self.list_timesteps(n))
+        return self._pick(visited or range(len(self.angles)), count, generator)
+
+    def draw_steps(self, count: int, generator: torch.Generator, num_inference_steps: int) -> Tensor:
+        """Draw steps of a sampling in so many steps, likewise.
+
+        Returns:
+            (b,) int64, 0 (from noise) .. ``num_inference_steps - 1``.
+        """
+        visited = torch.tensor(self.list_timesteps(num_inference_steps))
+        drawn = self._pick(visited.tolist(), count, generator)
+        return (visited == drawn[:, None]).int().argmax(1)
 
     def get_angles(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """Return the angles of timesteps (b,) as (b, 1, 1, 1, 1), in the dtype and on the device of latents."""
         return self.angles[timesteps].to(like).view(-1, 1, 1, 1, 1)
+
+    def _pick(self, timesteps: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
+        """Draw from timesteps those that lie in `part`."""
+        within = torch.tensor([t for t in timesteps if self.part is None or t in self.part])
+        if not len(within):
+            raise NoLevelError(f"levels: must hold one of {list(timesteps)}, got the part {self.part}")
+        return within[draw_timesteps(count, len(within), generator)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -37,6 +37,11 @@ def shard_part(part: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = No
 def is_sharded(part: nn.Module) -> bool:
     """Whether weights of a part are spread over processes."""
     return any(isinstance(weight, DTensor) for weight in part.parameters())
+
+
+def gather(weight: Tensor) -> Tensor:
+    """Return a weight as a whole; every process has to ask for one that is spread."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
 
 
 def _find_blocks(part: Any) -> nn.ModuleList:
