@@ -82,6 +82,7 @@ def test_a_config_that_trains_a_lora_is_built_and_takes_a_step(name, clips, tiny
     pairs.write_text(f"source_video,target_video,target_prompt\n{clips}/wide.mp4,{clips}/tall.mp4,a red circle\n")
     small = ["--model.model", str(tiny_model), "--model.training.rank", "4"]
     small += ["--data.pairs", str(pairs), "--data.batches.buckets", "[[5, 16, 24]]", "--data.num_workers", "0"]
+    small += ["--data.batches.val_share", "0", "--trainer.callbacks.every_n_train_steps=1"]
     small += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_steps", "1"]
     if name == "edit_lora_8x80gb":
         strategy = CONFIGS[name]["trainer"]["strategy"]
