@@ -95,6 +95,13 @@ def test_a_config_that_trains_a_lora_is_built_and_takes_a_step(name, clips, tiny
     assert len(list((tmp_path / "runs" / "prompts").iterdir())) == 2  # of the target and the empty one
 
 
+def test_a_config_for_eight_gpus_is_parsed_with_its_strategy(capsys):
+    assert main(["fit", "--config", "edit_lora_8x80gb", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["strategy"]["class_path"].endswith("ModelParallelStrategy")
+    assert printed["model"]["init_args"]["training"]["rank"] == 64
+
+
 def test_the_5b_config_asks_for_a_gpu_and_the_published_model():
     config = CONFIGS["cogvideox_5b"]
     assert config["model"]["init_args"]["model"] == "zai-org/CogVideoX-5b"
