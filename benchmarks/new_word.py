@@ -1,8 +1,8 @@
 """The benchmark says what a few minutes of LoRA training teach: a color word that the tiny model was never trained on.
 
 Scenes of that color, and as many of colors that are known, are written as mp4 files with captions, and a LoRA trains on
-them with `Velocity`, as on anybody's clips. Edits to the word, of clips that no training has seen, are measured without it and with it. What the LoRA costs
-the words that were known is measured on the edits of the development set.
+them with `Velocity`, as on anybody's clips. Edits to the word, of clips that no training has seen, are measured without
+it and with it. What the LoRA costs the words that were known is measured on the edits of the development set.
 """
 
 from __future__ import annotations
