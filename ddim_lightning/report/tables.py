@@ -12,11 +12,11 @@ from rich.table import Table
 from ddim_lightning.report.text import make_plain
 
 _DECIBELS = {
-    "vae": "VAE round trip",
+    "vae": "VAE",
     "reconstruction": "reconstruction",
     "edit": "edit",
     "in_context": "in context",
-    "do_nothing": "do nothing",
+    "do_nothing": "source",
 }
 
 
@@ -67,8 +67,10 @@ def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(make_plain(row["clip"]), make_plain(row["change"]), *(f"{row[name]:.1f}" for name in _DECIBELS))
     table.add_row("mean", "", *(f"{number:.1f}" for number in make_means(rows).values()))
     _print(table)
-    print("PSNR in dB. Edits, without training and in context by the adapter tiny_edit, and the untouched source (do")
-    print("nothing) are compared with the rendered truth.")
+    print(
+        "PSNR in dB. The source's round trips through the VAE, and through noise (reconstruction), against the source;"
+    )
+    print("edits without training, edits in context (tiny_edit) and the untouched source against the rendered truth.")
 
 
 def make_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
