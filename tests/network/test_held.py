@@ -16,7 +16,7 @@ from ddim_lightning.network.held import HeldRows
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.predictor import TransformerPredictor
 from ddim_lightning.network.quantized import QuantizedNetwork
-from ddim_lightning.network.source_mark import add_mark, marked
+from ddim_lightning.network.source_mark import add_mark
 from ddim_lightning.runtime.compile import apply_compile
 from ddim_lightning.types import Branch, Step
 from tests.network.test_network import SDPA, VARIANTS, make_rows, make_variant, relative_error
@@ -35,7 +35,7 @@ def make_marked(name="5B"):
 def evaluate_beside(transformer, rows, embeds, timesteps, reads):
     """Evaluate rows, each at its own timestep, some of which read others, which are marked."""
     predict = TransformerPredictor(transformer, lambda prompts: embeds)
-    with torch.no_grad(), marked(transformer, sorted(set(reads)), embeds.shape[1]):
+    with torch.no_grad():
         return predict(rows, [""] * len(rows), torch.tensor(timesteps), reads=reads)[: len(reads)]
 
 
@@ -113,8 +113,7 @@ def test_gradients_pass_through_what_is_held_on_the_device_and_are_not_lost_else
     network(rows[1:], embeds[1:], 700, held=HeldRows([held], (0,))).square().sum().backward()
     beside = rows[:1].clone().requires_grad_()
     predict = TransformerPredictor(transformer, lambda prompts: embeds.flip(0))
-    with marked(transformer, [1], 7):
-        both = predict(torch.cat([rows[1:], beside]), ["", ""], torch.tensor([700, 3]), reads=(1,))
+    both = predict(torch.cat([rows[1:], beside]), ["", ""], torch.tensor([700, 3]), reads=(1,))
     both[:1].square().sum().backward()
     torch.testing.assert_close(source.grad, beside.grad, rtol=1e-4, atol=1e-5)
     for context in ("host", "fp8"):
