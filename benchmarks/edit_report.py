@@ -16,12 +16,14 @@ from ddim_lightning.tiny.shapes import SIZE, WORDS, render
 from ddim_lightning.types import Frames
 
 from .edit_set import KINDS, ShapesEdit
-from .edit_statistics import evaluate_goals, gather, summarize
+from .edit_statistics import evaluate_adapter_goals, evaluate_goals, gather, summarize
 from .edit_variants import (
     BEGUN_AT,
     CEILING,
     DEFAULT,
     DEFAULT_GUIDANCE,
+    IN_CONTEXT,
+    IN_CONTEXT_GUIDANCE,
     LIMITS,
     NOTHING,
     REFERENCE,
@@ -47,7 +49,7 @@ NOTES = (
 
 SHEET_EDITS = "-00"
 """The edits of the sheet, the first of each kind, by the end of their ids."""
-SHEET_JOBS = (Job(REFERENCE, 6.0), Job(DEFAULT, DEFAULT_GUIDANCE))
+SHEET_JOBS = (Job(REFERENCE, 6.0), Job(DEFAULT, DEFAULT_GUIDANCE), Job(IN_CONTEXT, IN_CONTEXT_GUIDANCE))
 
 
 def write_report(
@@ -75,7 +77,10 @@ def write_report(
         "settings": {**settings, "edits": len(complete), "missing": len(edits) - len(complete)},
         "default_guidance": DEFAULT_GUIDANCE,
         "rows": [summarize(method, cell) for method, cell in cells.items()],
-        "bars": evaluate_goals(cells, settings["steps"], DEFAULT_GUIDANCE),
+        "bars": [
+            *evaluate_goals(cells, settings["steps"], DEFAULT_GUIDANCE),
+            *evaluate_adapter_goals(cells, DEFAULT_GUIDANCE),
+        ],
     }
     (folder / "result.json").write_text(dump_json(result, indent=2) + "\n", encoding="utf-8")
     write_plots(folder, result)
@@ -138,7 +143,7 @@ def list_bars(result: Mapping[str, Any]) -> list[str]:
     if not result["bars"]:
         return []
     lines = [f"- **{tell_met(bar)}**: {bar['bar']}: {bar['numbers']}" for bar in result["bars"]]
-    return [f"## Goals: what is recommended (guidance {result['default_guidance']:g})", "", *lines, ""]
+    return [f"## Goals: what is recommended (guidance {result['default_guidance']:g}), and the adapter", "", *lines, ""]
 
 
 def tell_met(bar: Mapping[str, Any]) -> str:
@@ -230,7 +235,7 @@ def name_point(row: Mapping[str, Any]) -> str:
 
 
 def write_clips(folder: Path, edits: Sequence[ShapesEdit]) -> None:
-    """Write ``sheet.png``: source, truth, the reference's settings and the default, for each edit."""
+    """Write ``sheet.png``: source, truth, the reference's settings, the default and the adapter, for each edit."""
     rows = []
     for edit in edits:
         rows.append(Row("source", render(edit.source), edit.source.caption, edit.id))
@@ -240,7 +245,7 @@ def write_clips(folder: Path, edits: Sequence[ShapesEdit]) -> None:
             if path.exists():
                 rows.append(Row(job.method, read_strip(path), "", f"guidance {job.guidance:g}"))
     if rows:
-        title = "The first edit of each kind: source, rendered truth, the reference's settings, the default"
+        title = "The first edit of each kind: source, rendered truth, the reference's settings, the default, in context"
         write_sheet(folder / "sheet.png", rows, title=title, fps=Fraction(8))
 
 

@@ -14,7 +14,17 @@ from torch import Tensor
 from ddim_lightning.tiny.shapes import WORDS
 
 from .edit_set import KINDS, ShapesEdit
-from .edit_variants import CEILING, DEFAULT, NO_INVERSION, NOTHING, REFERENCE, VARIANTS, Job
+from .edit_variants import (
+    CEILING,
+    DEFAULT,
+    IN_CONTEXT,
+    IN_CONTEXT_GUIDANCE,
+    NO_INVERSION,
+    NOTHING,
+    REFERENCE,
+    VARIANTS,
+    Job,
+)
 
 REGIONS = {"whole": ("inside", "outside"), "inside": ("inside",), "outside": ("outside",)}
 """Region of the table to the regions of the records that it sums."""
@@ -182,6 +192,34 @@ def evaluate_goals(cells: Mapping[Method, Cell], steps: int, guidance: float) ->
     bars += _judge_kinds(default, nothing, cells)
     words = [word for word in ("color", "shape", "direction") if any(word in edit.changed for edit in default.edits)]
     return bars + [_judge_word(word, reference, default) for word in words]
+
+
+def evaluate_adapter_goals(cells: Mapping[Method, Cell], guidance: float) -> list[dict[str, Any]]:
+    """Compare the bundled adapter, as it is recommended, with its bars; see `evaluate_goals`.
+
+    Args:
+        cells: By method.
+        guidance: The scale of the default editor.
+    """
+    own, default = cells.get((IN_CONTEXT, IN_CONTEXT_GUIDANCE)), cells.get((DEFAULT, guidance))
+    if own is None or default is None:
+        return []
+
+    def judge(region: str, least: float, cell: Cell = own, what: str = "") -> dict[str, Any]:
+        value, low, high = cell.estimate_psnr(region).interval
+        numbers = f"{value:.2f} [{low:.2f}, {high:.2f}] dB"
+        return _make_bar(f"in context: at least {least:.2f} dB {what or region}", value >= least, numbers)
+
+    bars = [judge(region, least) for region, least in (("whole", 28.0), ("outside", 30.5))]
+    kind = of_kind("background")
+    if default.take(kind).edits:
+        best = default.take(kind).estimate_psnr("whole").value
+        bars.append(judge("whole", best, own.take(kind), "for backgrounds, as the default has"))
+    for word, least in (("shape", 0.93), ("color", 0.99), ("background", 0.99), ("direction", 0.99)):
+        right = own.estimate_right(list_word(word)).value
+        bars.append(_make_bar(f"in context: {word} right in at least {least:.0%}", right >= least, f"{right:.1%}"))
+    nfe = own.average("nfe")
+    return [*bars, _make_bar("in context: at most 21 NFE", nfe <= 21, f"{nfe:.0f}")]
 
 
 def _judge_gap(region: str, reference: Cell, default: Cell, ceiling: Cell) -> dict[str, Any]:

@@ -103,13 +103,13 @@ def _edit_in_context(steps: int, identity_residual: float, *guidance: float) -> 
     return Variant(None, editor, guidance=guidance, seeds=SEEDS, adapter=True, steps=steps)
 
 
-IN_CONTEXT = "in context"
+IN_CONTEXT, IN_CONTEXT_GUIDANCE = "in context", 1.5
 """The bundled adapter as it is recommended."""
 ADAPTER = {
-    IN_CONTEXT: _edit_in_context(4, 0.5, 1.5),
-    "in context, no residual": _edit_in_context(4, 0.0, 1.0, 1.5),
-    "in context, whole residual": _edit_in_context(4, 1.0, 1.5),
-    "in context, 10 steps": _edit_in_context(10, 0.0, 1.5),
+    IN_CONTEXT: _edit_in_context(4, 0.5, IN_CONTEXT_GUIDANCE),
+    "in context, no residual": _edit_in_context(4, 0.0, 1.0, IN_CONTEXT_GUIDANCE, 2.0),
+    "in context, whole residual": _edit_in_context(4, 1.0, IN_CONTEXT_GUIDANCE),
+    "in context, 10 steps": _edit_in_context(10, 0.0, 1.0, IN_CONTEXT_GUIDANCE),
 }
 """What the bundled adapter does."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .edit_report import make_table
-from .edit_variants import CEILING, DEFAULT, FAST, REFERENCE
+from .edit_variants import CEILING, DEFAULT, FAST, IN_CONTEXT, IN_CONTEXT_GUIDANCE, REFERENCE
 from .inversion_report import tell_nfe
 from .inversion_variants import OURS, PLAIN
 from .versus_reference import SCRIPT
@@ -39,8 +39,13 @@ def make_inversion_table(result: Result) -> list[str]:
 def make_edit_table(result: Result) -> list[str]:
     """Make the table of edits: what there is to compare with, and what is recommended."""
     scale = result["default_guidance"]
-    shown = ((CEILING, None), (REFERENCE, 6.0), (DEFAULT, scale), (FAST, scale))
-    names = {REFERENCE: "the reference script's settings", DEFAULT: "**recommended**", FAST: "recommended, fast"}
+    shown = ((CEILING, None), (REFERENCE, 6.0), (DEFAULT, scale), (FAST, scale), (IN_CONTEXT, IN_CONTEXT_GUIDANCE))
+    names = {
+        REFERENCE: "the reference script's settings",
+        DEFAULT: "**recommended**, no training",
+        FAST: "the same, fast",
+        IN_CONTEXT: "**`--lora tiny_edit`**, trained on pairs",
+    }
     found = {(row["method"], row["guidance"]): row for row in result["rows"]}
     return make_table(
         ("method", "NFE", "whole (dB)", "outside (dB)", "color", "shape", "direction"),

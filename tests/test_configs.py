@@ -7,6 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 import yaml
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ddim_lightning.cli.main import main
 from ddim_lightning.cli.shipped import find_shipped
@@ -73,6 +74,32 @@ def test_the_5b_config_takes_clips_shorter_than_the_model_allows(clips, tiny_mod
     assert main(["predict", "--config", "cogvideox_5b", *small]) == 0
     (record,) = read_results(tmp_path)
     assert record["frames"]["count"] == 9
+
+
+@pytest.mark.parametrize("name", ["edit_lora_24gb", "edit_lora_8x80gb"])
+def test_a_config_that_trains_a_lora_is_built_and_takes_a_step(name, clips, tiny_model, tmp_path, monkeypatch):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text(f"source_video,target_video,target_prompt\n{clips}/wide.mp4,{clips}/tall.mp4,a red circle\n")
+    small = ["--model.model", str(tiny_model), "--model.training.rank", "4"]
+    small += ["--data.pairs", str(pairs), "--data.batches.buckets", "[[5, 16, 24]]", "--data.num_workers", "0"]
+    small += ["--data.batches.val_share", "0", "--trainer.callbacks.every_n_train_steps=1"]
+    small += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_steps", "1"]
+    if name == "edit_lora_8x80gb":
+        strategy = CONFIGS[name]["trainer"]["strategy"]
+        assert ModelParallelStrategy(**strategy["init_args"])._data_parallel_size == CONFIGS[name]["trainer"]["devices"]
+        small += ["--trainer.strategy", "auto"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", name, *small]) == 0
+    kept = torch.load(tmp_path / "runs" / name / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 1 and "lora.source_mark.weight" in kept["state_dict"]
+    assert len(list((tmp_path / "runs" / "prompts").iterdir())) == 2  # of the target and the empty one
+
+
+def test_a_config_for_eight_gpus_is_parsed_with_its_strategy(capsys):
+    assert main(["fit", "--config", "edit_lora_8x80gb", "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["strategy"]["class_path"].endswith("ModelParallelStrategy")
+    assert printed["model"]["init_args"]["training"]["rank"] == 64
 
 
 def test_the_5b_config_asks_for_a_gpu_and_the_published_model():

@@ -32,8 +32,9 @@ def edit(*, run: Run, video: Video, frames: Frames, method: Method, outputs: Out
 
 def demo(*, run: Run) -> int:
     """Edit clips of moving shapes, whose edits have a known answer, and return the exit status."""
-    module, data, truth = make_demo()
-    records = predict_clips(replace(run, overwrite=True), module, data, [truth])
+    run, (module, adapted, data, truth) = replace(run, overwrite=True), make_demo()
+    records = predict_clips(run, module, data, [truth])
+    predict_clips(replace(run, output=str(Path(run.output, "in-context"))), adapted, data, [truth])
     if not (run.quiet or run.json):
         print_edits(truth.rows)
     return tell_results(run, records, {"edits": truth.rows, "means": make_means(truth.rows)})

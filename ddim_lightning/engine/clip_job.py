@@ -142,7 +142,24 @@ class ClipJob:
             latents = latents.cpu() if self.num_windows > 1 else latents
             tick()
         self._place_mask(latents)
-        inversion = self._invert(latents, prompt, image)
+        if self._plan.inverts:
+            with self._stage("invert", "invert", len(engine.schedule), self._plan.invert_nfe) as tick:
+                if self._plan.stored is None:
+                    inversion = invert(
+                        engine.denoiser,
+                        latents,
+                        engine.schedule,
+                        engine.inverter,
+                        prompt=prompt,
+                        image_latents=image,
+                        generator=self._make_generator(),
+                        callback=tick,
+                    )
+                else:
+                    inversion = self._load_trajectory(self._plan.stored, prompt, latents.device)
+            self._check_finite("invert", inversion.levels)
+        else:  # nothing asks for one
+            inversion = Inversion.of_clean(latents, engine.schedule, engine.inverter, prompt, image)
         returned = None
         if self.outputs.reconstruct:
             returned = [inversion.state[0]]
@@ -150,28 +167,6 @@ class ClipJob:
                 returned[-1] = reconstruct(engine.denoiser, inversion, callback=_keep_levels(returned, tick))
             self._check_finite("reconstruct", returned[-1])
         return self._finish(latents, inversion, returned, self._edit(inversion))
-
-    def _invert(self, latents: Latents, prompt: str, image: Latents | None) -> Inversion:
-        """Make the inversion, or take that of a former run; where nothing asks for one hold the clean latents alone."""
-        engine, stored = self.engine, self._plan.stored
-        if not self._plan.inverts:
-            return Inversion.of_clean(latents, engine.schedule, engine.inverter, prompt, image)
-        with self._stage("invert", "invert", len(engine.schedule), self._plan.invert_nfe) as tick:
-            if stored is None:
-                inversion = invert(
-                    engine.denoiser,
-                    latents,
-                    engine.schedule,
-                    engine.inverter,
-                    prompt=prompt,
-                    image_latents=image,
-                    generator=self._make_generator(),
-                    callback=tick,
-                )
-            else:
-                inversion = self._load_trajectory(stored, prompt, latents.device)
-        self._check_finite("invert", inversion.levels)
-        return inversion
 
     def _load_trajectory(self, path: Path, prompt: str, device: torch.device) -> Inversion:
         """Take the trajectory of a former run instead of an inversion."""

@@ -98,22 +98,6 @@ def predict_peaks(
     return peaks
 
 
-def predict_context(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> dict[str, float]:
-    """Predict what the keys and values of a source that is held take on the device, in GiB, by `Runtime.context`.
-
-    They are of every layer. From the host they come layer by layer, and two layers are on the device at a time.
-
-    Args:
-        config: Of the transformer.
-        limits: Of the model.
-        size: Of the clip, or of a window of it: each window holds as much.
-    """
-    layers = int(config.get("num_layers", 30))
-    values = 2 * _count_tensor_values(config, limits, size)
-    exact = values * size.bytes_each / 2**30
-    return {"device": layers * exact, "host": 2 * exact, "fp8": layers * values / 2**30}
-
-
 def predict_training(
     config: Mapping[str, Any],
     limits: VideoLimits,
@@ -151,6 +135,22 @@ def predict_training(
         "block": TRAINED_TENSORS * tensor + gathered,
     }
     return {name: value / 2**30 for name, value in {**parts, "sum": sum(parts.values())}.items()}
+
+
+def predict_context(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> dict[str, float]:
+    """Predict what the keys and values of a source that is held take on the device, in GiB, by `Runtime.context`.
+
+    They are of every layer. From the host they come layer by layer, and two layers are on the device at a time.
+
+    Args:
+        config: Of the transformer.
+        limits: Of the model.
+        size: Of the clip, or of a window of it: each window holds as much.
+    """
+    layers = int(config.get("num_layers", 30))
+    values = 2 * _count_tensor_values(config, limits, size)
+    exact = values * size.bytes_each / 2**30
+    return {"device": layers * exact, "host": 2 * exact, "fp8": layers * values / 2**30}
 
 
 def count_row_values(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> int:

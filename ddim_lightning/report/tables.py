@@ -12,10 +12,11 @@ from rich.table import Table
 from ddim_lightning.report.text import make_plain
 
 _DECIBELS = {
-    "vae": "VAE round trip",
+    "vae": "VAE",
     "reconstruction": "reconstruction",
     "edit": "edit",
-    "do_nothing": "do nothing",
+    "in_context": "in context",
+    "do_nothing": "source",
 }
 
 
@@ -59,14 +60,17 @@ def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print a line an edit whose truth is known, and the means.
 
     Args:
-        rows: ``clip``, ``change``, and decibels: ``vae``, ``reconstruction``, ``edit``, ``do_nothing``.
+        rows: ``clip``, ``change``, and decibels: ``vae``, ``reconstruction``, ``edit``, ``in_context``, ``do_nothing``.
     """
     table = _make_table("clip", "edit", right=tuple(_DECIBELS.values()))
     for row in rows:
         table.add_row(make_plain(row["clip"]), make_plain(row["change"]), *(f"{row[name]:.1f}" for name in _DECIBELS))
     table.add_row("mean", "", *(f"{number:.1f}" for number in make_means(rows).values()))
     _print(table)
-    print("PSNR in dB. The edit and the untouched source (do nothing) are compared with the rendered truth.")
+    print(
+        "PSNR in dB. The source's round trips through the VAE, and through noise (reconstruction), against the source;"
+    )
+    print("edits without training, edits in context (tiny_edit) and the untouched source against the rendered truth.")
 
 
 def make_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 from ddim_lightning.engine.config import Outputs, Schedule
 from ddim_lightning.metrics.functional import psnr
+from ddim_lightning.models.source import BUNDLED_ADAPTER
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.tiny.shapes import WORDS, Scene, render
 from ddim_lightning.tiny.shapes_datamodule import ShapesDataModule
@@ -18,15 +20,21 @@ from ddim_lightning.tiny.shapes_datamodule import ShapesDataModule
 CLIPS, EDITS, STEPS = 8, ("color", "shape"), 20
 
 
-def make_demo() -> tuple[DDIMInversionModule, ShapesDataModule, TruthTable]:
-    """Make the module, its clips, and the callback that compares their edits with the truth."""
-    schedule, outputs = Schedule(num_inference_steps=STEPS), Outputs(on_error="raise")
-    data = ShapesDataModule(predict_clips=CLIPS, edits=EDITS)
-    return DDIMInversionModule("tiny", schedule=schedule, outputs=outputs), data, TruthTable(data.predict_scenes())
+def make_demo() -> tuple[DDIMInversionModule, DDIMInversionModule, ShapesDataModule, TruthTable]:
+    """Make two modules, the clips, and what compares their edits with the truth.
+
+    The first edits without training, as is recommended for the model, the second by the adapter of the model.
+    """
+    data, outputs = ShapesDataModule(predict_clips=CLIPS, edits=EDITS), Outputs(on_error="raise")
+    module = DDIMInversionModule("tiny", schedule=Schedule(num_inference_steps=STEPS), outputs=outputs)
+    adapted = DDIMInversionModule("tiny", lora=BUNDLED_ADAPTER, outputs=replace(outputs, reconstruct=False))
+    return module, adapted, data, TruthTable(data.predict_scenes())
 
 
 class TruthTable(Callback):
     """A `TruthTable` compares each edit of a rendered scene with the rendering of the edited scene.
+
+    A second run over the clips, by the adapter, adds its decibels to the rows as ``in_context``.
 
     Args:
         scenes: The scene behind every clip and behind each of its prompts, in order.
@@ -48,8 +56,12 @@ class TruthTable(Callback):
     ) -> None:
         """Measure the edits of one clip, in decibels."""
         source, wanted = self.scenes[batch_idx]
-        for edited, scene in zip(outputs.edits, wanted, strict=True):
+        known = [row for row in self.rows if row["clip"] == outputs.clip.id]
+        for k, (edited, scene) in enumerate(zip(outputs.edits, wanted, strict=True)):
             truth = render(scene) / 255
+            if known:
+                known[k]["in_context"] = psnr(edited.frames / 255, truth)
+                continue
             changes = {name: (getattr(source, name), getattr(scene, name)) for name in WORDS}
             self.rows.append(
                 {

@@ -13,8 +13,18 @@ from PIL import Image
 from benchmarks import environment, loading
 
 _AT_WORK = (
-    *("ablation", "edit_quality", "end_to_end", "flops", "forward_passes", "inversion_error", "kernels", "layer_scan"),
-    *("memory", "new_word", "scaling", "step_latency", "tiny_model", "versus_reference"),
+    *(
+        "ablation",
+        "consistency",
+        "edit_quality",
+        "end_to_end",
+        "flops",
+        "forward_passes",
+        "in_context",
+        "inversion_error",
+        "kernels",
+    ),
+    *("layer_scan", "memory", "new_word", "scaling", "step_latency", "tiny_model", "versus_reference"),
 )
 """Benchmarks whose tests run them."""
 

@@ -436,11 +436,13 @@ def test_demo(tiny_model, tmp_path, capsys, monkeypatch):
         assert 5 < row["do_nothing"] < 40
         old, new = row["change"].split(" to ")
         assert old != new
+        assert row["in_context"] > row["do_nothing"]
     mean = sum(row["edit"] for row in report["edits"]) / 4
     assert report["means"]["edit"] == pytest.approx(mean)
     for row, record in zip(report["edits"][::2], report["clips"], strict=True):
         assert row["vae"] == record["metrics"]["vae"]["psnr"]
-        assert (tmp_path / "out" / record["id"] / "sheet.png").is_file()
+        for folder in ("out", "out/in-context"):
+            assert (tmp_path / folder / record["id"] / "sheet.png").is_file()
 
 
 def test_demo_prints_a_table_and_the_sheets(tmp_path, capsys, monkeypatch):
@@ -450,7 +452,7 @@ def test_demo_prints_a_table_and_the_sheets(tmp_path, capsys, monkeypatch):
     assert main(["demo", "--output", str(tmp_path / "out")]) == 0
     told = capsys.readouterr()
     header, *rows = told.out.splitlines()
-    assert header.split() == ["clip", "edit", "VAE", "round", "trip", "reconstruction", "edit", "do", "nothing"]
+    assert header.split() == ["clip", "edit", "VAE", "reconstruction", "edit", "in", "context", "source"]
     assert [row.split()[0] for row in rows[:5]] == ["shapes-000"] * 2 + ["shapes-001"] * 2 + ["mean"]
     assert rows[-2:] == [str(tmp_path / "out" / f"shapes-00{i}" / "sheet.png") for i in range(2)]
     assert "clip 2/2 shapes-001: decode 4/4" in told.err

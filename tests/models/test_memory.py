@@ -109,10 +109,8 @@ class Attend(torch.autograd.Function):
 @pytest.mark.parametrize(("rows", "reads", "trains"), [(2, (1,), "lora"), (1, (), "transformer")])
 def test_trainings(rows, reads, trains, monkeypatch):
     """Of LoRA layers in float32, and of a whole transformer in bfloat16, which takes less."""
-    monkeypatch.setattr(
-        "ddim_lightning.network.attention.scaled_dot_product_attention", lambda q, k, v, **_: Attend.apply(q, k, v)
-    )
-    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", lambda q, k, v, **_: Attend.apply(q, k, v))
+    for module in ("ddim_lightning.network.attention", "torch.nn.functional"):
+        monkeypatch.setattr(f"{module}.scaled_dot_product_attention", lambda q, k, v, **_: Attend.apply(q, k, v))
     config = {**COGVIDEOX_5B_TRANSFORMER, "num_layers": 2}
     transformer = make_empty(CogVideoXTransformer3DModel, config)
     if trains == "lora":

@@ -53,7 +53,7 @@ def test_a_warning_is_one_safe_line(capsys):
 
 
 def test_a_change_is_no_markup(capsys):
-    row = dict.fromkeys(("vae", "reconstruction", "edit", "do_nothing"), 1.0)
+    row = dict.fromkeys(("vae", "reconstruction", "edit", "in_context", "do_nothing"), 1.0)
     print_edits([row | {"clip": NASTY, "change": NASTY}])
     assert capsys.readouterr().out.count(SHOWN) == 2
 

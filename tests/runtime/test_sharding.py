@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from ddim_lightning.models.loading import load_components
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.predictor import TransformerPredictor
-from ddim_lightning.network.sharding import is_sharded, shard_part
+from ddim_lightning.runtime.sharding import is_sharded, shard_part
 
 
 @pytest.fixture

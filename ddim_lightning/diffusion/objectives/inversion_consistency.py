@@ -57,7 +57,7 @@ class InversionConsistency(Objective):
 
     Args:
         weight: See `Objective`.
-        num_inference_steps: Of the inversions, >= 1; each of their steps is trained alike.
+        num_inference_steps: Of the inversions, >= 1; each of their steps is trained as often as it turns latents far.
         prompt: The text of the inversions; ``None`` takes each clip's caption.
         gradients: See `inversion_consistency_loss`.
 

@@ -91,14 +91,25 @@ class TrainingLevels:
         return self._pick(visited or range(len(self.angles)), count, generator)
 
     def draw_steps(self, count: int, generator: torch.Generator, num_inference_steps: int) -> Tensor:
-        """Draw steps of a sampling in so many steps, likewise.
+        """Draw steps of a sampling in so many steps, each as likely as it turns latents far, likewise.
+
+        What a step loses grows with its turn, and the steps of a sampling turn differently: of 50 trailing ones of
+        CogVideoX the last, which ends in the clean clip, turns by 0.14 radians, and others by 0.01.
 
         Returns:
             (b,) int64, 0 (from noise) .. ``num_inference_steps - 1``.
+
+        Raises:
+            NoLevelError: None of them lies in `part`.
         """
-        visited = torch.tensor(self.list_timesteps(num_inference_steps))
-        drawn = self._pick(visited.tolist(), count, generator)
-        return (visited == drawn[:, None]).int().argmax(1)
+        visited = self.list_timesteps(num_inference_steps)
+        angles = torch.cat([self.angles[visited], self.angles.new_tensor([self.clean])])
+        within = torch.tensor([self.part is None or timestep in self.part for timestep in visited])
+        turned = ((angles[:-1] - angles[1:]) * within).cumsum(0)
+        if not within.any():
+            raise NoLevelError(f"levels: must hold one of {visited}, got the part {self.part}")
+        places = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        return torch.searchsorted(turned, places * turned[-1], right=True).clamp_(max=int(within.nonzero()[-1]))
 
     def get_angles(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """Return the angles of timesteps (b,) as (b, 1, 1, 1, 1), in the dtype and on the device of latents."""
