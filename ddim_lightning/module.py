@@ -178,9 +178,7 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
             return
         if self._trained_parts and self.video_limits.needs_image:
             raise ValueError("training: needs a text-to-video model, got an image-to-video model")
-        if "lora" in self._trained_parts and self._given is None:
-            found = read_checkpoint(self.model, self.source, **self.runtime.requires, token=token)
-            self.check_lora(found.configs["transformer"])
+        self.check_lora(token)
         self._engine = build_engine(
             self._given or self.model,
             self.inverter,
@@ -196,6 +194,13 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
             token=token,
         )
         self._place_trained(self._engine, full_precision=self.runtime.dtype == "auto")
+
+    @override
+    def read_config(self, token: str | None = None) -> Mapping[str, Any]:
+        """Read the config of the transformer; needs no weights."""
+        if self._given is not None:
+            return dict(self._given.parts.transformer.config)
+        return read_checkpoint(self.model, self.source, **self.runtime.requires, token=token).configs["transformer"]
 
     @override
     def configure_model(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import override
@@ -56,10 +56,21 @@ class TrainingModule(LightningModule):
         if self.training_options is not None:
             check_optimizer(self.training_options)
 
-    def check_lora(self, config: Mapping[str, Any]) -> None:
-        """Raise a ValueError where the LoRA that is to train does not fit a transformer of a config."""
-        options = self._get_training()
-        check_lora(config, rank=options.rank, targets=options.targets)
+    def read_config(self, token: str | None = None) -> Mapping[str, Any]:
+        """Read the config of the transformer; needs no weights."""
+        raise NotImplementedError
+
+    def check_lora(self, token: str | None = None) -> None:
+        """Raise a ValueError where a LoRA that is to train does not fit the transformer, before weights are read."""
+        if "lora" in self._trained_parts:
+            options = self._get_training()
+            check_lora(self.read_config(token), rank=options.rank, targets=options.targets)
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        """Check the LoRA; Lightning asks for callbacks, of which there are none, before it has data prepared."""
+        self.check_lora()
+        return []
 
     def release_text_encoder(self) -> None:
         """Let go of the text encoder until it is needed again."""

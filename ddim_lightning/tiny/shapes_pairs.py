@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ddim_lightning.data.streams import get_progress, make_generator
+from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.tiny.scene_latents import EndlessBatches, SceneLatents, write_scenes
 from ddim_lightning.tiny.shapes import Scene, sample_edit, sample_scene
 
@@ -54,7 +55,7 @@ class ShapesPairs(LightningDataModule):
     scene and the targets all its edits, and nothing is drawn.
 
     Args:
-        vae: Folder of the VAE in diffusers' layout.
+        vae: Folder of the VAE in diffusers' layout, or ``tiny`` for that of the bundled model.
         cache: The safetensors file of the posteriors; encoded and written where it is missing.
         groups: Training groups, of six scenes each.
         val_groups: Validation groups, encoded along.
@@ -90,7 +91,8 @@ class ShapesPairs(LightningDataModule):
         for name, share in (("identity", identity), ("changed_words", changed_words)):
             if not 0.0 <= share <= 1.0:
                 raise ValueError(f"{name}: must lie in 0 .. 1, got {share}")
-        self.vae, self.cache, self.dtype, self.seed = vae, Path(cache), dtype, seed
+        self.vae = str(BUNDLED / "vae") if vae == "tiny" else vae
+        self.cache, self.dtype, self.seed = Path(cache), dtype, seed
         self.groups, self.val_groups, self.sources, self.targets = groups, val_groups, sources, targets
         self.identity, self.changed_words = identity, changed_words
 
