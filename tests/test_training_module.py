@@ -100,9 +100,13 @@ def test_checkpointing_gradients_changes_no_loss(tiny_model):
         ({"optimizer": "no_such.Optimizer"}, "training.optimizer: .* got 'no_such.Optimizer'"),
     ],
 )
-def test_what_cannot_train_is_told_in_one_line(tiny_model, options, message):
+def test_what_cannot_train_is_told_in_one_line_before_data_is_prepared(tiny_model, options, message):
+    class Expensive(Latents):
+        def prepare_data(self):
+            raise AssertionError("hours of encoding")
+
     with pytest.raises(ValueError, match=message):
-        fit(DDIMInversionModule(str(tiny_model), training=Training(parts=("lora",), **options)), Latents())
+        fit(DDIMInversionModule(str(tiny_model), training=Training(parts=("lora",), **options)), Expensive())
 
 
 @pytest.mark.parametrize(

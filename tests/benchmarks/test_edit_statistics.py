@@ -11,8 +11,17 @@ import torch
 
 from benchmarks.edit_quality import measure_video
 from benchmarks.edit_set import KINDS, make_edit_set
-from benchmarks.edit_statistics import Cell, evaluate_goals, gather
-from benchmarks.edit_variants import CEILING, DEFAULT, NO_INVERSION, NOTHING, REFERENCE, Job
+from benchmarks.edit_statistics import Cell, evaluate_adapter_goals, evaluate_goals, gather
+from benchmarks.edit_variants import (
+    CEILING,
+    DEFAULT,
+    IN_CONTEXT,
+    IN_CONTEXT_GUIDANCE,
+    NO_INVERSION,
+    NOTHING,
+    REFERENCE,
+    Job,
+)
 from ddim_lightning.tiny.shapes import WORDS, render
 
 
@@ -144,3 +153,30 @@ class TestBars:
 
     def test_without_the_reference_nothing_is_judged(self):
         assert evaluate_goals({(DEFAULT, 6.0): make_cell(self.EDITS, 0.1, 0.1)}, 50, 6.0) == []
+
+
+class TestAdapterGoals:
+    EDITS = make_edit_set("test", 10)
+
+    def evaluate(self, **own):
+        cells = {(DEFAULT, 2.0): make_cell(self.EDITS, 1e-2, 1e-2)}
+        cells[IN_CONTEXT, IN_CONTEXT_GUIDANCE] = make_cell(self.EDITS, **{"inside": 1e-3, "outside": 5e-4, **own})
+        return {bar["bar"]: bar["met"] for bar in evaluate_adapter_goals(cells, 2.0)}
+
+    def test_all_met(self):
+        bars = self.evaluate(nfe=17)
+        assert len(bars) == 8 and all(bars.values())
+
+    def test_each_can_fail(self):
+        missed = self.evaluate(inside=0.1, outside=0.1, wrong=("shape",), nfe=22)
+        assert {bar.removeprefix("in context: ") for bar, met in missed.items() if not met} == {
+            "at least 28.00 dB whole",
+            "at least 30.50 dB outside",
+            "at least 20.00 dB for backgrounds, as the default has",
+            "shape right in at least 93%",
+            "at most 21 NFE",
+        }
+
+    def test_without_the_default_nothing_is_judged(self):
+        cells = {(IN_CONTEXT, IN_CONTEXT_GUIDANCE): make_cell(self.EDITS, 1e-3, 1e-3)}
+        assert evaluate_adapter_goals(cells, 2.0) == []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
+from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.models.vae import encode_video
 from ddim_lightning.tiny.shapes import WORDS, render
 from ddim_lightning.tiny.shapes_pairs import KINDS, ShapesPairs, name_changes
@@ -92,3 +93,7 @@ def test_a_cache_of_another_world_is_refused(tiny_model, folder):
     for options in ({"groups": 0}, {"identity": 1.5}, {"changed_words": -0.1}, {"targets": 0}):
         with pytest.raises(ValueError, match=f"^{next(iter(options))}: "):
             make_data(tiny_model, folder, **options)
+
+
+def test_the_vae_of_the_bundled_model_has_a_name(tmp_path):
+    assert ShapesPairs("tiny", str(tmp_path / "latents.safetensors")).vae == str(BUNDLED / "vae")
