@@ -8,6 +8,7 @@ words back.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -140,6 +141,16 @@ def measure_video(video: Video, edit: ShapesEdit) -> dict[str, Any]:
         "values": {name: video.shape[2] * int(mask.sum()) for name, mask in where.items()},
         "seen": vars(classify(quantize(video[0]))),
     }
+
+
+def sum_psnr(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the PSNR in dB of several videos that `measure_video` compared, by region."""
+
+    def decibels(*regions: str) -> float:
+        error = sum(record["squared_error"][region] for record in records for region in regions)
+        return -10 * math.log10(error / sum(record["values"][region] for record in records for region in regions))
+
+    return {"whole": decibels("inside", "outside"), "inside": decibels("inside"), "outside": decibels("outside")}
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from ddim_lightning.tiny.shapes import HELD_OUT_COLOR, HELD_OUT_PAIRS, render, s
 from ddim_lightning.types import EditRequest, Latents
 
 from .arguments import read_count
-from .edit_quality import measure_video
+from .edit_quality import measure_video, sum_psnr
 from .edit_report import make_table
 from .edit_set import ShapesEdit, make_edit_set
 from .environment import read_block
@@ -80,16 +80,11 @@ def measure_edits(module: DDIMInversionModule, edits: Sequence[ShapesEdit]) -> d
         edited = edit(module, latents, one.source.caption, one.target.caption, seed)
         records.append(measure_video(module.engine.decode(edited), one))
 
-    def decibels(*regions: str) -> float:
-        error = sum(record["squared_error"][region] for record in records for region in regions)
-        return -10 * math.log10(error / sum(record["values"][region] for record in records for region in regions))
-
     right = [
         all(record["seen"][word] == getattr(one.target, word) for word in one.changed)
         for record, one in zip(records, edits, strict=True)
     ]
-    regions = {"whole": decibels("inside", "outside"), "inside": decibels("inside"), "outside": decibels("outside")}
-    return {**regions, "right": sum(right) / len(right)}
+    return {**sum_psnr(records), "right": sum(right) / len(right)}
 
 
 def read_curve(metrics: Path) -> list[dict[str, float]]:

@@ -8,7 +8,6 @@ it and with it. What the LoRA costs the words that were known is measured on the
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from ddim_lightning.tiny.shapes import HELD_OUT_COLOR, render, sample_scene
 from ddim_lightning.types import EditRequest
 
 from .arguments import read_count
-from .edit_quality import measure_video
+from .edit_quality import measure_video, sum_psnr
 from .edit_report import make_table
 from .edit_set import ShapesEdit, make_edit_set
 from .environment import read_block
@@ -68,17 +67,8 @@ def measure_edits(module: DDIMInversionModule, edits: Sequence[ShapesEdit]) -> d
         seed = make_generator(0, edit.id, 0).initial_seed()
         records.append(measure_video(module.engine.decode(module.engine.edit(inversion, request, seed=seed)), edit))
 
-    def decibels(*regions: str) -> float:
-        error = sum(record["squared_error"][region] for record in records for region in regions)
-        return -10 * math.log10(error / sum(record["values"][region] for record in records for region in regions))
-
     hits = [record["seen"]["color"] == edit.target.color for record, edit in zip(records, edits, strict=True)]
-    return {
-        "whole": decibels("inside", "outside"),
-        "inside": decibels("inside"),
-        "outside": decibels("outside"),
-        "color": sum(hits) / len(hits),
-    }
+    return {**sum_psnr(records), "color": sum(hits) / len(hits)}
 
 
 def train(clips: Path, args: Any) -> tuple[DDIMInversionModule, dict[str, float]]:
