@@ -18,6 +18,7 @@ from ddim_lightning.types import Frames
 from .edit_set import KINDS, ShapesEdit
 from .edit_statistics import evaluate_adapter_goals, evaluate_goals, gather, summarize
 from .edit_variants import (
+    ADAPTER,
     BEGUN_AT,
     CEILING,
     DEFAULT,
@@ -168,17 +169,19 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def write_frontier(path: Path, result: Mapping[str, Any]) -> None:
-    """Plot preservation against prompt accuracy: every method at each of its scales, the default marked."""
-    default = (DEFAULT, result["default_guidance"])
+    """Plot preservation against prompt accuracy: every method at each of its scales, what is recommended marked."""
+    marked = (DEFAULT, result["default_guidance"]), (NOTHING, None), (IN_CONTEXT, IN_CONTEXT_GUIDANCE)
+    # No methods; and the adapter's other settings, which lie too close together to be told apart.
+    left_out = {CEILING, *LIMITS, *ADAPTER} - {IN_CONTEXT}
     points = [
         Point(
             name_point(row),
             row["all"]["edited"][0] * 100,
             row["all"]["psnr_db"]["outside"][0],
-            highlighted=(row["method"], row["guidance"]) in (default, (NOTHING, None)),
+            highlighted=(row["method"], row["guidance"]) in marked,
         )
         for row in result["rows"]
-        if row["method"] not in (CEILING, *LIMITS)  # no method
+        if row["method"] not in left_out
     ]
     plot_frontier(
         path,
