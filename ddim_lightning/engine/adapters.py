@@ -51,7 +51,6 @@ def add_loras(
         What acts in edits alone, switched off.
 
     Raises:
-        ImportError: peft is not installed.
         OSError: A file is missing.
         ValueError: A file that is no LoRA of this transformer, an adapter that was trained in another model, or a
             transformer that has adapters already.

@@ -28,7 +28,6 @@ def merge_loras(transformer: CogVideoXTransformer3DModel, loras: Sequence[tuple[
         loras: File and scale of each; see `find_lora`. They are in the format of diffusers or of peft.
 
     Raises:
-        ImportError: peft is not installed.
         OSError: A file is missing.
         ValueError: A file that is no LoRA of this transformer, or a transformer that has adapters already, or LoRAs in
             its weights, which would act more strongly with every module that is made of it.
@@ -69,7 +68,6 @@ def load_lora(transformer: CogVideoXTransformer3DModel, file: str, scale: float,
         name: What peft calls the adapter.
 
     Raises:
-        ImportError: peft is not installed.
         OSError: The file is missing.
         ValueError: A file that is no LoRA of this transformer, or a transformer that has adapters already.
     """
@@ -85,11 +83,7 @@ def load_lora(transformer: CogVideoXTransformer3DModel, file: str, scale: float,
 
 
 def _check_free(transformer: CogVideoXTransformer3DModel, file: str) -> None:
-    """Raise unless peft is there and a transformer has no adapters."""
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise ImportError("lora: needs peft; pip install 'ddim-lightning[lora]'") from error
+    """Raise unless a transformer has no adapters."""
     if own := list(getattr(transformer, "peft_config", {})):
         rule = f"must be empty for a transformer with adapters of its own ({', '.join(own)}), which would not stay"
         raise ValueError(f"lora: {rule}; load the file beside them, got {file!r}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from peft import LoraConfig
 from torch import nn
 
 ADAPTER = "trained"
@@ -57,16 +58,11 @@ def add_lora(
         seed: Of the weights; the global random state is not touched.
 
     Raises:
-        ImportError: peft is not installed.
         ValueError: Targets that are no linear layers of the transformer, a rank that is larger than a layer, or
             adapters that are there already.
 
     Source: Hu et al. 2021, "LoRA", arXiv:2106.09685.
     """
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ImportError("training.parts: lora needs peft; pip install 'ddim-lightning[lora]'") from error
     if own := list(getattr(transformer, "peft_config", {})):
         rule = "lora trains in a transformer without adapters; merge or unload them first"
         raise ValueError(f"training.parts: {rule}, got {', '.join(own)}")
