@@ -65,7 +65,7 @@ class Engines:
         """Return the engine of a variant, with its editor and its steps."""
         engine = self.adapted if variant.adapter else self.plain
         scheduler = engine.components.scheduler
-        schedule = engine.schedule if variant.steps is None else make_noise_schedule(scheduler, variant.steps)
+        schedule = engine.schedule if variant.own_steps is None else make_noise_schedule(scheduler, variant.own_steps)
         return replace(engine, editor=variant.editor, schedule=schedule)
 
 

@@ -33,7 +33,7 @@ class Variant:
         guidance: The scales it is measured at; ``None`` for those of the command line.
         seeds: How often it is repeated under other seeds; more than 1 where noise is drawn.
         adapter: Whether the bundled adapter acts.
-        steps: Of its own schedule; ``None`` for those of the command line.
+        own_steps: Of its own schedule; ``None`` for those of the command line.
     """
 
     inverter: Inverter | None
@@ -46,14 +46,14 @@ class Variant:
     seeds: int = 1
     # Not in the digests of variants without an adapter, of which there are records.
     adapter: bool = field(default=False, repr=False)
-    steps: int | None = field(default=None, repr=False)
+    own_steps: int | None = field(default=None, repr=False)
 
     @property
     def digest(self) -> str:
         """A name of all its settings: records of other settings under the same name are not mistaken for it."""
         settings = repr(self).encode()
         if self.adapter:
-            settings += f" {self.steps} ".encode() + ADAPTER_FILE.read_bytes()
+            settings += f" {self.own_steps} ".encode() + ADAPTER_FILE.read_bytes()
         return hashlib.blake2s(settings, digest_size=4).hexdigest()
 
     def make_inversion_key(self, seed: int) -> tuple[Inverter | None, bool, int]:
@@ -100,7 +100,7 @@ METHODS = {
 
 def _edit_in_context(steps: int, identity_residual: float, *guidance: float) -> Variant:
     editor = InContextEdit(identity_residual=identity_residual)
-    return Variant(None, editor, guidance=guidance, seeds=SEEDS, adapter=True, steps=steps)
+    return Variant(None, editor, guidance=guidance, seeds=SEEDS, adapter=True, own_steps=steps)
 
 
 IN_CONTEXT, IN_CONTEXT_GUIDANCE = "in context", 1.5

@@ -15,6 +15,7 @@ from benchmarks.edit_quality import Clip, Engines, main
 from benchmarks.edit_report import read_strip, write_limits
 from benchmarks.edit_set import make_edit_set
 from benchmarks.edit_variants import (
+    ADAPTER,
     BEGUN_AT,
     CEILING,
     DEFAULT,
@@ -92,6 +93,7 @@ class TestVariants:
             "four noises",
             "EditFriendly",
             "random start",
+            *ADAPTER,
             *BEGUN_AT,
         }
 
@@ -99,7 +101,7 @@ class TestVariants:
         jobs = make_jobs([INJECTION, REFERENCE, INJECTION], [1.0, 3.0])
         assert jobs[:2] == [Job(CEILING), Job(NOTHING)]
         assert jobs[2:] == [Job(INJECTION, 1.0), Job(INJECTION, 3.0), *(Job(REFERENCE, 6.0, seed) for seed in range(3))]
-        assert {job.method for job in make_jobs(["methods"], [1.0])} == {CEILING, NOTHING, *METHODS, *LIMITS}
+        assert {job.method for job in make_jobs(["methods"], [1.0])} == {CEILING, NOTHING, *METHODS, *ADAPTER, *LIMITS}
         with pytest.raises(ValueError, match=r"variants: must be of methods; .*got 'magic'"):
             make_jobs(["magic"], [1.0])
 
