@@ -67,10 +67,8 @@ def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_row(make_plain(row["clip"]), make_plain(row["change"]), *(f"{row[name]:.1f}" for name in _DECIBELS))
     table.add_row("mean", "", *(f"{number:.1f}" for number in make_means(rows).values()))
     _print(table)
-    print(
-        "PSNR in dB. The source's round trips through the VAE, and through noise (reconstruction), against the source;"
-    )
-    print("edits without training, edits in context (tiny_edit) and the untouched source against the rendered truth.")
+    print("PSNR in dB: what comes back through the VAE and through noise (reconstruction), against the source; edits")
+    print("without training, edits in context (tiny_edit) and the untouched source, against the rendered truth.")
 
 
 def make_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
