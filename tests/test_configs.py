@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from ddim_lightning.cli.main import main
 from ddim_lightning.cli.shipped import find_shipped
 from ddim_lightning.data.video import write_video
+from ddim_lightning.models.adapter_card import read_adapter_card
 from ddim_lightning.writer import read_results
 
 CONFIGS = {path.stem: yaml.safe_load(path.read_text("utf-8")) for path in find_shipped("configs").glob("*.yaml")}
@@ -92,6 +93,8 @@ def test_a_config_that_trains_a_lora_is_built_and_takes_a_step(name, clips, tiny
     assert main(["fit", "--config", name, *small]) == 0
     kept = torch.load(tmp_path / "runs" / name / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 1 and "lora.source_mark.weight" in kept["state_dict"]
+    card = read_adapter_card(tmp_path / "runs" / name / "edit_lora.safetensors")
+    assert card is not None and (card.editor_name, card.num_inference_steps) == ("InContextEdit", 4)
     assert len(list((tmp_path / "runs" / "prompts").iterdir())) == 2  # of the target and the empty one
 
 
