@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
 
@@ -41,9 +42,9 @@ class TrainingModule(LightningModule):
     _engine: InversionEngine | None
 
     @property
+    @abstractmethod
     def engine(self) -> InversionEngine:
         """The loaded model and what it does."""
-        raise NotImplementedError
 
     def make_objectives(self) -> list[Objective]:
         """Make what `Training.objectives` names; nothing where nothing trains."""
@@ -56,9 +57,9 @@ class TrainingModule(LightningModule):
         if self.training_options is not None:
             check_optimizer(self.training_options)
 
+    @abstractmethod
     def read_config(self, token: str | None = None) -> Mapping[str, Any]:
         """Read the config of the transformer; needs no weights."""
-        raise NotImplementedError
 
     def check_lora(self, token: str | None = None) -> None:
         """Raise a ValueError where a LoRA that is to train does not fit the transformer, before weights are read."""
@@ -72,9 +73,9 @@ class TrainingModule(LightningModule):
         self.check_lora()
         return []
 
+    @abstractmethod
     def release_text_encoder(self) -> None:
         """Let go of the text encoder until it is needed again."""
-        raise NotImplementedError
 
     @override
     def on_fit_start(self) -> None:
