@@ -25,9 +25,14 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
         "--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float16", "float32")
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
+    add_output(parser)
+    return parser
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add what every result has: the commit that it is of, and the folder that it goes to."""
     parser.add_argument("--commit", help="of a copy that is no checkout; with -dirty where files were changed")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="for result.json, README.md and the plots")
-    return parser
 
 
 def read_count(text: str) -> int:

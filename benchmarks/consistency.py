@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -20,7 +19,7 @@ from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.runtime.allocator import keep_freed_memory
 from ddim_lightning.tiny.latents_datamodule import ShapesLatentsDataModule
 
-from .arguments import read_count
+from .arguments import add_output, read_count
 from .edit_report import make_table
 from .environment import read_block
 from .output import tell_origin, write_files
@@ -147,8 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--inversion-steps", type=read_count, default=50, help="of inversions (50)")
     parser.add_argument("--threads", type=read_count, default=1, help="CPU threads (1)")
     parser.add_argument("--seed", type=int, default=0, help="of clips and trainings (0)")
-    parser.add_argument("--commit", help="of a copy that is no checkout; with -dirty where files were changed")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for result.json and README.md")
+    add_output(parser)
     args = parser.parse_args(argv)
     result = measure(args)
     report = make_markdown(result)

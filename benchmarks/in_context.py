@@ -24,7 +24,7 @@ from ddim_lightning.runtime.allocator import keep_freed_memory
 from ddim_lightning.tiny.shapes import HELD_OUT_COLOR, HELD_OUT_PAIRS, render, sample_scene
 from ddim_lightning.types import EditRequest, Latents
 
-from .arguments import read_count
+from .arguments import add_output, read_count
 from .edit_quality import measure_video, sum_psnr
 from .edit_report import make_table
 from .edit_set import ShapesEdit, make_edit_set
@@ -186,8 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--edits", type=read_count, default=80, help="to the own caption; a quarter to new words (80)")
     parser.add_argument("--metrics", type=Path, metavar="CSV", help="metrics.csv of the training, for its curve")
     parser.add_argument("--threads", type=read_count, default=1, help="CPU threads (1)")
-    parser.add_argument("--commit", help="of a copy that is no checkout; with -dirty where files were changed")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for result.json and README.md")
+    add_output(parser)
     args = parser.parse_args(argv)
     result = measure(args)
     report = make_markdown(result)

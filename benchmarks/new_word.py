@@ -26,7 +26,7 @@ from ddim_lightning.runtime.allocator import keep_freed_memory
 from ddim_lightning.tiny.shapes import HELD_OUT_COLOR, render, sample_scene
 from ddim_lightning.types import EditRequest
 
-from .arguments import read_count
+from .arguments import add_output, read_count
 from .edit_quality import measure_video, sum_psnr
 from .edit_report import make_table
 from .edit_set import ShapesEdit, make_edit_set
@@ -169,8 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--edits", type=read_count, default=20, help="of each kind (20)")
     parser.add_argument("--threads", type=read_count, default=2, help="CPU threads (2)")
     parser.add_argument("--seed", type=int, default=0, help="of clips and training (0)")
-    parser.add_argument("--commit", help="of a copy that is no checkout; with -dirty where files were changed")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for result.json and README.md")
+    add_output(parser)
     args = parser.parse_args(argv)
     result = measure(args)
     report = make_markdown(result)
