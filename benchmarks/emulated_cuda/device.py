@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from benchmarks.emulated_cuda.dispatch import EmulatedDispatch
-from benchmarks.emulated_cuda.ledger import GIB, Ledger, round_pinned
-from benchmarks.emulated_cuda.loading import patched_loading
-from benchmarks.emulated_cuda.patches import patched_torch
-from benchmarks.emulated_cuda.waits import Waits
+from .dispatch import EmulatedDispatch
+from .ledger import GIB, Ledger, round_pinned
+from .loading import patched_loading
+from .patches import patched_torch
+from .waits import Waits
 
 
 @dataclass

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.emulated_cuda.ledger import Ledger
-from benchmarks.emulated_cuda.rules import attend, check_dtypes
-from benchmarks.emulated_cuda.waits import Waits, answer_wait
+from .ledger import Ledger
+from .rules import attend, check_dtypes
+from .waits import Waits, answer_wait
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.emulated_cuda.lines import Place, find_place
+from .lines import Place, find_place
 
 GIB = 2**30
 _BLOCK = 512

@@ -10,9 +10,13 @@ from typing import NamedTuple
 import lightning
 import torch
 
-_PROJECT = str(Path(__file__).parents[2])
+import ddim_lightning
+
+_HERE = Path(__file__).parent
+_OURS = tuple(map(str, (Path(ddim_lightning.__file__).parent, _HERE.parent, _HERE.parents[1] / "tests")))
 _IGNORED = tuple(str(Path(file).parent) for file in (__file__, torch.__file__, lightning.__file__))
 """Of what emulates the device, of PyTorch, and of Lightning, which watches what PyTorch makes."""
+
 
 
 class Place(NamedTuple):
@@ -48,9 +52,9 @@ def find_place() -> Place:
 def _classify(file: str) -> str:
     if file.startswith(_IGNORED) or not file.endswith(".py"):
         return "ignored"
-    if "site-packages" in file:
-        return "theirs"
-    return "ours" if file.startswith(_PROJECT) else "ignored"  # the last is Python's own
+    if file.startswith(_OURS):
+        return "ours"
+    return "theirs" if "site-packages" in file else "ignored"  # Python's own
 
 
 def _name(file: str, line: int) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from benchmarks.emulated_cuda.ledger import Ledger
+from .ledger import Ledger
 
 NAME = "emulated GPU"
 

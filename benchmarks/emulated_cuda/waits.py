@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from benchmarks.emulated_cuda.lines import Place, find_place
+from .lines import Place, find_place
 
 aten = torch.ops.aten
 
