@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .ledger import Ledger
+from .outcomes import Outcomes
 from .rules import attend, check_dtypes
 from .waits import Waits, answer_wait
 
@@ -34,20 +35,22 @@ class EmulatedDispatch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.memory, self.pinned, self.waits = memory, pinned, waits
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.outcomes = Outcomes(self.fake)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Carry out an operation: on the host as ever, on the device without values."""
         kwargs = dict(kwargs or {})
-        if func.namespace == "prim":  # what a tensor is, not what becomes of it
-            with self.fake:
-                return func(*args, **kwargs)
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
         tensors = list(_iterate_tensors((*args, *kwargs.values())))
         if kwargs.pop("pin_memory", None):
             return self._pin(func, args, kwargs)
         if not is_cuda(kwargs.get("device")) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
+        if func.is_view and not _is_composite(func):
+            return self.outcomes.view(func, args, kwargs)
         made = self._decompose(func, args, kwargs)
         if made is NotImplemented:
             made = answer_wait(self.waits, func, args, kwargs)
@@ -65,10 +68,14 @@ class EmulatedDispatch(TorchDispatchMode):
 
     def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> Any:
         check_dtypes(func, tensors)
-        # What was worked out before is remembered with its arguments: a storage among them would live forever.
-        self.fake.cache_enabled = func is not aten.set_.source_Storage_storage_offset
-        with self.fake:
-            made = func(*map(_blank, args), **{name: _blank(value) for name, value in kwargs.items()})
+
+        def work_out() -> Any:
+            # PyTorch remembers its outcomes with their arguments: a storage among them would live forever.
+            self.fake.cache_enabled = func is not aten.set_.source_Storage_storage_offset
+            with self.fake:
+                return func(*map(_blank, args), **{name: _blank(value) for name, value in kwargs.items()})
+
+        made = self.outcomes.find(func, args, kwargs, work_out)
         for tensor in _iterate_tensors((made,)):
             if tensor.device.type == "cuda":
                 self.memory.add(tensor)

@@ -18,7 +18,6 @@ _IGNORED = tuple(str(Path(file).parent) for file in (__file__, torch.__file__, l
 """Of what emulates the device, of PyTorch, and of Lightning, which watches what PyTorch makes."""
 
 
-
 class Place(NamedTuple):
     """A `Place` is a line of code.
 
