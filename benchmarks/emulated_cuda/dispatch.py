@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .ledger import Ledger
 from .outcomes import Outcomes
 from .rules import attend, check_dtypes
-from .waits import Waits, answer_wait
+from .waits import Waits, answer_wait, lies_on_device
 
 aten = torch.ops.aten
 
@@ -77,7 +77,7 @@ class EmulatedDispatch(TorchDispatchMode):
 
         made = self.outcomes.find(func, args, kwargs, work_out)
         for tensor in _iterate_tensors((made,)):
-            if tensor.device.type == "cuda":
+            if lies_on_device(tensor):
                 self.memory.add(tensor)
         return made
 

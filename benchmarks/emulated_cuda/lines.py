@@ -56,6 +56,7 @@ def _classify(file: str) -> str:
     return "theirs" if "site-packages" in file else "ignored"  # Python's own
 
 
+@cache
 def _name(file: str, line: int) -> str:
     *_, folder, name = Path(file).parts
     return f"{folder}/{name}:{line}"

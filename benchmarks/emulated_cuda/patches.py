@@ -115,7 +115,8 @@ def patched_torch(memory: Ledger, total: int, capability: tuple[int, int]) -> It
         (torch.UntypedStorage, "data_ptr", _storage_address),
         (torch.Tensor, "data", property(_get_data, _set_data)),
         (torch.Tensor, "pin_memory", _pin),
-        (torch, "_has_compatible_shallow_copy_type", lambda one, other: True),
+        # Modules that move keep their parameters, which are made over in place.
+        (torch.__future__, "get_swap_module_params_on_conversion", lambda: True),
         (torch.version, "cuda", torch.version.cuda or "13.0"),
     ]
     with contextlib.ExitStack() as stack:

@@ -63,26 +63,26 @@ def answer_wait(waits: Waits, func: Any, args: Sequence[Any], kwargs: Mapping[st
 
 def _answer_item(waits: Waits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool | int | float:
     (tensor,) = args
-    waits.note("item", _lies_on_device(tensor))
+    waits.note("item", lies_on_device(tensor))
     return True if tensor.dtype == torch.bool else 1.0 if tensor.is_floating_point() else 1
 
 
 def _answer_equal(waits: Waits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    waits.note("equal", any(map(_lies_on_device, args)))
+    waits.note("equal", any(map(lies_on_device, args)))
     return True
 
 
 def _answer_nonzero(waits: Waits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     (tensor,) = args
-    waits.note("nonzero", _lies_on_device(tensor))
-    return torch.empty(tensor.numel(), tensor.ndim, dtype=torch.int64, device=tensor.device)
+    waits.note("nonzero", lies_on_device(tensor))
+    return torch.Tensor.new_empty(tensor, (tensor.numel(), tensor.ndim), dtype=torch.int64)
 
 
 def _answer_to(waits: Waits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     tensor, device = args[0], kwargs.get("device")
-    if device is None or (torch.device(device).type == "cuda") == _lies_on_device(tensor):
+    if device is None or (torch.device(device).type == "cuda") == lies_on_device(tensor):
         return NotImplemented  # stays where it is
-    if not _lies_on_device(tensor):
+    if not lies_on_device(tensor):
         waits.note("copy from pageable memory", not kwargs.get("non_blocking"))
         return NotImplemented
     waits.note("copy to the host", not kwargs.get("non_blocking"))
@@ -92,10 +92,10 @@ def _answer_to(waits: Waits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
 def _answer_copy(waits: Waits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     target, source, *rest = args
     non_blocking = bool(rest[0]) if rest else bool(kwargs.get("non_blocking"))
-    if _lies_on_device(source) and not _lies_on_device(target):
+    if lies_on_device(source) and not lies_on_device(target):
         waits.note("copy to the host", not non_blocking)
         return NotImplemented if isinstance(target, FakeTensor) else target
-    if _lies_on_device(target) and not isinstance(source, FakeTensor) and source.ndim:
+    if lies_on_device(target) and not isinstance(source, FakeTensor) and source.ndim:
         waits.note("copy from pageable memory", not non_blocking)
     return NotImplemented
 
@@ -109,5 +109,6 @@ _ANSWERS: dict[Any, Callable[[Waits, Sequence[Any], Mapping[str, Any]], Any]] = 
 }
 
 
-def _lies_on_device(tensor: Tensor) -> bool:
-    return isinstance(tensor, FakeTensor) and tensor.device.type == "cuda"
+def lies_on_device(tensor: Tensor) -> bool:
+    """Whether a tensor is the device's."""
+    return isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda"

@@ -1,4 +1,4 @@
-"""Whatever can be combined runs on the emulated device: no device or dtype is mixed, and no step makes the host wait."""
+"""Whatever can be combined runs on the emulated device: no devices or dtypes are mixed, no step makes the host wait."""
 
 from __future__ import annotations
 
