@@ -49,7 +49,7 @@ class Outcomes:
             tensors = [self._make(outcome) for outcome in outcomes]
             return tensors[0] if alone else tuple(tensors)
         made = work_out()
-        tensors = [made] if isinstance(made, Tensor) else list(made) if isinstance(made, tuple) else [None]
+        tensors: list[Any] = [made] if isinstance(made, Tensor) else list(made) if isinstance(made, tuple) else [None]
         if key is not None and all(isinstance(tensor, FakeTensor) for tensor in tensors):
             outcomes = tuple(_Outcome(*_describe(tensor)[1:]) for tensor in tensors)
             self._known[key] = isinstance(made, Tensor), outcomes
