@@ -29,4 +29,5 @@ def measure_distance(latents: Tensor, reference: Tensor) -> Tensor:
         rule = f"must have the shape of the latents, got {tuple(reference.shape)} for {tuple(latents.shape)}"
         raise ValueError(f"reference: {rule}")
     target = reference.double()
-    return torch.linalg.vector_norm(latents.double() - target) / torch.linalg.vector_norm(target)
+    error: Tensor = torch.linalg.vector_norm(latents.double() - target) / torch.linalg.vector_norm(target)
+    return error
