@@ -40,7 +40,7 @@ __all__ = [
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["none", "model", "blocks"]
 Precision = Literal["none", "fp8"]
-Kernel = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers"]
+Kernel = Literal["auto", "sdpa", "cudnn", "flash", "flash3", "flash4", "efficient", "xformers"]
 Forward = Literal["fused", "diffusers"]
 ContextStorage = Literal["device", "host", "fp8"]
 CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
@@ -90,7 +90,8 @@ class Runtime:
             its own blocks, in which hooks, caches, attention processors, group offload, and quantized or sharded
             weights act.
         attention: Attention kernel: ``auto`` measures those of a GPU once for each shape, ``sdpa``, ``cudnn``,
-            ``flash``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a function of your own.
+            ``flash``, ``flash3``, ``flash4``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a
+            function of your own.
         precision: Precision of the large products in the transformer's blocks while edits are made: ``none`` is the
             dtype's; ``fp8`` is 8 bits for weights and activations, on a CUDA device of compute capability 8.9 or more.
             The exact weights stay in memory beside those in 8 bits.
@@ -180,6 +181,8 @@ class Runtime:
             )
         if self.exported is not None and self.precision != "none":
             raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
+        if self.attention == "xformers" and self.compile and self.forward == "fused":
+            raise ValueError(f"compile: xformers cannot be part of a graph; must be false with it, got {self.compile}")
         if self.forward == "diffusers":
             for name, off in (("precision", "none"), ("exported", None), ("offload", "none")):
                 if (got := getattr(self, name)) != off:

@@ -102,6 +102,7 @@ def test_a_field_that_is_not_there_is_refused_with_those_that_are(value):
         (Runtime, {"exported": "graphs", "precision": "fp8"}, "precision: .* must be none with exported, got 'fp8'"),
         (Runtime, {"exported": "graphs", "offload": "model"}, "offload: .* must be none with exported, got 'model'"),
         (Runtime, {"precision": "fp8", "offload": "blocks"}, "offload: .* must be none with precision, got 'blocks'"),
+        (Runtime, {"compile": True, "attention": "xformers"}, "compile: xformers .* must be false with it, got True"),
         (Runtime, {"compile": "reduce-overhead"}, "compile: CUDA graphs .* max-autotune-no-.*, got 'reduce-overhead'"),
         (Runtime, {"compile": "max-autotune"}, "compile: CUDA graphs .*, got 'max-autotune'"),
         (Training, {"parts": ()}, "training.parts: must be of transformer, text_encoder, lora"),
