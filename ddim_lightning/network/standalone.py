@@ -41,9 +41,7 @@ class StandaloneNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if attention.flash not in (None, "FA2"):
-            rule = (
-                "FlashAttention 3 and 4 are switched on around a pass, which artifacts do not; must be another kernel"
-            )
+            rule = "FlashAttention 3 and 4 are switched on around a pass, which no artifact does; must be another"
             raise ValueError(f"attention: {rule}, got {attention.name!r}")
         self.config, self.layout, self.attention = transformer.config, layout, attention
         for name in _PARTS:
