@@ -160,7 +160,7 @@ def make_engine(
     # After all that may be refused: a model that somebody has loaded would take the files twice with the next try.
     name = "the loaded model" if parts.checkpoint is None else parts.checkpoint.model
     adapter = add_loras(parts.transformer, lora, editor, name)
-    _prepare_vae(parts, runtime, device)
+    _prepare_vae(parts, runtime)
     if runtime.forward == "diffusers":
         if runtime.compile:
             for block in parts.transformer.transformer_blocks:
@@ -284,8 +284,8 @@ def _make_steps(parts: Components, schedule: Schedule) -> NoiseSchedule:
     )
 
 
-def _prepare_vae(parts: Components, runtime: Runtime, device: torch.device) -> None:
-    if device.type == "cuda" if runtime.channels_last is None else runtime.channels_last:
+def _prepare_vae(parts: Components, runtime: Runtime) -> None:
+    if runtime.channels_last:
         order_channels_last(parts.vae)
     if runtime.vae_tiling:
         use_tiles(parts.vae)

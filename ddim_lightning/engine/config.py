@@ -40,12 +40,13 @@ __all__ = [
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["none", "model", "blocks"]
 Precision = Literal["none", "fp8"]
-Kernel = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers"]
+Kernel = Literal["auto", "sdpa", "cudnn", "flash", "flash3", "flash4", "efficient", "xformers"]
 Forward = Literal["fused", "diffusers"]
 ContextStorage = Literal["device", "host", "fp8"]
-CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of `torch.compile` that are refused: they capture CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,17 @@ class Runtime:
             its own blocks, in which hooks, caches, attention processors, group offload, and quantized or sharded
             weights act.
         attention: Attention kernel: ``auto`` measures those of a GPU once for each shape, ``sdpa``, ``cudnn``,
-            ``flash``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a function of your own.
+            ``flash``, ``flash3``, ``flash4``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a
+            function of your own.
         precision: Precision of the large products in the transformer's blocks while edits are made: ``none`` is the
             dtype's; ``fp8`` is 8 bits for weights and activations, on a CUDA device of compute capability 8.9 or more.
             The exact weights stay in memory beside those in 8 bits.
         quantize_inversion: Make inversions and reconstructions in that precision, too.
-        compile: Compile the transformer's blocks: true, or a mode of `torch.compile`.
+        compile: Compile the transformer's blocks: true, or a mode of `torch.compile` without CUDA graphs.
         compile_vae: Compile the VAE, too; worth it for many clips of one size.
         compile_cache: Folder that keeps compiled graphs, so that another machine of the same kind starts warm. Its
             files hold code that will run, so a folder or a file that others can write to is refused.
-        channels_last: Store the VAE's convolution weights with their channels last; null does so on a GPU.
+        channels_last: Store the VAE's convolution weights with their channels last.
         exported: Folder that ``ddim-lightning export`` wrote: its artifacts stand in for the network. They must be of
             the same model, dtype and size, and hold the row layouts of this editor and guidance.
         offload: What waits in host memory: ``none`` of the model; ``model``, the VAE or the transformer, whichever does
@@ -128,7 +130,7 @@ class Runtime:
     compile: bool | CompileMode = False
     compile_vae: bool = False
     compile_cache: str | None = None
-    channels_last: bool | None = None
+    channels_last: bool = False
     exported: str | None = None
     offload: Offload = "none"
     context: ContextStorage = "device"
@@ -148,6 +150,10 @@ class Runtime:
             known = ", ".join(get_args(Kernel))
             raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")
         modes = get_args(CompileMode)
+        if self.compile in _CUDA_GRAPHS:
+            # The output of a block is the input of the next, which the next call of the same graph overwrites.
+            rule = f"CUDA graphs reuse the memory of what a block returns; must be true or one of {', '.join(modes)}"
+            raise ValueError(f"compile: {rule}, got {self.compile!r}")
         if not isinstance(self.compile, bool) and self.compile not in modes:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
         if not 0.0 <= self.window_overlap <= 1.0:
@@ -175,6 +181,8 @@ class Runtime:
             )
         if self.exported is not None and self.precision != "none":
             raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
+        if self.attention == "xformers" and self.compile and self.forward == "fused":
+            raise ValueError(f"compile: xformers cannot be part of a graph; must be false with it, got {self.compile}")
         if self.forward == "diffusers":
             for name, off in (("precision", "none"), ("exported", None), ("offload", "none")):
                 if (got := getattr(self, name)) != off:
@@ -182,10 +190,6 @@ class Runtime:
         for rule, broken in (
             ("artifacts hold weights of their own; must be none with exported", self.exported is not None),
             ("weights in 8 bits stay on the device; must be none with precision", self.precision != "none"),
-            (
-                f"CUDA graphs want weights to stay; must be none with compile={self.compile}",
-                self.compile in _CUDA_GRAPHS,
-            ),
         ):
             if broken and self.offload != "none":
                 raise ValueError(f"offload: {rule}, got {self.offload!r}")

@@ -150,7 +150,8 @@ class DiffusersNetwork(OverModel):
         self.check_rows(latents)
         table = self.get_rotary(latents)
         text = prompt_embeds.shape[1]
-        with self.transformer.cache_context(self._name_pass(form, timestep)):
+        kernel = self.choose_attention(latents, prompt_embeds)  # the one that every processor chooses, too
+        with kernel.active(), self.transformer.cache_context(self._name_pass(form, timestep)):
             output: Tensor = self.transformer(
                 latents,
                 prompt_embeds,

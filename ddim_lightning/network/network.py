@@ -16,7 +16,6 @@ from ddim_lightning.network.forward import (
     LendBlock,
     RowLayout,
     RunBlock,
-    count_video_tokens,
     lend_rows,
     plan_layers,
     run_rows,
@@ -176,19 +175,21 @@ class Network(OverModel):
         self.before_pass()
         layout = RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, reads)
         config, held_rows = self.transformer.config, () if held is None else held.rows
-        return run_rows(
-            self.transformer,
-            self.blocks,
-            self.get_modulation(timestep),
-            latents,
-            prompt_embeds,
-            self._take_rotary(latents),
-            None if kv_scale is None or bool((kv_scale == 1.0).all()) else self._move(kv_scale, latents.device),
-            plan_layers(layout, kv_scale, self.num_layers, config.num_attention_heads, config.norm_eps, held_rows),
-            self._choose_attention(latents, prompt_embeds),
-            self.run_block,
-            held,
-        )
+        attention = self.choose_attention(latents, prompt_embeds)
+        with attention.active():
+            return run_rows(
+                self.transformer,
+                self.blocks,
+                self.get_modulation(timestep),
+                latents,
+                prompt_embeds,
+                self._take_rotary(latents),
+                None if kv_scale is None or bool((kv_scale == 1.0).all()) else self._move(kv_scale, latents.device),
+                plan_layers(layout, kv_scale, self.num_layers, config.num_attention_heads, config.norm_eps, held_rows),
+                attention,
+                self.run_block,
+                held,
+            )
 
     def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
         """Evaluate rows for their keys and values alone, up to those of the last layer, and hold them.
@@ -205,6 +206,7 @@ class Network(OverModel):
         self.before_pass()
         config, rows = self.transformer.config, latents.shape[0]
         layout = Layout(rows, rows, (), config.num_attention_heads, config.norm_eps)
+        attention = self.choose_attention(latents, prompt_embeds)
         layers = lend_rows(
             self.transformer,
             self.blocks,
@@ -213,17 +215,12 @@ class Network(OverModel):
             prompt_embeds,
             self._take_rotary(latents),
             [*[layout] * (self.num_layers - 1), layout._replace(kept=0)],
-            self._choose_attention(latents, prompt_embeds),
+            attention,
             self.lend_block,
             self.mark,
         )
-        return hold_layers(layers, self.context)
-
-    def _choose_attention(self, latents: Tensor, prompt_embeds: Tensor) -> Attention:
-        config = self.transformer.config
-        tokens = prompt_embeds.shape[1] + count_video_tokens(config, *latents[0, :, 0].shape)
-        shape = (latents.shape[0], config.num_attention_heads, tokens, config.attention_head_dim)
-        return self.attention.choose(shape, latents.dtype, latents.device)
+        with attention.active():
+            return hold_layers(layers, self.context)
 
     def _take_rotary(self, latents: Tensor) -> Rotary | None:
         """Return the table in the form that suits the way blocks are run."""
