@@ -11,7 +11,9 @@ from torch import Tensor
 from ddim_lightning.diffusion.guidance import combine
 from ddim_lightning.diffusion.windows import Windows, evaluate_windows, hold_windows
 from ddim_lightning.network.held import Held, HeldRows
+from ddim_lightning.network.split_rows import SplitRows
 from ddim_lightning.runtime.autocast import without_autocast
+from ddim_lightning.runtime.clip_group import ClipGroup
 from ddim_lightning.types import Branch, Context, KVScale, Latents, Step
 
 
@@ -64,12 +66,19 @@ class CogVideoXDenoiser:
         network: What evaluates rows: a `Network`, or an artifact of one.
         encode_prompt: Prompt to embeddings, (1, tokens, width).
         windows: Pieces in which longer clips are evaluated; ``None`` evaluates clips of any length at once.
+        group: Processes that work on a clip together, over which the rows of a pass are split; ``None`` is this one alone.
     """
 
     def __init__(
-        self, network: RunsRows, encode_prompt: Callable[[str], Tensor], windows: Windows | None = None
+        self,
+        network: RunsRows,
+        encode_prompt: Callable[[str], Tensor],
+        windows: Windows | None = None,
+        group: ClipGroup | None = None,
     ) -> None:
         self.network = network
+        self.group = ClipGroup() if group is None else group
+        self._run = network if self.group.size == 1 else SplitRows(network, self.group)
         self.encode_prompt = encode_prompt
         self.windows = windows
         self.nfe = 0
@@ -109,7 +118,7 @@ class CogVideoXDenoiser:
         self.nfe += latents.shape[0]
         rows, embeds = self._make_rows(latents, images, embeds)
         with without_autocast(embeds.device):
-            velocity = self.network(
+            velocity = self._run(
                 rows, embeds, step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale, held=held
             )
         velocity = velocity.to(latents)  # its dtype, and its device
