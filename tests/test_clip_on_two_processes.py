@@ -54,38 +54,61 @@ def clips(tmp_path_factory):
     return folder
 
 
-def run(model, clips, folder, ranks=1, fails=None, videos="ac", **options):
-    """Edit clips, and return by process and clip what was found out."""
-    (folder / "watched").mkdir(parents=True)
-    module = make_module(str(model), num_inference_steps=STEPS, ranks_per_clip=ranks, guidance_scale=6.0, **options)
-    data = VideoDataModule([clips / f"{name}.mp4" for name in videos], PROMPTS, source_prompt="a ball", num_workers=0)
-    callbacks = [VideoWriter(str(folder / "out"), sheets=False), Watch(folder / "watched", fails)]
-    strategy = {"devices": ranks, "strategy": "ddp_fork" if ranks > 1 else "auto"}
+def predict(module, data, *callbacks, processes=1):
+    strategy = {"devices": processes, "strategy": "ddp_fork" if processes > 1 else "auto"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        Trainer(accelerator="cpu", callbacks=callbacks, **QUIET, **strategy).predict(
-            module, data, return_predictions=False
-        )
+        trainer = Trainer(accelerator="cpu", callbacks=list(callbacks), **QUIET, **strategy)
+        trainer.predict(module, data, return_predictions=False)
+
+
+def run(model, clips, folder, processes=1, fails=None, **options):
+    """Edit clips, and return by process and clip what was found out."""
+    (folder / "watched").mkdir(parents=True, exist_ok=True)
+    options = {"num_inference_steps": STEPS, "guidance_scale": 6.0, "reconstruct": False, **options}
+    module = make_module(str(model), ranks_per_clip=processes, **options)
+    data = VideoDataModule(clips, PROMPTS, source_prompt="a ball", num_workers=0)
+    writer = VideoWriter(str(folder / "out"), sheets=False)
+    predict(module, data, writer, Watch(folder / "watched", fails), processes=processes)
     return {path.stem: torch.load(path) for path in (folder / "watched").iterdir()}
 
 
-def check_equal(one, two, names):
+def check_equal(one, two, name):
     """Both processes have the same bytes, and those of one process but for rounding."""
-    for name in names:
-        first, second = two[f"0-{name}"]["latents"], two[f"1-{name}"]["latents"]
-        assert len(first) == len(PROMPTS)
-        for wanted, mine, other in zip(one[f"0-{name}"]["latents"], first, second, strict=True):
-            assert torch.equal(mine, other)
-            torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-5)
+    found = zip(one[f"0-{name}"]["latents"], two[f"0-{name}"]["latents"], two[f"1-{name}"]["latents"], strict=True)
+    for wanted, mine, other in found:
+        assert torch.equal(mine, other)
+        torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-5)
 
 
-def list_files(folder):
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+def check_folders(one, two, found, name):
+    """The folder of a clip has the same files, and the same bytes where its latents are the same."""
+    one, two = one / "out" / name, two / "out" / name
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+    same = [torch.equal(*pair) for pair in zip(*(run[f"0-{name}"]["latents"] for run in found), strict=True)]
+    files = ["source.mp4", *(f"edit-{k:02d}.mp4" for k, equal in enumerate(same) if equal)]
+    assert all((one / file).read_bytes() == (two / file).read_bytes() for file in files)
+    records = [json.loads((folder / "result.json").read_text()) for folder in (one, two)]
+    assert records[0]["nfe"] == records[1]["nfe"]
 
 
-def test_readers_of_one_source_are_split_and_a_clip_that_fails_in_one_is_skipped_by_both(tiny_model, clips, tmp_path):
-    options = {"editor": "KVInjection", "batch_prompts": True}
-    one = run(tiny_model, clips, tmp_path / "one", **options)
-    two = run(tiny_model, clips, tmp_path / "two", 2, ("b", "edit", 1, 1), "abc", **options)
-    print(one["0-a"]["rows"], two["0-a"]["rows"], two["1-a"]["rows"])
-    check_equal(one, two, "ac")
+def test_two_go_where_one_goes_and_a_clip_that_fails_in_one_is_skipped_by_both(tiny_model, clips, tmp_path):
+    options, one, two = {"editor": "KVInjection", "batch_prompts": True}, tmp_path / "one", tmp_path / "two"
+    videos = [clips / "a.mp4", clips / "b.mp4"]
+    alone = run(tiny_model, videos, one, **options)
+    split = run(tiny_model, videos, two, 2, ("a", "edit", 1, 1), **options)
+    for rank in "01":
+        assert split[f"{rank}-a"]["status"] == "skipped"
+        assert "OSError: here and nowhere else" in split[f"{rank}-a"]["reason"]
+    check_equal(alone, split, "b")
+    check_folders(one, two, (alone, split), "b")
+    # Two guided edits read one source, which both processes evaluate beside two of the four; an inversion is one row.
+    whole = alone["0-b"]["rows"]
+    assert whole[-STEPS:] == [5] * STEPS
+    for rank, share in enumerate(plan_rows(4, (4,) * 4, 2)):
+        assert split[f"{rank}-b"]["rows"] == [*whole[:-STEPS], *[len(share.rows)] * STEPS] == [1] * 4 + [3] * STEPS
+    assert {record["id"]: record["status"] for record in read_results(two / "out")} == {"a": "skipped", "b": "done"}
+    again = run(tiny_model, videos, two, 2, **options)
+    assert [again[f"{rank}-{name}"]["status"] for rank in "01" for name in "ab"] == ["done", "finished"] * 2
+    check_equal(alone, again, "a")
+    assert {record["id"]: record["status"] for record in read_results(two / "out")} == {"a": "done", "b": "done"}
