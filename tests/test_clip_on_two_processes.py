@@ -8,8 +8,10 @@ from fractions import Fraction
 
 import pytest
 import torch
-from lightning import Trainer
+from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils.data import DataLoader, Dataset
 
 from ddim_lightning import VideoDataModule, VideoWriter
 from ddim_lightning.data.video import write_video
@@ -19,7 +21,7 @@ from tests.modules import make_module
 
 PROMPTS = ["a red circle", "a blue square"]
 QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-STEPS = 3
+STEPS = 2
 
 
 class Watch(Callback):
@@ -49,7 +51,7 @@ def clips(tmp_path_factory):
     """Three clips of noise."""
     folder, generator = tmp_path_factory.mktemp("clips"), torch.Generator().manual_seed(0)
     for name in "abc":
-        frames = torch.randint(0, 256, (9, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        frames = torch.randint(0, 256, (5, 3, 32, 32), generator=generator, dtype=torch.uint8)
         write_video(folder / f"{name}.mp4", frames, Fraction(8))
     return folder
 
@@ -65,9 +67,10 @@ def predict(module, data, *callbacks, processes=1):
 def run(model, clips, folder, processes=1, fails=None, **options):
     """Edit clips, and return by process and clip what was found out."""
     (folder / "watched").mkdir(parents=True, exist_ok=True)
+    frames = options.pop("num_frames", None)
     options = {"num_inference_steps": STEPS, "guidance_scale": 6.0, "reconstruct": False, **options}
     module = make_module(str(model), ranks_per_clip=processes, **options)
-    data = VideoDataModule(clips, PROMPTS, source_prompt="a ball", num_workers=0)
+    data = VideoDataModule(clips, PROMPTS, source_prompt="a ball", num_frames=frames, num_workers=0)
     writer = VideoWriter(str(folder / "out"), sheets=False)
     predict(module, data, writer, Watch(folder / "watched", fails), processes=processes)
     return {path.stem: torch.load(path) for path in (folder / "watched").iterdir()}
@@ -106,9 +109,72 @@ def test_two_go_where_one_goes_and_a_clip_that_fails_in_one_is_skipped_by_both(t
     whole = alone["0-b"]["rows"]
     assert whole[-STEPS:] == [5] * STEPS
     for rank, share in enumerate(plan_rows(4, (4,) * 4, 2)):
-        assert split[f"{rank}-b"]["rows"] == [*whole[:-STEPS], *[len(share.rows)] * STEPS] == [1] * 4 + [3] * STEPS
+        assert split[f"{rank}-b"]["rows"] == [*whole[:-STEPS], *[len(share.rows)] * STEPS] == [1] * (2 + 1) + [3] * STEPS
     assert {record["id"]: record["status"] for record in read_results(two / "out")} == {"a": "skipped", "b": "done"}
     again = run(tiny_model, videos, two, 2, **options)
     assert [again[f"{rank}-{name}"]["status"] for rank in "01" for name in "ab"] == ["done", "finished"] * 2
     check_equal(alone, again, "a")
     assert {record["id"]: record["status"] for record in read_results(two / "out")} == {"a": "done", "b": "done"}
+
+
+CASES = {
+    "what is recommended": {},
+    "source held": {"editor": "InContextEdit"},
+    "paired sources": {"editor": {"class_path": "KVInjection", "init_args": {"source_rows": "paired"}}},
+    "forward of diffusers": {"editor": "KVInjection", "forward": "diffusers"},
+    "reconstruction and trajectory": {"editor": "DirectInversion", "reconstruct": True, "save_trajectory": True},
+}
+
+
+@pytest.mark.parametrize("case", [next(iter(CASES)), *(pytest.param(c, marks=pytest.mark.slow) for c in [*CASES][1:])])
+def test_editors_give_on_two_processes_what_they_give_on_one(tiny_model, clips, tmp_path, case):
+    one, two = tmp_path / "one", tmp_path / "two"
+    videos = [clips / "c.mp4"]
+    found = (run(tiny_model, videos, one, **CASES[case]), run(tiny_model, videos, two, 2, **CASES[case]))
+    check_equal(*found, "c")
+    check_folders(one, two, found, "c")
+    whole, shares = found[0]["0-c"]["rows"], [found[1][f"{rank}-c"]["rows"] for rank in (0, 1)]
+    assert all(max(pair) <= rows for rows, pair in zip(whole, zip(*shares, strict=True), strict=True))
+    assert all(sum(rows) < sum(whole) for rows in shares)
+
+
+@pytest.mark.slow
+def test_windows_of_a_long_clip_are_split_one_after_the_other(tiny_model, tmp_path):
+    frames = torch.randint(0, 256, (29, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    write_video(tmp_path / "long.mp4", frames, Fraction(8))
+    found = [
+        run(tiny_model, [tmp_path / "long.mp4"], tmp_path / f"{n}", n, num_frames="all", editor="KVInjection")
+        for n in (1, 2)
+    ]
+    check_equal(*found, "long")
+    assert json.loads((tmp_path / "2" / "out" / "long" / "result.json").read_text())["windows"]["count"] > 1
+
+
+class Foreign(Dataset):
+    """Clips that bring no id."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, k):
+        return {"video": torch.full((5, 3, 32, 32), 0.1 * k), "prompts": "a red circle"}
+
+
+class Loads(LightningDataModule):
+    """Somebody's own data module, whose clips Lightning deals out."""
+
+    def predict_dataloader(self):
+        return DataLoader(Foreign(), batch_size=None)
+
+
+@pytest.mark.slow
+def test_processes_that_are_given_different_clips_say_so(tiny_model, tmp_path):
+    module = make_module(str(tiny_model), num_inference_steps=STEPS, ranks_per_clip=2)
+    with pytest.raises(ProcessRaisedException, match=r"ranks_per_clip: .* must have the same clip, got .*rank-0-batch-0"):
+        predict(module, Loads(), VideoWriter(str(tmp_path)), processes=2)
+
+
+def test_a_run_of_one_process_is_refused_before_anything_is_loaded(tmp_path):
+    module = make_module(ranks_per_clip=2)
+    with pytest.raises(ValueError, match=r"^ranks_per_clip: must divide the number of processes, .*, 1, got 2"):
+        module.load("cpu")
