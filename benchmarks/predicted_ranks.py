@@ -92,9 +92,7 @@ def count_job(editor: Editor, prompts: int, guidance_scale: float, ranks: int) -
     denoiser = CogVideoXDenoiser(rows, lambda prompt: embeds)
     latents = torch.zeros(1, 1, SIZES.in_channels, 2, 2)  # their work is counted at full size
     schedule = make_noise_schedule(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], STEPS)
-    requests = [
-        EditRequest(f"edit {k}", source_prompt="source", guidance_scale=guidance_scale) for k in range(prompts)
-    ]
+    requests = [EditRequest(f"edit {k}", source_prompt="source", guidance_scale=guidance_scale) for k in range(prompts)]
     inverter = DDIM()
     if any(editor.needs(request, schedule, inverter) == "levels" for request in requests):
         inversion = invert(denoiser, latents, schedule, inverter)

@@ -25,14 +25,18 @@ STEPS = 2
 
 
 class Watch(Callback):
-    """Leaves, for each process, the latents of every clip and how many rows each pass had; lets a clip fail."""
+    """Leaves, for each process, the latents of every clip and what its passes were of; lets a clip fail."""
 
     def __init__(self, folder, fails=None):
-        self.folder, self.fails, self.rows = folder, fails, []
+        self.folder, self.fails, self.rows, self.tokens = folder, fails, [], []
 
     def on_predict_start(self, trainer, pl_module):
         transformer = pl_module.engine.components.transformer
         transformer.patch_embed.register_forward_pre_hook(lambda _, args: self.rows.append(len(args[1])))
+        if pl_module.runtime.forward == "diffusers":
+            transformer.transformer_blocks[-1].ff.register_forward_pre_hook(
+                lambda _, args: self.tokens.append(args[0].shape[1])
+            )
         pl_module.progress_listeners.append(lambda progress: self.fail(progress, trainer.global_rank))
 
     def fail(self, progress, rank):
@@ -41,9 +45,11 @@ class Watch(Callback):
 
     def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
         latents = [edit.latents for edit in outputs.edits]
-        found = {"latents": latents, "rows": list(self.rows), "status": outputs.status, "reason": outputs.reason}
+        found = {"latents": latents, "status": outputs.status, "reason": outputs.reason}
+        found |= {"rows": list(self.rows), "tokens": list(self.tokens)}
         torch.save(found, self.folder / f"{trainer.global_rank}-{outputs.clip.id}.pt")
         self.rows.clear()
+        self.tokens.clear()
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +82,12 @@ def run(model, clips, folder, processes=1, fails=None, **options):
     return {path.stem: torch.load(path) for path in (folder / "watched").iterdir()}
 
 
-def check_equal(one, two, name):
+def check_equal(one, two, name, atol=1e-5):
     """Both processes have the same bytes, and those of one process but for rounding."""
     found = zip(one[f"0-{name}"]["latents"], two[f"0-{name}"]["latents"], two[f"1-{name}"]["latents"], strict=True)
     for wanted, mine, other in found:
         assert torch.equal(mine, other)
-        torch.testing.assert_close(mine, wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(mine, wanted, rtol=0, atol=atol)
 
 
 def check_folders(one, two, found, name):
@@ -109,7 +115,9 @@ def test_two_go_where_one_goes_and_a_clip_that_fails_in_one_is_skipped_by_both(t
     whole = alone["0-b"]["rows"]
     assert whole[-STEPS:] == [5] * STEPS
     for rank, share in enumerate(plan_rows(4, (4,) * 4, 2)):
-        assert split[f"{rank}-b"]["rows"] == [*whole[:-STEPS], *[len(share.rows)] * STEPS] == [1] * (2 + 1) + [3] * STEPS
+        assert (
+            split[f"{rank}-b"]["rows"] == [*whole[:-STEPS], *[len(share.rows)] * STEPS] == [1] * (2 + 1) + [3] * STEPS
+        )
     assert {record["id"]: record["status"] for record in read_results(two / "out")} == {"a": "skipped", "b": "done"}
     again = run(tiny_model, videos, two, 2, **options)
     assert [again[f"{rank}-{name}"]["status"] for rank in "01" for name in "ab"] == ["done", "finished"] * 2
@@ -150,6 +158,33 @@ def test_windows_of_a_long_clip_are_split_one_after_the_other(tiny_model, tmp_pa
     assert json.loads((tmp_path / "2" / "out" / "long" / "result.json").read_text())["windows"]["count"] > 1
 
 
+TOKENS = {"forward": "diffusers", "ranks_split": "tokens"}
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, {"editor": "KVInjection", "reconstruct": True}),
+        pytest.param(3, {"editor": "KVInjection", "batch_prompts": True}, marks=pytest.mark.slow),
+        pytest.param(2, {"editor": "InContextEdit"}, marks=pytest.mark.slow),
+        pytest.param(2, {"editor": "KVInjection", "dtype": "bfloat16"}, marks=pytest.mark.slow),
+    ],
+)
+def test_tokens_of_every_row_are_split_too(tiny_model, clips, tmp_path, processes, options):
+    one, two = tmp_path / "one", tmp_path / "two"
+    videos = [clips / "c.mp4"]
+    alone = run(tiny_model, videos, one, forward="diffusers", **options)
+    found = (alone, run(tiny_model, videos, two, processes, **TOKENS, **options))
+    check_equal(*found, "c", atol=0.05 if "dtype" in options else 1e-5)
+    check_folders(one, two, found, "c")
+    shares = [found[1][f"{rank}-c"] for rank in range(processes)]
+    assert all(share["rows"] == alone["0-c"]["rows"] for share in shares)
+    assert [sum(counts) for counts in zip(*(share["tokens"] for share in shares), strict=True)] == alone["0-c"][
+        "tokens"
+    ]
+    assert max(shares[0]["tokens"]) <= max(alone["0-c"]["tokens"]) / processes + 2
+
+
 class Foreign(Dataset):
     """Clips that bring no id."""
 
@@ -170,7 +205,9 @@ class Loads(LightningDataModule):
 @pytest.mark.slow
 def test_processes_that_are_given_different_clips_say_so(tiny_model, tmp_path):
     module = make_module(str(tiny_model), num_inference_steps=STEPS, ranks_per_clip=2)
-    with pytest.raises(ProcessRaisedException, match=r"ranks_per_clip: .* must have the same clip, got .*rank-0-batch-0"):
+    with pytest.raises(
+        ProcessRaisedException, match=r"ranks_per_clip: .* must have the same clip, got .*rank-0-batch-0"
+    ):
         predict(module, Loads(), VideoWriter(str(tmp_path)), processes=2)
 
 

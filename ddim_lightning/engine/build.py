@@ -34,6 +34,8 @@ from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.kernels import resolve_attention
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork, check_fp8
+from ddim_lightning.network.split_rows import SplitRows
+from ddim_lightning.network.split_tokens import SplitTokens
 from ddim_lightning.network.weights import gather_block, gather_norms, place_block, place_norms
 from ddim_lightning.runtime.clip_group import ClipGroup, check_size
 from ddim_lightning.runtime.compile import apply_compile, apply_vae_compile
@@ -169,7 +171,8 @@ def make_engine(
             for block in parts.transformer.transformer_blocks:
                 block.compile(mode=None if runtime.compile is True else runtime.compile)
         theirs = DiffusersNetwork(parts.transformer, attention, runtime.context)
-        denoiser = CogVideoXDenoiser(theirs, prompts, windows, group)
+        split = SplitTokens if runtime.ranks_split == "tokens" else SplitRows
+        denoiser = CogVideoXDenoiser(theirs, prompts, windows, group, split)
         return InversionEngine(
             parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt, adapter=adapter
         )

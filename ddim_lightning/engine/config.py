@@ -43,6 +43,7 @@ Precision = Literal["none", "fp8"]
 Kernel = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers"]
 Forward = Literal["fused", "diffusers"]
 ContextStorage = Literal["device", "host", "fp8"]
+RanksSplit = Literal["rows", "tokens"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -112,8 +113,10 @@ class Runtime:
             loaded. Any number of models share a folder.
         batch_prompts: Make all edits of a clip in one network pass a step, with the source evaluated once. Results then
             depend, within rounding, on how many prompts a clip has.
-        ranks_per_clip: Processes that work on one clip together, >= 1, a divisor of the run's processes: each has the
-            whole model and evaluates its share of the rows of a pass. Results are those of one process within rounding.
+        ranks_per_clip: Processes that work on one clip together, >= 1, a divisor of the run's processes. Each has the
+            whole model and evaluates its share of a pass. Results are those of one process within rounding.
+        ranks_split: What they share: ``rows`` of a pass, as guidance and editors make them; or with
+            ``forward="diffusers"`` ``tokens`` of each row, also of one alone.
         window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
             model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
@@ -138,6 +141,7 @@ class Runtime:
     prompt_cache: str | None = None
     batch_prompts: bool = False
     ranks_per_clip: int = 1
+    ranks_split: RanksSplit = "rows"
     window_overlap: float = 0.25
     require_rotary: bool = True
 
@@ -147,6 +151,7 @@ class Runtime:
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
         _check_choice("context", self.context, get_args(ContextStorage))
+        _check_choice("ranks_split", self.ranks_split, get_args(RanksSplit))
         if self.attention not in get_args(Kernel) and "." not in str(self.attention):
             known = ", ".join(get_args(Kernel))
             raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")
@@ -182,6 +187,9 @@ class Runtime:
         if self.exported is not None and self.ranks_per_clip > 1:
             rule = "artifacts hold whole passes alone; must be 1 with exported"
             raise ValueError(f"ranks_per_clip: {rule}, got {self.ranks_per_clip}")
+        if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
+            rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
+            raise ValueError(f"ranks_split: {rule}, got 'tokens'")
         if self.exported is not None and self.precision != "none":
             raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
         if self.forward == "diffusers":

@@ -99,7 +99,7 @@ class SplitRows:
     """A `SplitRows` evaluates rows of a pass as a network does, each process of a group its share.
 
     All processes end with the same bytes: each velocity comes from one of them. While the group works on no clip, and
-    for latents that want gradients, each process evaluates all rows.
+    for latents that want gradients, each process evaluates all rows. Each holds keys and values for itself.
 
     Args:
         network: Evaluates rows; all that is not said here goes to it as it is.
@@ -109,6 +109,8 @@ class SplitRows:
     def __init__(self, network: RunsRows, group: ClipGroup) -> None:
         self.network = network
         self.group = group
+        self.dtype, self.num_layers, self.in_channels = network.dtype, network.num_layers, network.in_channels
+        self.hold = network.hold
 
     def __call__(
         self,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -44,7 +45,7 @@ class ClipGroup:
             self.rank = distributed.get_rank() % size
             # A process may wait as long as another one reads, decodes or writes.
             self._words, _ = distributed.new_subgroups(size, timeout=LONG, backend="gloo")
-            self._tensors, _ = distributed.new_subgroups(size, timeout=LONG)
+            self._tensors, _ = distributed.new_subgroups(size)
 
     @property
     def is_first(self) -> bool:
@@ -115,8 +116,32 @@ class ClipGroup:
         gathered = tensor.new_empty((self.size, *tensor.shape))
         # As bytes: not every backend knows every dtype.
         pieces = [piece.view(torch.uint8) for piece in gathered.unbind(0)]
-        torch.distributed.all_gather(pieces, tensor.contiguous().view(torch.uint8), group=self._tensors)
+        with _others():
+            torch.distributed.all_gather(pieces, tensor.contiguous().view(torch.uint8), group=self._tensors)
         return gathered
+
+    def exchange(self, tensors: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Send a tensor to each process, and receive one from each, byte for byte.
+
+        Args:
+            tensors: For each process what it gets, of one dtype.
+            shapes: For each process the shape of what it sends to this one.
+
+        Returns:
+            What came, in the order of the processes.
+        """
+        sent = torch.cat([tensor.flatten() for tensor in tensors])
+        sizes = [math.prod(shape) for shape in shapes]
+        received, width = sent.new_empty(sum(sizes)), sent.element_size()
+        with _others():
+            torch.distributed.all_to_all_single(
+                received.view(torch.uint8),
+                sent.view(torch.uint8),
+                [size * width for size in sizes],
+                [tensor.numel() * width for tensor in tensors],
+                group=self._tensors,
+            )
+        return [piece.view(shape) for piece, shape in zip(received.split(sizes), shapes, strict=True)]
 
     def take_first(self, tensor: Tensor) -> Tensor:
         """Return the first process' tensor, for kernels may round otherwise elsewhere."""
@@ -128,16 +153,23 @@ class ClipGroup:
     def _meet(self, word: object = None, failure: str | None = None) -> list[Any]:
         """Wait for all others, and return what each says; raises what another one has failed with."""
         told: list[Any] = [None] * self.size
-        try:
+        with _others():
             torch.distributed.all_gather_object(told, (word, failure), group=self._words)
-        except RuntimeError as error:
-            raise GroupError(f"ranks_per_clip: another process of the clip is gone: {error}") from error
         failures = {rank: reason for rank, (_, reason) in enumerate(told) if reason is not None}
         self._failed = bool(failures)
         if failures and failure is None:
             rank, reason = next(iter(failures.items()))
             raise RuntimeError(f"process {rank} of the clip failed with {reason}")
         return [said for said, _ in told]
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Say of what a backend raises what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise GroupError(f"ranks_per_clip: another process of the clip is gone: {error}") from error
 
 
 def check_size(size: int) -> None:
