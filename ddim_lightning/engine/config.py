@@ -43,6 +43,7 @@ Precision = Literal["none", "fp8"]
 Kernel = Literal["auto", "sdpa", "cudnn", "flash", "flash3", "flash4", "efficient", "xformers"]
 Forward = Literal["fused", "diffusers"]
 ContextStorage = Literal["device", "host", "fp8"]
+RanksSplit = Literal["rows", "tokens"]
 CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -114,6 +115,10 @@ class Runtime:
             loaded. Any number of models share a folder.
         batch_prompts: Make all edits of a clip in one network pass a step, with the source evaluated once. Results then
             depend, within rounding, on how many prompts a clip has.
+        ranks_per_clip: Processes that work on one clip together, >= 1, a divisor of the run's processes. Each has the
+            whole model and evaluates its share of a pass. Results are those of one process within rounding.
+        ranks_split: What they share: ``rows`` of a pass, as guidance and editors make them; or with
+            ``forward="diffusers"`` ``tokens`` of each row, also of one alone.
         window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
             model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
@@ -137,6 +142,8 @@ class Runtime:
     vae_tiling: bool = False
     prompt_cache: str | None = None
     batch_prompts: bool = False
+    ranks_per_clip: int = 1
+    ranks_split: RanksSplit = "rows"
     window_overlap: float = 0.25
     require_rotary: bool = True
 
@@ -146,6 +153,7 @@ class Runtime:
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
         _check_choice("context", self.context, get_args(ContextStorage))
+        _check_choice("ranks_split", self.ranks_split, get_args(RanksSplit))
         if self.attention not in get_args(Kernel) and "." not in str(self.attention):
             known = ", ".join(get_args(Kernel))
             raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")
@@ -156,6 +164,9 @@ class Runtime:
             raise ValueError(f"compile: {rule}, got {self.compile!r}")
         if not isinstance(self.compile, bool) and self.compile not in modes:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
+        ranks = self.ranks_per_clip
+        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+            raise ValueError(f"ranks_per_clip: must be an integer of at least 1, got {ranks!r}")
         if not 0.0 <= self.window_overlap <= 1.0:
             raise ValueError(f"window_overlap: must lie in 0 .. 1, got {self.window_overlap}")
         for name in ("prompt_cache", "compile_cache"):
@@ -179,6 +190,12 @@ class Runtime:
             raise ValueError(
                 f"exported: artifacts cannot be compiled; must be unset with compile, got {self.exported!r}"
             )
+        if self.exported is not None and self.ranks_per_clip > 1:
+            rule = "artifacts hold whole passes alone; must be 1 with exported"
+            raise ValueError(f"ranks_per_clip: {rule}, got {self.ranks_per_clip}")
+        if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
+            rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
+            raise ValueError(f"ranks_split: {rule}, got 'tokens'")
         if self.exported is not None and self.precision != "none":
             raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
         if self.attention == "xformers" and self.compile and self.forward == "fused":
@@ -314,6 +331,9 @@ def check_options(runtime: Runtime, training: Training | None, lora: Sequence[Lo
     if runtime.offload != "none":
         rule = "weights that train stay on the device; must be none with training"
         raise ValueError(f"offload: {rule}, got {runtime.offload!r}")
+    if runtime.ranks_per_clip > 1:
+        rule = "a training shares its batches; must be 1 with training"
+        raise ValueError(f"ranks_per_clip: {rule}, got {runtime.ranks_per_clip}")
     if runtime.precision != "none":
         raise ValueError(f"precision: 8 bits cannot train; must be none with training, got {runtime.precision!r}")
     if runtime.prompt_cache is not None and "text_encoder" in training.parts:
