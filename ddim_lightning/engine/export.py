@@ -21,8 +21,8 @@ from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
-from ddim_lightning.network.forward import RowLayout, count_video_tokens
 from ddim_lightning.network.held import Held, HeldOnDevice, HeldRows
+from ddim_lightning.network.layout import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
 from ddim_lightning.types import EditRequest, KVScale

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -11,19 +12,12 @@ from torch import Tensor, nn
 
 from ddim_lightning.network.adapters import State, has_adapter, read_state
 from ddim_lightning.network.attention import Attention
-from ddim_lightning.network.block import Layout, Rotary, lend_block, run_block
-from ddim_lightning.network.forward import (
-    LendBlock,
-    RowLayout,
-    RunBlock,
-    count_video_tokens,
-    lend_rows,
-    plan_layers,
-    run_rows,
-)
+from ddim_lightning.network.block import Rotary, lend_block, run_block
+from ddim_lightning.network.forward import LendBlock, RunBlock, lend_rows, run_rows
 from ddim_lightning.network.held import Held, HeldRows, Storage, hold_layers
 from ddim_lightning.network.ignored import check_nothing_ignored
 from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
+from ddim_lightning.network.layout import Layout, RowLayout, Split, count_video_tokens, plan_pass
 from ddim_lightning.network.over_model import OverModel
 from ddim_lightning.network.weights import (
     BlockWeights,
@@ -38,6 +32,7 @@ from ddim_lightning.network.weights import (
 from ddim_lightning.types import KVScale
 
 T = TypeVar("T")
+ChooseRows = Callable[[RowLayout, Tensor, Tensor], int]
 
 
 class Network(OverModel):
@@ -64,6 +59,8 @@ class Network(OverModel):
         """The function that runs a block; a compiled one may take its place."""
         self.lend_block: LendBlock = lend_block
         """The function that runs a block whose keys and values are to be held, likewise."""
+        self.choose_rows: ChooseRows = lambda layout, latents, prompt_embeds: layout.rows
+        """Says how many rows of a pass go through a block together, given what enters the pass."""
         self.before_pass: Callable[[], None] = lambda: None
         """Called before every pass; parked weights come back here."""
         self._blocks: list[BlockWeights] = []
@@ -154,6 +151,7 @@ class Network(OverModel):
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
+        splits: Sequence[Split | None] = (),
     ) -> Tensor:
         """Evaluate the rows.
 
@@ -165,17 +163,29 @@ class Network(OverModel):
             reads: For each of the first rows the row it reads.
             kv_scale: How much they attend to what they read; ``None`` is 1 in every layer.
             held: What all rows attend to as well, fully; see `hold`.
+            splits: For each row that reads, which tokens it has of its own: the others are those of the row it reads,
+                in every layer, whatever the kv_scale. ``None``, or nothing at all, where a row has all.
 
         Returns:
-            (wanted rows, f, out_channels, h, w) velocities, same dtype.
+            (wanted rows, f, out_channels, h, w) velocities, same dtype; 0 at tokens that a row does not have.
 
         Raises:
-            ValueError: See `check_rows`.
+            ValueError: See `check_rows`; and rows that are read and read others, where rows go in groups.
         """
         self.check_rows(latents)
         self.before_pass()
         layout = RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, reads)
-        config, held_rows = self.transformer.config, () if held is None else held.rows
+        config = self.transformer.config
+        groups = plan_pass(
+            layout,
+            self.choose_rows(layout, latents, prompt_embeds),
+            kv_scale,
+            self.num_layers,
+            config.num_attention_heads,
+            config.norm_eps,
+            held_rows=() if held is None else held.rows,
+            splits=splits,
+        )
         return run_rows(
             self.transformer,
             self.blocks,
@@ -184,9 +194,10 @@ class Network(OverModel):
             prompt_embeds,
             self._take_rotary(latents),
             None if kv_scale is None or bool((kv_scale == 1.0).all()) else self._move(kv_scale, latents.device),
-            plan_layers(layout, kv_scale, self.num_layers, config.num_attention_heads, config.norm_eps, held_rows),
-            self._choose_attention(latents, prompt_embeds),
+            groups,
+            partial(self._choose_attention, latents),
             self.run_block,
+            self.lend_block,
             held,
         )
 
@@ -213,17 +224,19 @@ class Network(OverModel):
             prompt_embeds,
             self._take_rotary(latents),
             [*[layout] * (self.num_layers - 1), layout._replace(kept=0)],
-            self._choose_attention(latents, prompt_embeds),
+            self._choose_attention(latents, rows, prompt_embeds.shape[1] + self._count_tokens(latents)),
             self.lend_block,
             self.mark,
         )
         return hold_layers(layers, self.context)
 
-    def _choose_attention(self, latents: Tensor, prompt_embeds: Tensor) -> Attention:
+    def _choose_attention(self, latents: Tensor, rows: int, tokens: int) -> Attention:
         config = self.transformer.config
-        tokens = prompt_embeds.shape[1] + count_video_tokens(config, *latents[0, :, 0].shape)
-        shape = (latents.shape[0], config.num_attention_heads, tokens, config.attention_head_dim)
+        shape = (rows, config.num_attention_heads, tokens, config.attention_head_dim)
         return self.attention.choose(shape, latents.dtype, latents.device)
+
+    def _count_tokens(self, latents: Tensor) -> int:
+        return count_video_tokens(self.transformer.config, *latents[0, :, 0].shape)
 
     def _take_rotary(self, latents: Tensor) -> Rotary | None:
         """Return the table in the form that suits the way blocks are run."""
