@@ -20,6 +20,7 @@ from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule, Sourc
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork, check_editor
 from ddim_lightning.engine.recommended import read_recommended
+from ddim_lightning.engine.rows import FittingRows
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import VideoLimits, count_latent_frames
 from ddim_lightning.models.checkpoint import read_checkpoint
@@ -173,8 +174,9 @@ def make_engine(
     network = Network(parts.transformer, attention, runtime.context)
     quantized = QuantizedNetwork(network) if runtime.precision == "fp8" else None
     placement = apply_offload(parts, network, runtime.offload, device)
-    if runtime.compile:
-        for one in filter(None, (network, quantized)):
+    for one in filter(None, (network, quantized)):
+        one.choose_rows = FittingRows(parts.transformer.config, runtime.rows_per_pass)
+        if runtime.compile:
             apply_compile(one, runtime.compile)
     exact: RunsRows = network
     if runtime.exported is not None:

@@ -45,6 +45,8 @@ Forward = Literal["fused", "diffusers"]
 ContextStorage = Literal["device", "host", "fp8"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
+_FUSED_ALONE = (("precision", "none"), ("exported", None), ("offload", "none"), ("rows_per_pass", None))
+"""Options that diffusers' forward pass does not honor, and how they are off."""
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
@@ -112,6 +114,9 @@ class Runtime:
             loaded. Any number of models share a folder.
         batch_prompts: Make all edits of a clip in one network pass a step, with the source evaluated once. Results then
             depend, within rounding, on how many prompts a clip has.
+        rows_per_pass: Most rows of a pass that go through each block together, 1 or more: source, edit and guidance are
+            rows. Only the tokens of all rows stay, and the numbers are the same within rounding. ``None`` takes all,
+            and on a GPU without room for them as many as fit.
         window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
             model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
@@ -135,6 +140,7 @@ class Runtime:
     vae_tiling: bool = False
     prompt_cache: str | None = None
     batch_prompts: bool = False
+    rows_per_pass: int | None = None
     window_overlap: float = 0.25
     require_rotary: bool = True
 
@@ -150,6 +156,9 @@ class Runtime:
         modes = get_args(CompileMode)
         if not isinstance(self.compile, bool) and self.compile not in modes:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
+        rows = self.rows_per_pass
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+            raise ValueError(f"rows_per_pass: must be an integer of at least 1 or null, got {rows!r}")
         if not 0.0 <= self.window_overlap <= 1.0:
             raise ValueError(f"window_overlap: must lie in 0 .. 1, got {self.window_overlap}")
         for name in ("prompt_cache", "compile_cache"):
@@ -173,10 +182,13 @@ class Runtime:
             raise ValueError(
                 f"exported: artifacts cannot be compiled; must be unset with compile, got {self.exported!r}"
             )
+        if self.exported is not None and self.rows_per_pass is not None:
+            rule = "artifacts take all rows at once; must be null with exported"
+            raise ValueError(f"rows_per_pass: {rule}, got {self.rows_per_pass}")
         if self.exported is not None and self.precision != "none":
             raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
         if self.forward == "diffusers":
-            for name, off in (("precision", "none"), ("exported", None), ("offload", "none")):
+            for name, off in _FUSED_ALONE:
                 if (got := getattr(self, name)) != off:
                     raise ValueError(f"{name}: must be {off or 'unset'} with forward='diffusers', got {got!r}")
         for rule, broken in (
