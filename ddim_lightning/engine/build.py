@@ -31,7 +31,7 @@ from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
 from ddim_lightning.network.adapters import has_adapter
 from ddim_lightning.network.denoiser import CogVideoXDenoiser, RunsRows
-from ddim_lightning.network.diffusers_network import DiffusersNetwork
+from ddim_lightning.network.diffusers_network import NO_MASKS, DiffusersNetwork
 from ddim_lightning.network.kernels import resolve_attention
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork, check_fp8
@@ -163,6 +163,8 @@ def make_engine(
     adapter = add_loras(parts.transformer, lora, editor, name)
     _prepare_vae(parts, runtime, device)
     if runtime.forward == "diffusers":
+        if editor.splits_tokens:
+            raise ValueError(NO_MASKS)
         if runtime.compile:
             for block in parts.transformer.transformer_blocks:
                 block.compile(mode=None if runtime.compile is True else runtime.compile)

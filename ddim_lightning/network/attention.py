@@ -127,7 +127,7 @@ def _meet_outside(lent: Lent, outside: tuple[int, ...], reads: bool, kv_scale: T
     Rows that read all of that row meet these keys twice: as their own at 1, and as what they read at s. That is once at
     1 + s; what is left to be read are the row's keys inside.
     """
-    if not outside:
+    if not outside or lent.outside is None or lent.outside.shape[0] == 0:  # kernels want at least one key
         return []
     scale = None
     if reads:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from ddim_lightning.types import KVScale
@@ -152,24 +151,6 @@ def count_video_tokens(config: Any, frames: int, height: int, width: int) -> int
     """Return how many tokens a transformer of this config makes of latents of this size."""
     patch, patch_frames = int(config.patch_size), int(config.patch_size_t or 1)
     return (frames // patch_frames) * (height // patch) * (width // patch)
-
-
-def split_tokens(config: Any, mask: Tensor) -> Split:
-    """Return which tokens an edit under a mask has of its own: those of which any latent may change.
-
-    Args:
-        config: Of the transformer.
-        mask: (1, f, 1, h, w), 1 where the video may change; on the CPU, or the host waits for it.
-
-    Raises:
-        ValueError: A mask for several videos, which would have different numbers of tokens.
-    """
-    if mask.shape[0] != 1:
-        raise ValueError(f"mask: must be one for one video where its tokens alone are computed, got {mask.shape[0]}")
-    patch, patch_frames = config.patch_size, config.patch_size_t or 1
-    pieces = mask[0, :, 0].unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).unflatten(0, (-1, patch_frames))
-    changes = pieces.amax(dim=(1, 3, 5)).flatten() > 0
-    return Split(changes.nonzero()[:, 0], (~changes).nonzero()[:, 0])
 
 
 def _cut(rows: Sequence[int], size: int) -> list[tuple[int, ...]]:

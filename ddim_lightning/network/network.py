@@ -17,8 +17,9 @@ from ddim_lightning.network.forward import LendBlock, RunBlock, lend_rows, run_r
 from ddim_lightning.network.held import Held, HeldRows, Storage, hold_layers
 from ddim_lightning.network.ignored import check_nothing_ignored
 from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
-from ddim_lightning.network.layout import Layout, RowLayout, Split, count_video_tokens, plan_pass
+from ddim_lightning.network.layout import Layout, RowLayout, count_video_tokens, plan_pass
 from ddim_lightning.network.over_model import OverModel
+from ddim_lightning.network.token_masks import TokenMasks
 from ddim_lightning.network.weights import (
     BlockWeights,
     Modulation,
@@ -66,6 +67,7 @@ class Network(OverModel):
         self._blocks: list[BlockWeights] = []
         self._streams: tuple[Iterable[BlockWeights], Iterable[NormPair]] | None = None
         self._modulations: dict[int, Modulation] = {}
+        self._masks = TokenMasks(transformer.config)
         self._gathered_from: State = []
         self._modulated_by: State = []
         # Copying them to the device in every step would make the host wait for it.
@@ -104,6 +106,7 @@ class Network(OverModel):
             ValueError: A hook, a cache, a processor or a kind of weights that only diffusers' forward pass honors.
         """
         check_nothing_ignored(self.transformer)
+        self._masks.clear()
         if self._streams is None:  # those that are streamed do not change, and travel anew for each timestep
             self._gathered_from, self._modulations = [], {}
 
@@ -151,7 +154,7 @@ class Network(OverModel):
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
-        splits: Sequence[Split | None] = (),
+        masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
         """Evaluate the rows.
 
@@ -163,11 +166,12 @@ class Network(OverModel):
             reads: For each of the first rows the row it reads.
             kv_scale: How much they attend to what they read; ``None`` is 1 in every layer.
             held: What all rows attend to as well, fully; see `hold`.
-            splits: For each row that reads, which tokens it has of its own: the others are those of the row it reads,
-                in every layer, whatever the kv_scale. ``None``, or nothing at all, where a row has all.
+            masks: For each row that reads (1, f, 1, h, w), 1 where a latent may change: it has tokens of its own there
+                alone, and those of the row it reads elsewhere, in every layer, whatever the kv_scale. ``None``, or
+                nothing at all, where a row has all tokens.
 
         Returns:
-            (wanted rows, f, out_channels, h, w) velocities, same dtype; 0 at tokens that a row does not have.
+            (wanted rows, f, out_channels, h, w) velocities, same dtype; 0 at tokens that are not a row's own.
 
         Raises:
             ValueError: See `check_rows`; and rows that are read and read others, where rows go in groups.
@@ -184,7 +188,7 @@ class Network(OverModel):
             config.num_attention_heads,
             config.norm_eps,
             held_rows=() if held is None else held.rows,
-            splits=splits,
+            splits=[None if mask is None else self._masks.get(mask, latents.device) for mask in masks],
         )
         return run_rows(
             self.transformer,
