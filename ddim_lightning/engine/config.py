@@ -46,6 +46,8 @@ ContextStorage = Literal["device", "host", "fp8"]
 RanksSplit = Literal["rows", "tokens"]
 CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 
+_FUSED_ALONE = (("precision", "none"), ("exported", None), ("offload", "none"), ("rows_per_pass", None))
+"""Options that diffusers' forward pass does not honor, and how they are off."""
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """Modes of `torch.compile` that are refused: they capture CUDA graphs."""
 
@@ -119,6 +121,9 @@ class Runtime:
             whole model and evaluates its share of a pass. Results are those of one process within rounding.
         ranks_split: What they share: ``rows`` of a pass, as guidance and editors make them; or with
             ``forward="diffusers"`` ``tokens`` of each row, also of one alone.
+        rows_per_pass: Most rows of a pass that go through each block together, 1 or more: source, edit and guidance are
+            rows. Only the tokens of all rows stay, and the numbers are the same within rounding. ``None`` takes all,
+            and on a GPU without room for them as many as fit.
         window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
             model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
@@ -144,6 +149,7 @@ class Runtime:
     batch_prompts: bool = False
     ranks_per_clip: int = 1
     ranks_split: RanksSplit = "rows"
+    rows_per_pass: int | None = None
     window_overlap: float = 0.25
     require_rotary: bool = True
 
@@ -167,6 +173,9 @@ class Runtime:
         ranks = self.ranks_per_clip
         if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
             raise ValueError(f"ranks_per_clip: must be an integer of at least 1, got {ranks!r}")
+        rows = self.rows_per_pass
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+            raise ValueError(f"rows_per_pass: must be an integer of at least 1 or null, got {rows!r}")
         if not 0.0 <= self.window_overlap <= 1.0:
             raise ValueError(f"window_overlap: must lie in 0 .. 1, got {self.window_overlap}")
         for name in ("prompt_cache", "compile_cache"):
@@ -196,12 +205,15 @@ class Runtime:
         if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
             rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
             raise ValueError(f"ranks_split: {rule}, got 'tokens'")
+        if self.exported is not None and self.rows_per_pass is not None:
+            rule = "artifacts take all rows at once; must be null with exported"
+            raise ValueError(f"rows_per_pass: {rule}, got {self.rows_per_pass}")
         if self.exported is not None and self.precision != "none":
             raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
         if self.attention == "xformers" and self.compile and self.forward == "fused":
             raise ValueError(f"compile: xformers cannot be part of a graph; must be false with it, got {self.compile}")
         if self.forward == "diffusers":
-            for name, off in (("precision", "none"), ("exported", None), ("offload", "none")):
+            for name, off in _FUSED_ALONE:
                 if (got := getattr(self, name)) != off:
                     raise ValueError(f"{name}: must be {off or 'unset'} with forward='diffusers', got {got!r}")
         for rule, broken in (

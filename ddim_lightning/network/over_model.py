@@ -59,9 +59,13 @@ class OverModel:
 
     def choose_attention(self, latents: Tensor, prompt_embeds: Tensor) -> Attention:
         """Return the kernel for a pass over rows (rows, f, c, h, w) under embeddings (rows, tokens, width)."""
+        tokens = prompt_embeds.shape[1] + count_video_tokens(self.transformer.config, *latents[0, :, 0].shape)
+        return self.choose_kernel(latents, latents.shape[0], tokens)
+
+    def choose_kernel(self, latents: Tensor, rows: int, tokens: int) -> Attention:
+        """Return the kernel for a number of rows and of their tokens, in the dtype and on the device of latents."""
         config = self.transformer.config
-        tokens = prompt_embeds.shape[1] + count_video_tokens(config, *latents[0, :, 0].shape)
-        shape = (latents.shape[0], config.num_attention_heads, tokens, config.attention_head_dim)
+        shape = (rows, config.num_attention_heads, tokens, config.attention_head_dim)
         return self.attention.choose(shape, latents.dtype, latents.device)
 
     def make_ofs(self, latents: Tensor) -> Tensor | None:
