@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import lightning
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -21,6 +20,10 @@ LOADING = ("load", "prompts")
 WORKING = ("encode", "invert", "reconstruct", "edit", "decode")
 """Stages of a clip."""
 STAGES = (*LOADING, *WORKING)
+
+
+class EnoughError(Exception):
+    """An `EnoughError` ends a job whose last stage was done."""
 
 
 class Clips(LightningDataModule):
@@ -49,24 +52,32 @@ class StageWatch(Callback):
 
     Args:
         device: Who is told.
+        names: What stages are called in place of their own names.
+        ends_with: The last stage that is done; ``None`` does all.
     """
 
-    def __init__(self, device: EmulatedDevice) -> None:
-        self.device = device
+    def __init__(self, device: EmulatedDevice, names: Mapping[str, str], ends_with: str | None) -> None:
+        self.device, self.names, self.ends_with = device, names, ends_with
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin with loading."""
         assert isinstance(pl_module, DDIMInversionModule)
-        self.device.enter("load")
+        self._enter("load")
         pl_module.progress_listeners.append(self.see)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the prompts."""
-        self.device.enter("prompts")
+        self._enter("prompts")
 
     def see(self, progress: Progress) -> None:
-        """Go on with a stage of a clip, or with its next step."""
-        self.device.enter(progress.stage, 0 < progress.done < progress.total)
+        """Go on with a stage of a clip, or with its next step.
+
+        Raises:
+            EnoughError: It comes after the last one that is done.
+        """
+        if self.ends_with is not None and WORKING.index(progress.stage) > WORKING.index(self.ends_with):
+            raise EnoughError
+        self._enter(progress.stage, 0 < progress.done < progress.total)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """End."""
@@ -74,9 +85,18 @@ class StageWatch(Callback):
         pl_module.progress_listeners.remove(self.see)
         self.device.enter("end")
 
+    def _enter(self, stage: str, in_step: bool = False) -> None:
+        self.device.enter(self.names.get(stage, stage), in_step)
+
 
 def run_job(
-    module: DDIMInversionModule, clips: Sequence[Clip], device: EmulatedDevice, callbacks: Sequence[Callback] = ()
+    module: DDIMInversionModule,
+    clips: Sequence[Clip],
+    device: EmulatedDevice,
+    callbacks: Sequence[Callback] = (),
+    *,
+    names: Mapping[str, str] = {},
+    ends_with: str | None = None,
 ) -> list[ClipResult]:
     """Do the whole job: load, encode the prompts, and take every clip through its stages.
 
@@ -85,23 +105,23 @@ def run_job(
         clips: On which.
         device: The emulated device, entered.
         callbacks: More of the Trainer's.
+        names: What stages are called in place of their own names.
+        ends_with: The last stage that is done, of the first clip; ``None`` does all.
 
     Returns:
-        Their results: of the right shapes and dtypes, and all zeros.
+        Their results, of the right shapes and dtypes, and all zeros; none where the job ended early.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it greets the GPU
-    trainer = lightning.Trainer(
+    trainer = Trainer(
         accelerator="gpu",
         devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        callbacks=[StageWatch(device), *callbacks],
+        callbacks=[StageWatch(device, names, ends_with), *callbacks],
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.suppress(EnoughError):
         warnings.simplefilter("ignore")
-        results = trainer.predict(module, datamodule=Clips(clips))
-    assert results is not None
-    torch.cuda.empty_cache()
-    return results  # type: ignore[return-value]
+        return trainer.predict(module, datamodule=Clips(clips)) or []  # type: ignore[return-value]
+    return []

@@ -46,8 +46,8 @@ class Outcomes:
         key = None if func._schema.is_mutable else _describe((func, *args, *sorted(kwargs.items())))
         if key in self._known:
             alone, outcomes = self._known[key]
-            tensors = [self._make(outcome) for outcome in outcomes]
-            return tensors[0] if alone else tuple(tensors)
+            remembered = [self._make(outcome) for outcome in outcomes]
+            return remembered[0] if alone else tuple(remembered)
         made = work_out()
         tensors: list[Any] = [made] if isinstance(made, Tensor) else list(made) if isinstance(made, tuple) else [None]
         if key is not None and all(isinstance(tensor, FakeTensor) for tensor in tensors):
