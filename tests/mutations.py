@@ -74,8 +74,8 @@ MUTATIONS = (
     Mutation(
         "noise does not follow its seed",
         "diffusion/steps.py",
-        "torch.randn(like.shape, generator=generator, dtype=like.dtype)",
-        "torch.randn(like.shape, dtype=like.dtype)",
+        'torch.randn(like.shape, generator=generator, dtype=like.dtype, device="cpu")',
+        'torch.randn(like.shape, dtype=like.dtype, device="cpu")',
         "diffusion/test_editors.py::test_random_start_depends_on_the_seed_alone",
     ),
     Mutation(

@@ -86,7 +86,7 @@ class FlowEdit(Editor):
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         return EditState(inversion.clean, request, num_layers, seed=seed)
 
     def check_request(self, request: EditRequest, schedule: NoiseSchedule, inversion_prompt: str) -> list[str]:  # noqa: D102
@@ -108,7 +108,7 @@ class FlowEdit(Editor):
             cache_key = (state.seed, step.i, k)
             branches += [branch, Branch(source, prompt, branch.negative_prompt, scale, cache_key=cache_key)]
         # Its dtype by name: a Trainer's precision may change the default.
-        kv_scale = torch.full((state.num_layers,), self.kv_scale, dtype=torch.float32)
+        kv_scale = torch.full((state.num_layers,), self.kv_scale, dtype=torch.float32, device="cpu")
         return branches, kv_scale if has_source else None
 
     def update(  # noqa: D102

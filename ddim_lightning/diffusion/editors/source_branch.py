@@ -114,7 +114,7 @@ class SourceBranch(Denoise):
 
     def _make_kv_scale(self, num_layers: int, step: Step, num_steps: int) -> KVScale | None:
         """Return the kv_scale per layer at this step, ``None`` where no layer attends to the source."""
-        kv_scale = torch.zeros(num_layers, dtype=torch.float32)
+        kv_scale = torch.zeros(num_layers, dtype=torch.float32, device="cpu")
         kv_scale[list(pick(self.layers, num_layers))] = self.kv_scale
         return kv_scale if step.i in pick(self.steps, num_steps) and kv_scale.any() else None
 
