@@ -146,7 +146,7 @@ class StreamedModule:
 
 
 def _stream_layer(layer: nn.Module, device: torch.device) -> tuple[RemovableHandle, RemovableHandle]:
-    """Bring a layer's weights to the device when it is called; when it is done, or failed, they are the host's again."""
+    """Bring a layer's weights to the device when it is called; once it is done, or failed, they are the host's."""
     tensors = _list_tensors(layer)
     on_host = [tensor.data for tensor in tensors]
     return (
