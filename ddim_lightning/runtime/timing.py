@@ -106,7 +106,7 @@ def summarize_ms(samples_ms: Sequence[float], warm_up: int = 1) -> dict[str, Any
 
 
 def read_room_gib(device: torch.device) -> float | None:
-    """Read how much memory of a GPU this process has or can get, in GiB; ``None`` on other devices, which do not say."""
+    """Read how much memory of a GPU this process has or can get, in GiB; ``None`` on a device that does not say."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)  # pragma: no cover - cuda
