@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,13 @@ from ddim_lightning.engine.adapters import add_loras, check_before_loading, find
 from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule, Source
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork, check_editor
+from ddim_lightning.engine.prompts import make_prompt_encoder
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.rows import FittingRows
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import VideoLimits, count_latent_frames
 from ddim_lightning.models.checkpoint import read_checkpoint
-from ddim_lightning.models.loading import Components, load_components, load_text_encoder
-from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder, find_text_encoder
+from ddim_lightning.models.loading import Components, load_components, load_tokenizer
 from ddim_lightning.models.schedulers import adopt_scheduler, make_noise_schedule
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
@@ -73,6 +73,7 @@ def build_engine(
     lora: Sequence[Lora] = (),
     inversion_prompt: str | None = "",
     token: str | None = None,
+    first_prompts: Iterable[object] = (),
 ) -> InversionEngine:
     """Load a model onto a device, ready to work.
 
@@ -88,6 +89,8 @@ def build_engine(
             changed in place.
         inversion_prompt: The prompt of inversions; ``None`` where each clip brings its own.
         token: Of the hub; ``None`` takes what ``HF_TOKEN`` or a login says. It is kept nowhere.
+        first_prompts: Prompts of a model that is named. They are encoded, as far as they can be, before the rest of it
+            is loaded: its text encoder is gone by then, and the device never holds both.
 
     Raises:
         ValueError: An option that does not fit the model or the device; see also `load_components`.
@@ -107,15 +110,19 @@ def build_engine(
         if token is not None or (source is not None and source != Source()):
             raise ValueError("source and token: must be unset for a model that is loaded already, got one of them")
         parts = _place_loaded(model, runtime, device, on_host)
+        config, dtype = parts.transformer.config, parts.transformer.dtype
+        prompts = make_prompt_encoder(model.text_encoder, parts.tokenizer, config, runtime, device, dtype)
     else:
         source = source or Source()
         if lora:
             found = read_checkpoint(model, source, token=token, **runtime.requires)
             check_before_loading(lora, found.configs["transformer"], model)
-        parts = load_components(
-            model, source, device=device, dtype=dtype, on_host=on_host, token=token, **runtime.requires
-        )
-    prompts = _make_prompt_encoder(model, parts, runtime, device)
+        checkpoint = read_checkpoint(model, source, weights=True, token=token, **runtime.requires)
+        config, tokenizer = checkpoint.configs["transformer"], load_tokenizer(checkpoint)
+        prompts = make_prompt_encoder(checkpoint, tokenizer, config, runtime, device, dtype)
+        prompts.prepare_all(first_prompts)
+        prompts.release()
+        parts = load_components(checkpoint, device=device, dtype=dtype, on_host=on_host, tokenizer=tokenizer)
     return make_engine(
         parts,
         prompts,
@@ -316,29 +323,3 @@ def _place_loaded(model: LoadedModel, runtime: Runtime, device: torch.device, on
         if part.device != where:
             nn.Module.to(part, where)
     return parts
-
-
-def _make_prompt_encoder(
-    model: str | LoadedModel, parts: Components, runtime: Runtime, device: torch.device
-) -> PromptEncoder:
-    dtype, config, checkpoint = parts.transformer.dtype, parts.transformer.config, parts.checkpoint
-    cache = None
-    if runtime.prompt_cache is not None:
-        assert checkpoint is not None
-        folder = Path(runtime.prompt_cache).expanduser()
-        if checkpoint.has_text_encoder:
-            encoder = digest_text_encoder(checkpoint)
-        else:
-            encoder = find_text_encoder(folder, config.max_text_seq_length, config.text_embed_dim)
-        cache = PromptCache(folder, encoder, dtype)
-
-    def load(where: torch.device) -> T5EncoderModel:
-        if isinstance(model, LoadedModel):
-            return nn.Module.to(model.text_encoder, where)
-        assert checkpoint is not None
-        return load_text_encoder(checkpoint, device=where, dtype=dtype)
-
-    given = model.text_encoder if isinstance(model, LoadedModel) else None
-    can_load = checkpoint is None or checkpoint.has_text_encoder
-    length = config.max_text_seq_length
-    return PromptEncoder(parts.tokenizer, load if can_load else None, length, device, cache, given)
