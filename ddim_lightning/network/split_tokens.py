@@ -88,7 +88,6 @@ class SplitTokens:
     def __init__(self, network: DiffusersNetwork, group: ClipGroup) -> None:
         self.network = network
         self.group = group
-        self.dtype, self.num_layers, self.in_channels = network.dtype, network.num_layers, network.in_channels
 
     def __call__(self, latents: Tensor, prompt_embeds: Tensor, timestep: int, **more: Any) -> Tensor:
         """Evaluate the rows; see `Network`.
