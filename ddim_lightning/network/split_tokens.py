@@ -131,7 +131,8 @@ class SplitTokens:
             return args, kwargs | {"encoder_hidden_states": split.take(text), "hidden_states": split.take(video)}
 
         def leave(_: nn.Module, __: Any, tokens: Tensor) -> Tensor:
-            return processors[0].split.gather_video(tokens)
+            split: TokenSplit = processors[0].split
+            return split.gather_video(tokens)
 
         with ExitStack() as hooks:
             first = transformer.transformer_blocks[0]
