@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -19,6 +19,8 @@ from ddim_lightning.network.over_model import OverModel
 from ddim_lightning.network.source_mark import marked
 from ddim_lightning.network.split_tokens import TokenSplit, check_whole_tokens
 from ddim_lightning.types import KVScale
+
+NO_MASKS = "outside: diffusers' forward pass computes all tokens; must be edit with forward='diffusers', got 'source'"
 
 
 class ReadingProcessor:
@@ -118,8 +120,15 @@ class DiffusersNetwork(OverModel):
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
+        masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        """Evaluate the rows; see `Network`."""
+        """Evaluate the rows; see `Network`. All of them have all tokens.
+
+        Raises:
+            ValueError: Masks.
+        """
+        if any(mask is not None for mask in masks):
+            raise ValueError(NO_MASKS)
         try:
             self._place_reads(reads, kv_scale, latents.device)
             self._place_held(held)
@@ -159,7 +168,8 @@ class DiffusersNetwork(OverModel):
         self.check_rows(latents)
         table = self.get_rotary(latents)
         text = prompt_embeds.shape[1]
-        with self.transformer.cache_context(self._name_pass(form, timestep)):
+        kernel = self.choose_attention(latents, prompt_embeds)  # the one that every processor chooses, too
+        with kernel.active(), self.transformer.cache_context(self._name_pass(form, timestep)):
             output: Tensor = self.transformer(
                 latents,
                 prompt_embeds,

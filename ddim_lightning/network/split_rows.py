@@ -119,6 +119,7 @@ class SplitRows:
         wanted: int | None = None,
         reads: tuple[int, ...] = (),
         held: HeldRows | None = None,
+        masks: tuple[Any, ...] = (),
         **more: Any,
     ) -> Tensor:
         """Evaluate the rows; see `Network`.
@@ -127,7 +128,7 @@ class SplitRows:
             GroupError: Another process evaluates other rows, or is gone.
         """
         if not self.group.at_work or latents.requires_grad:
-            return self.network(latents, prompt_embeds, timestep, wanted=wanted, reads=reads, held=held, **more)
+            return self.network(latents, prompt_embeds, timestep, wanted=wanted, reads=reads, held=held, masks=masks, **more)
         wanted = latents.shape[0] if wanted is None else wanted
         shares = plan_rows(wanted, reads, self.group.size)
         share = shares[self.group.rank]
@@ -138,6 +139,7 @@ class SplitRows:
             wanted=share.wanted,
             reads=share.reads,
             held=None if held is None else HeldRows(held.held, tuple(held.rows[row] for row in share.rows)),
+            masks=tuple(masks[row] for row in share.rows if row < len(masks)),
             **more,
         )
         # All send as many rows as the one with the most; indices that are tensors would make the host wait.
