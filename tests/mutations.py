@@ -401,6 +401,27 @@ MUTATIONS = (
         "test_parity.py::test_parity",
     ),
     Mutation(
+        "ranks: all rows are taken from the first process",
+        "network/split_rows.py",
+        "places = {row: (rank, k)",
+        "places = {row: (0, k)",
+        "network/test_split_rows.py::test_shares_put_together_are_the_whole_pass",
+    ),
+    Mutation(
+        "ranks: a row reads the row that has its place in the share",
+        "network/split_rows.py",
+        "own_reads = tuple(rows.index(reads[row]) for row in rows if row < len(reads))",
+        "own_reads = tuple(min(reads[row], len(rows) - 1) for row in rows if row < len(reads))",
+        "network/test_split_rows.py::test_shares_put_together_are_the_whole_pass",
+    ),
+    Mutation(
+        "ranks: text and video tokens are taken in the order of the processes",
+        "network/split_tokens.py",
+        "torch.cat([*(text for text, _ in parts), *(video for _, video in parts)], dim=1)",
+        "torch.cat([part for pair in parts for part in pair], dim=1)",
+        "test_clip_on_two_processes.py::test_tokens_of_every_row_are_split_too",
+    ),
+    Mutation(
         "context: a source that is held is not marked",
         "network/forward.py",
         "video = video if mark is None else mark(video)",
