@@ -8,7 +8,7 @@
 # Usage: benchmarks/gpu.sh [WHEELS] [OUTPUT] [PART ...]
 #   WHEELS  folder of wheels, .whl by default; an empty or missing folder installs nothing
 #   OUTPUT  folder for the log and the results, benchmarks/results/gpu by default: commit it as it is
-#   PART    claims, tests, kernels, latency, memory, end-to-end, versus, switches, forward, scaling; all of them when none is named
+#   PART    claims, tests, kernels, latency, memory, end-to-end, versus, switches, forward, scaling; all if none is named
 # Environment:
 #   PYTHON    python3 by default
 #   COMMIT    git's by default; a copy that is no checkout needs it, with -dirty behind it where files were changed:
@@ -87,7 +87,7 @@ run_versus() {
 run_switches() {
     local edits=()
     [[ $rehearse ]] && edits=(--edits 1)
-    measure ablation --steps 2 --rounds 1 "${edits[@]}"
+    measure ablation --steps 3 --rounds 1 "${edits[@]}"
 }
 
 run() {
@@ -110,7 +110,7 @@ run() {
             tests) run_tests ;;
             kernels) measure kernels ;;
             latency) run_latency ;;
-            memory) measure memory --steps 2 ;;
+            memory) measure memory --steps 4 ;;
             end-to-end) measure end_to_end --compile --steps 4 --rounds 1 ;;
             versus) run_versus ;;
             switches) run_switches ;;

@@ -13,7 +13,8 @@ from ddim_lightning.report.mistakes import get_nearest
 
 BENCHMARKS = (
     *("ablation", "claims", "consistency", "edit_quality", "end_to_end", "forward_passes", "in_context"),
-    *("inversion_error", "kernels", "layer_scan", "memory", "new_word", "scaling", "step_latency", "tiny_model", "versus_reference"),
+    *("inversion_error", "kernels", "layer_scan", "memory", "new_word", "scaling", "step_latency", "tiny_model"),
+    "versus_reference",
 )
 
 
@@ -66,5 +67,4 @@ def benchmark(words: Sequence[str]) -> int:
         raise argparse.ArgumentError(None, f"benchmark: {rule}")
     in_wheel = folder.parent == Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(folder.parents[1 if in_wheel else 0]))
-    module = importlib.import_module(f"{'ddim_lightning.' if in_wheel else ''}benchmarks.{name}")
-    return int(module.main(list(words[1:])))
+    return int(importlib.import_module(f"{'ddim_lightning.' if in_wheel else ''}benchmarks.{name}").main([*words[1:]]))
