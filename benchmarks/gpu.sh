@@ -15,7 +15,7 @@
 #             git describe --always --abbrev=40 --dirty --exclude='*'
 #   SCRIPT    path of the reference's ddim_inversion.py; without it the part versus is left out, and said to be
 #   BUDGET    seconds of a part, 540 by default: a benchmark starts no case that would end later and names what it left
-#             out; half a minute later it is stopped, and what it has written by then stays
+#             out; 20 seconds later it is interrupted, and what it has written by then stays
 #   PACK=1    makes one file of each result, NAME.tar.gz, where only few files come back
 #   REHEARSE=1  runs the same on a CPU with the tiny model, in few steps, into out/rehearsal by default: it shows that
 #             everything runs, and tells nothing about a GPU
@@ -47,7 +47,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$output"
 
-limit() { timeout --signal=INT --kill-after=15 "$@"; }
+limit() { timeout --signal=INT --kill-after=10 "$@"; }
 
 run_tests() {
     # Only the files that hold GPU tests: the others may import what this machine lacks.
@@ -58,7 +58,7 @@ run_tests() {
 
 measure() {
     local name=$1 folder=${1//_/-} status=0
-    limit $((budget + 30)) "$python" -m "benchmarks.$name" "${model[@]}" --budget "$budget" --commit "$commit" \
+    limit $((budget + 20)) "$python" -m "benchmarks.$name" "${model[@]}" --budget "$budget" --commit "$commit" \
         --output "$output/$folder" "${@:2}" || status=$?
     if [[ ${PACK:-} && -d $output/$folder ]]; then
         tar -C "$output" -czf "$output/$folder.tar.gz" "$folder"

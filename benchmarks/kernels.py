@@ -137,10 +137,11 @@ def measure_attention(
         flops = args.rows * count_attention(sizes.tokens, sizes.tokens * KEYS[keys], sizes.width)
         named = {"kernel": kernel.name, "form": form, "keys": keys}
         try:
-            error = attend(query, key, value).float() - exact
-            row = measure_call(lambda: attend(query, key, value), (query, key, value), flops, args)  # noqa: B023
-        except (ImportError, NotImplementedError, RuntimeError) as failure:
-            not_run.append({**named, "reason": str(failure).partition("\n")[0]})
+            with kernel.active():
+                error = attend(query, key, value).float() - exact
+                row = measure_call(lambda: attend(query, key, value), (query, key, value), flops, args)  # noqa: B023
+        except Exception as failure:  # packages raise what they like
+            not_run.append({**named, "reason": f"{type(failure).__name__}: {failure}".partition("\n")[0]})
         else:
             deviation = float(error.norm() / exact.norm())
             told = deviation if math.isfinite(deviation) else None  # JSON has no word for it

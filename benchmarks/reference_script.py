@@ -121,7 +121,7 @@ class Reference:
     def _sample(self, latents: Tensor, scheduler: Any, prompt: str, reference: Any) -> Tensor:
         trajectory: Tensor = self.script.sample(
             pipeline=self.pipeline,
-            latents=latents,
+            latents=latents.to(self.pipeline.transformer.dtype),  # as the script's VAE gives them
             scheduler=scheduler,
             prompt=prompt,
             num_inference_steps=self.steps,

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ddim_lightning.data.frames import check_num_frames, make_size
 from ddim_lightning.engine.config import Runtime, Source
@@ -20,6 +20,9 @@ from ddim_lightning.models.checkpoint import WEIGHTS, Checkpoint, make_limits, r
 from ddim_lightning.models.memory import Size, count_parameters, predict_context, predict_peaks
 from ddim_lightning.models.source import BUNDLED, resolve_model
 from ddim_lightning.models.weight_files import Header, list_variants, read_headers
+
+if TYPE_CHECKING:
+    from ddim_lightning.network.layout import RowLayout
 
 _BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 _TESTED = {
@@ -61,7 +64,7 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
     Args:
         model: The model, and the clip that memory is predicted for.
         source: Where its weights come from beside its name.
-        runtime: Its ``dtype``, ``context`` and ``require_rotary`` count.
+        runtime: Its ``dtype``, ``context``, ``rows_per_pass`` and ``require_rotary`` count.
 
     Returns:
         ``model``, ``form``, ``parts``, ``schedulers``, ``videos``, ``memory`` and ``tested``.
@@ -80,8 +83,17 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
     left_out = isinstance(resolve_model(model.model), Path) and not checkpoint.has_text_encoder
     parts = [part for part in WEIGHTS if not (part == "text_encoder" and left_out) and part in checkpoint.configs]
     headers = {part: _read_part(checkpoint, part) for part in parts}
-    rows, holds = _count_rows(checkpoint, source)
-    size = Size(frames, height, width, rows, _BYTES[runtime.dtype], runtime.context if holds else "none")
+    widest, holds = _find_widest(checkpoint, source)
+    size = Size(
+        frames,
+        height,
+        width,
+        widest.rows,
+        _BYTES[runtime.dtype],
+        runtime.context if holds else "none",
+        len(set(widest.reads)),
+        runtime.rows_per_pass,
+    )
     context = predict_context(checkpoint.configs["transformer"], limits, size)
     return {
         "model": model.model,
@@ -116,9 +128,9 @@ def format_model(found: Mapping[str, Any]) -> str:
     size = f"{memory['num_frames']} frames of {memory['height']} x {memory['width']}, {memory['rows']} rows in an edit"
     lines.append(f"memory: peaks in GiB as predicted, not measured, for {size}, {memory['bytes_each']} bytes a value")
     stages = next(iter(memory["peak_gib"].values()))
-    lines.append("  offload " + "".join(f"{stage:>9}" for stage in stages))
+    lines.append("  offload " + "".join(f"{stage:>10}" for stage in stages))
     for offload, peaks in memory["peak_gib"].items():
-        lines.append(f"  {offload:<8}" + "".join(f"{peak:>9.2f}" for peak in peaks.values()))
+        lines.append(f"  {offload:<8}" + "".join(f"{peak:>10.2f}" for peak in peaks.values()))
     sizes = ", ".join(f"{gib:.2f} with {where}" for where, gib in memory["context_gib"].items())
     there = "an edit holds" if memory["holds"] != "none" else "an InContextEdit would add in edits"
     lines.append(f"  context: keys and values of a source, which {there}: {sizes}")
@@ -189,8 +201,8 @@ def _describe_schedulers(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"class": config.get("_class_name"), "corrected": corrected}
 
 
-def _count_rows(checkpoint: Checkpoint, source: Source) -> tuple[int, bool]:
-    """Count the rows of the widest pass of an edit by the recommended methods, and say whether it holds a context."""
+def _find_widest(checkpoint: Checkpoint, source: Source) -> tuple[RowLayout, bool]:
+    """Find the widest pass of an edit by the recommended methods, and say whether it holds a context."""
     from ddim_lightning.diffusion.editors import Editor
     from ddim_lightning.diffusion.inverters import Inverter
     from ddim_lightning.engine.export import record_layouts
@@ -209,4 +221,4 @@ def _count_rows(checkpoint: Checkpoint, source: Source) -> tuple[int, bool]:
         channels=1,
         guidance_scale=float(taken["guidance_scale"]),
     )
-    return max(layout.rows for layout in layouts), editor.context_nfe > 0
+    return max(layouts, key=lambda layout: (layout.rows, len(set(layout.reads)))), editor.context_nfe > 0

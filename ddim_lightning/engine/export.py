@@ -21,8 +21,8 @@ from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
-from ddim_lightning.network.forward import RowLayout, count_video_tokens
 from ddim_lightning.network.held import Held, HeldOnDevice, HeldRows
+from ddim_lightning.network.layout import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
 from ddim_lightning.types import EditRequest, KVScale
@@ -37,6 +37,7 @@ ONE_ROW, GUIDED_PAIR, EDIT = RowLayout(1, 1), RowLayout(2, 2), RowLayout(3, 2, (
 """What every export holds: one row, a guided pair, and a guided pair that reads a source row."""
 
 _NOTHING_HELD = "exported: artifacts hold no keys and values for later steps; the editor must be one that reads none"
+_ALL_TOKENS = "outside: artifacts compute all tokens; must be edit with exported, got 'source'"
 
 Run = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -227,7 +228,9 @@ def layout_name(layout: RowLayout) -> str:
 
 
 def check_editor(editor: Editor) -> None:
-    """Raise a ValueError for an editor that attends to what is held of a former pass, which artifacts cannot."""
+    """Raise a ValueError for an editor that artifacts cannot serve: of former passes, or of tokens inside a mask."""
+    if editor.splits_tokens:
+        raise ValueError(_ALL_TOKENS)
     if editor.context_nfe:
         raise ValueError(f"{_NOTHING_HELD}, got {type(editor).__name__}")
 
@@ -278,12 +281,15 @@ class ArtifactNetwork:
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
+        masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        """Evaluate the rows; see `Network`. Nothing can be held.
+        """Evaluate the rows; see `Network`. Nothing can be held, and all rows have all tokens.
 
         Raises:
-            ValueError: A size or a row layout that was not exported.
+            ValueError: A size or a row layout that was not exported, or masks.
         """
+        if any(mask is not None for mask in masks):
+            raise ValueError(_ALL_TOKENS)
         layout = make_layout(latents, wanted, reads)
         if list(latents.shape[1:]) != list(self.manifest.latents):
             taken, got = tuple(self.manifest.latents), tuple(latents.shape[1:])
