@@ -37,6 +37,7 @@ def load_script(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # torch.compile imports what it traces by its name
     spec.loader.exec_module(script)
     return script
 
