@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,8 +54,15 @@ class CountedNetwork:
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
+        masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        """Evaluate the rows; see `Network`. Nothing is worked out here, which would count as time of the step."""
+        """Evaluate the rows; see `Network`. Nothing is worked out here, which would count as time of the step.
+
+        Raises:
+            ValueError: Masks, under which rows have fewer tokens than are counted.
+        """
+        if masks:
+            raise ValueError(f"masks: must be none where work is counted, got {len(masks)}")
         layout: dict[str, Any] = {"wanted": wanted, "reads": reads, "kv_scale": kv_scale}
         shape, rows, tokens = latents.shape, latents.shape[0], prompt_embeds.shape[1]
         if rows > max(self.rows, default=0):

@@ -67,5 +67,4 @@ def benchmark(words: Sequence[str]) -> int:
         raise argparse.ArgumentError(None, f"benchmark: {rule}")
     in_wheel = folder.parent == Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(folder.parents[1 if in_wheel else 0]))
-    module = importlib.import_module(f"{'ddim_lightning.' if in_wheel else ''}benchmarks.{name}")
-    return int(module.main(list(words[1:])))
+    return int(importlib.import_module(f"{'ddim_lightning.' if in_wheel else ''}benchmarks.{name}").main([*words[1:]]))

@@ -15,6 +15,7 @@ from benchmarks import environment, loading
 _AT_WORK = (
     *(
         "ablation",
+        "budget",
         "claims",
         "consistency",
         "edit_quality",
