@@ -89,7 +89,11 @@ def predict_peaks(
     tensor = _count_tensor_values(configs["transformer"], limits, size) * gib
     row, together, by_one = (
         tensor * count_pass_tensors(rows, sources, most)
-        for rows, sources, most in ((1, 0, None), (size.rows, size.sources, size.rows_per_pass), (size.rows, size.sources, 1))
+        for rows, sources, most in (
+            (1, 0, None),
+            (size.rows, size.sources, size.rows_per_pass),
+            (size.rows, size.sources, 1),
+        )
     )
     context = {"none": 0.0, **predict_context(configs["transformer"], limits, size)}[size.holds]
     picture = CHUNK_FRAMES * configs["vae"]["block_out_channels"][0] * size.height * size.width * gib

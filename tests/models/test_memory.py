@@ -223,7 +223,9 @@ def test_weights_are_exact_and_offload_parks_those_that_do_not_work():
     assert [peak["prompts"] for peak in (none, model, blocks)] == [21.0, 7.0, 8.0]
     tensor = TENSOR / gib
     row, by_one = count_pass_tensors(1) * tensor, count_pass_tensors(4, 2, 1) * tensor
-    assert [peak["edit by 1"] for peak in (none, model, blocks)] == pytest.approx([14 + by_one, 11 + by_one, 3 + by_one])
+    assert [peak["edit by 1"] for peak in (none, model, blocks)] == pytest.approx(
+        [14 + by_one, 11 + by_one, 3 + by_one]
+    )
     pairs = predict_peaks(headers, configs, LIMITS, replace(FULL, rows_per_pass=2))["none"]["edit"]
     assert pairs == pytest.approx(14 + count_pass_tensors(4, 2, 2) * tensor)
     assert [peak["invert"] for peak in (none, model, blocks)] == pytest.approx([14 + row, 11 + row, 3 + row])
