@@ -126,7 +126,7 @@ def test_several_videos_and_other_forward_passes_are_refused():
     mask = make_mask(transformer, *SMALL)
     with pytest.raises(ValueError, match=r"^mask: .* got 2$"):
         Network(transformer, SDPA)(latents, embeds, 500, reads=(1,), masks=[mask.expand(2, -1, -1, -1, -1)])
-    with pytest.raises(ValueError, match=r"^outside: .*forward='diffusers'"):
+    with pytest.raises(ValueError, match=r"^masks: .*forward='diffusers'"):
         DiffusersNetwork(transformer, SDPA)(latents, embeds, 500, reads=(1,), masks=[mask])
 
 
