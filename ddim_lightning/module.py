@@ -148,6 +148,11 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         return read_limits(self.model, self.source, **self.runtime.requires)
 
     @property
+    def ranks_per_clip(self) -> int:
+        """How many processes work on a clip together; data modules give all of them the same clips."""
+        return self.runtime.ranks_per_clip
+
+    @property
     def engine(self) -> InversionEngine:
         """The loaded model and what it does.
 
@@ -254,7 +259,8 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
             batch: A `Clip`, as `VideoDataModule` makes them; a mapping with ``video`` (or ``frames``), ``prompts`` and
                 so on; a tensor of frames; a pair (tensor, prompts); such a mapping or tensor with a batch axis; or a
                 list of these. The documentation says what a mapping may hold ("Your own data module").
-            batch_idx: With the rank and ``dataloader_idx`` it names clips that bring no id: ``rank-0-batch-7-clip-1``.
+            batch_idx: With the rank, the first of those that share a clip, and ``dataloader_idx`` it names clips that
+                bring no id: ``rank-0-batch-7-clip-1``.
             dataloader_idx: Position of the data loader, where there are several.
 
         Returns:
@@ -267,7 +273,8 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
                 whatever a clip fails with.
         """
         loader = f"loader-{dataloader_idx}-" if dataloader_idx else ""
-        items = split_batch(batch, f"rank-{self.global_rank}-{loader}batch-{batch_idx}")
+        first = self.global_rank - self.global_rank % self.ranks_per_clip
+        items = split_batch(batch, f"rank-{first}-{loader}batch-{batch_idx}")
         runner = ClipRunner(
             self.engine,
             self.describe(),

@@ -12,8 +12,9 @@ from pathlib import Path
 from ddim_lightning.report.mistakes import get_nearest
 
 BENCHMARKS = (
-    *("ablation", "consistency", "edit_quality", "end_to_end", "forward_passes", "in_context", "inversion_error"),
-    *("kernels", "layer_scan", "memory", "new_word", "scaling", "step_latency", "tiny_model", "versus_reference"),
+    *("ablation", "claims", "consistency", "edit_quality", "end_to_end", "forward_passes", "in_context"),
+    *("inversion_error", "kernels", "layer_scan", "memory", "new_word", "scaling", "step_latency", "tiny_model"),
+    "versus_reference",
 )
 
 

@@ -36,7 +36,10 @@ from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.kernels import resolve_attention
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork, check_fp8
+from ddim_lightning.network.split_rows import SplitRows
+from ddim_lightning.network.split_tokens import SplitTokens
 from ddim_lightning.network.weights import gather_block, gather_norms, place_block, place_norms
+from ddim_lightning.runtime.clip_group import ClipGroup, check_size
 from ddim_lightning.runtime.compile import apply_compile, apply_vae_compile
 from ddim_lightning.runtime.compile_cache import load_compiled
 from ddim_lightning.runtime.host_memory import HostCopy
@@ -95,6 +98,7 @@ def build_engine(
     default = "float32" if device.type == "cpu" else "bfloat16"
     dtype = DTYPES[default if runtime.dtype == "auto" else runtime.dtype]
     resolve_attention(runtime.attention, device)  # a kernel that is not there is found out before gigabytes are read
+    check_size(runtime.ranks_per_clip)
     if runtime.precision == "fp8":
         check_fp8(device)
     find_adapters(lora)
@@ -162,14 +166,16 @@ def make_engine(
     # After all that may be refused: a model that somebody has loaded would take the files twice with the next try.
     name = "the loaded model" if parts.checkpoint is None else parts.checkpoint.model
     adapter = add_loras(parts.transformer, lora, editor, name)
-    _prepare_vae(parts, runtime, device)
+    _prepare_vae(parts, runtime)
+    group, windows = ClipGroup(runtime.ranks_per_clip), make_windows(parts.limits, runtime.window_overlap)
     if runtime.forward == "diffusers":
         check_for_diffusers(editor)
         if runtime.compile:
             for block in parts.transformer.transformer_blocks:
                 block.compile(mode=None if runtime.compile is True else runtime.compile)
         theirs = DiffusersNetwork(parts.transformer, attention, runtime.context)
-        denoiser = CogVideoXDenoiser(theirs, prompts, make_windows(parts.limits, runtime.window_overlap))
+        split = SplitTokens if runtime.ranks_split == "tokens" else SplitRows
+        denoiser = CogVideoXDenoiser(theirs, prompts, windows, group, split)
         return InversionEngine(
             parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt, adapter=adapter
         )
@@ -189,10 +195,9 @@ def make_engine(
         exact.check(digest_model(parts, placement.device))
     elif quantized is not None and runtime.quantize_inversion:
         exact = quantized
-    windows = make_windows(parts.limits, runtime.window_overlap)
-    denoiser = edit_denoiser = CogVideoXDenoiser(exact, prompts, windows)
+    denoiser = edit_denoiser = CogVideoXDenoiser(exact, prompts, windows, group)
     if quantized is not None and exact is not quantized:
-        edit_denoiser = CogVideoXDenoiser(quantized, prompts, windows)
+        edit_denoiser = CogVideoXDenoiser(quantized, prompts, windows, group)
     if placement is not None:
         prompts.before_load = lambda: placement.use(None)  # makes room for the text encoder
     return InversionEngine(
@@ -288,8 +293,8 @@ def _make_steps(parts: Components, schedule: Schedule) -> NoiseSchedule:
     )
 
 
-def _prepare_vae(parts: Components, runtime: Runtime, device: torch.device) -> None:
-    if device.type == "cuda" if runtime.channels_last is None else runtime.channels_last:
+def _prepare_vae(parts: Components, runtime: Runtime) -> None:
+    if runtime.channels_last:
         order_channels_last(parts.vae)
     if runtime.vae_tiling:
         use_tiles(parts.vae)

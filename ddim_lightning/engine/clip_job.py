@@ -135,8 +135,9 @@ class ClipJob:
         with self._stage("encode", "encode", 1) as tick:
             given = self.clip.latents
             latents = engine.encode(source) if given is None else given.to(engine.device, torch.float32)
+            latents = engine.group.take_first(latents)
             if engine.components.limits.needs_image:
-                image = engine.encode_image(source[0], latents.shape[1])
+                image = engine.group.take_first(engine.encode_image(source[0], latents.shape[1]))
                 self._place_first_frame(latents)
             # Those of a long clip, and with them its trajectory, stay on the host; windows come to the device.
             latents = latents.cpu() if self.num_windows > 1 else latents
@@ -220,7 +221,7 @@ class ClipJob:
         """Bring the clip's first frame to the size of its latents, and into the requests."""
         if self.clip.first_frame is None or not self.requests:
             return
-        image = self.engine.encode_image(self.clip.first_frame, latents.shape[1])
+        image = self.engine.group.take_first(self.engine.encode_image(self.clip.first_frame, latents.shape[1]))
         self.requests = [replace(request, image_latents=image) for request in self.requests]
 
     def _finish(

@@ -40,14 +40,16 @@ __all__ = [
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Offload = Literal["none", "model", "blocks"]
 Precision = Literal["none", "fp8"]
-Kernel = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers"]
+Kernel = Literal["auto", "sdpa", "cudnn", "flash", "flash3", "flash4", "efficient", "xformers"]
 Forward = Literal["fused", "diffusers"]
 ContextStorage = Literal["device", "host", "fp8"]
-CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+RanksSplit = Literal["rows", "tokens"]
+CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 
 _FUSED_ALONE = (("precision", "none"), ("exported", None), ("offload", "none"), ("rows_per_pass", None))
 """Options that diffusers' forward pass does not honor, and how they are off."""
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""Modes of `torch.compile` that are refused: they capture CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,17 @@ class Runtime:
             its own blocks, in which hooks, caches, attention processors, group offload, and quantized or sharded
             weights act.
         attention: Attention kernel: ``auto`` measures those of a GPU once for each shape, ``sdpa``, ``cudnn``,
-            ``flash``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a function of your own.
+            ``flash``, ``flash3``, ``flash4``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a
+            function of your own.
         precision: Precision of the large products in the transformer's blocks while edits are made: ``none`` is the
             dtype's; ``fp8`` is 8 bits for weights and activations, on a CUDA device of compute capability 8.9 or more.
             The exact weights stay in memory beside those in 8 bits.
         quantize_inversion: Make inversions and reconstructions in that precision, too.
-        compile: Compile the transformer's blocks: true, or a mode of `torch.compile`.
+        compile: Compile the transformer's blocks: true, or a mode of `torch.compile` without CUDA graphs.
         compile_vae: Compile the VAE, too; worth it for many clips of one size.
         compile_cache: Folder that keeps compiled graphs, so that another machine of the same kind starts warm. Its
             files hold code that will run, so a folder or a file that others can write to is refused.
-        channels_last: Store the VAE's convolution weights with their channels last; null does so on a GPU.
+        channels_last: Store the VAE's convolution weights with their channels last.
         exported: Folder that ``ddim-lightning export`` wrote: its artifacts stand in for the network. They must be of
             the same model, dtype and size, and hold the row layouts of this editor and guidance.
         offload: What waits in host memory: ``none`` of the model; ``model``, the VAE or the transformer, whichever does
@@ -114,6 +117,10 @@ class Runtime:
             loaded. Any number of models share a folder.
         batch_prompts: Make all edits of a clip in one network pass a step, with the source evaluated once. Results then
             depend, within rounding, on how many prompts a clip has.
+        ranks_per_clip: Processes that work on one clip together, >= 1, a divisor of the run's processes. Each has the
+            whole model and evaluates its share of a pass. Results are those of one process within rounding.
+        ranks_split: What they share: ``rows`` of a pass, as guidance and editors make them; or with
+            ``forward="diffusers"`` ``tokens`` of each row, also of one alone.
         rows_per_pass: Most rows of a pass that go through each block together, 1 or more: source, edit and guidance are
             rows. Only the tokens of all rows stay, and the numbers are the same within rounding. ``None`` takes all,
             and on a GPU without room for them as many as fit.
@@ -133,13 +140,15 @@ class Runtime:
     compile: bool | CompileMode = False
     compile_vae: bool = False
     compile_cache: str | None = None
-    channels_last: bool | None = None
+    channels_last: bool = False
     exported: str | None = None
     offload: Offload = "none"
     context: ContextStorage = "device"
     vae_tiling: bool = False
     prompt_cache: str | None = None
     batch_prompts: bool = False
+    ranks_per_clip: int = 1
+    ranks_split: RanksSplit = "rows"
     rows_per_pass: int | None = None
     window_overlap: float = 0.25
     require_rotary: bool = True
@@ -150,12 +159,20 @@ class Runtime:
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
         _check_choice("context", self.context, get_args(ContextStorage))
+        _check_choice("ranks_split", self.ranks_split, get_args(RanksSplit))
         if self.attention not in get_args(Kernel) and "." not in str(self.attention):
             known = ", ".join(get_args(Kernel))
             raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")
         modes = get_args(CompileMode)
+        if self.compile in _CUDA_GRAPHS:
+            # The output of a block is the input of the next, which the next call of the same graph overwrites.
+            rule = f"CUDA graphs reuse the memory of what a block returns; must be true or one of {', '.join(modes)}"
+            raise ValueError(f"compile: {rule}, got {self.compile!r}")
         if not isinstance(self.compile, bool) and self.compile not in modes:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
+        ranks = self.ranks_per_clip
+        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+            raise ValueError(f"ranks_per_clip: must be an integer of at least 1, got {ranks!r}")
         rows = self.rows_per_pass
         if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
             raise ValueError(f"rows_per_pass: must be an integer of at least 1 or null, got {rows!r}")
@@ -182,11 +199,19 @@ class Runtime:
             raise ValueError(
                 f"exported: artifacts cannot be compiled; must be unset with compile, got {self.exported!r}"
             )
+        if self.exported is not None and self.ranks_per_clip > 1:
+            rule = "artifacts hold whole passes alone; must be 1 with exported"
+            raise ValueError(f"ranks_per_clip: {rule}, got {self.ranks_per_clip}")
+        if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
+            rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
+            raise ValueError(f"ranks_split: {rule}, got 'tokens'")
         if self.exported is not None and self.rows_per_pass is not None:
             rule = "artifacts take all rows at once; must be null with exported"
             raise ValueError(f"rows_per_pass: {rule}, got {self.rows_per_pass}")
         if self.exported is not None and self.precision != "none":
             raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
+        if self.attention == "xformers" and self.compile and self.forward == "fused":
+            raise ValueError(f"compile: xformers cannot be part of a graph; must be false with it, got {self.compile}")
         if self.forward == "diffusers":
             for name, off in _FUSED_ALONE:
                 if (got := getattr(self, name)) != off:
@@ -194,10 +219,6 @@ class Runtime:
         for rule, broken in (
             ("artifacts hold weights of their own; must be none with exported", self.exported is not None),
             ("weights in 8 bits stay on the device; must be none with precision", self.precision != "none"),
-            (
-                f"CUDA graphs want weights to stay; must be none with compile={self.compile}",
-                self.compile in _CUDA_GRAPHS,
-            ),
         ):
             if broken and self.offload != "none":
                 raise ValueError(f"offload: {rule}, got {self.offload!r}")
@@ -322,6 +343,9 @@ def check_options(runtime: Runtime, training: Training | None, lora: Sequence[Lo
     if runtime.offload != "none":
         rule = "weights that train stay on the device; must be none with training"
         raise ValueError(f"offload: {rule}, got {runtime.offload!r}")
+    if runtime.ranks_per_clip > 1:
+        rule = "a training shares its batches; must be 1 with training"
+        raise ValueError(f"ranks_per_clip: {rule}, got {runtime.ranks_per_clip}")
     if runtime.precision != "none":
         raise ValueError(f"precision: 8 bits cannot train; must be none with training, got {runtime.precision!r}")
     if runtime.prompt_cache is not None and "text_encoder" in training.parts:

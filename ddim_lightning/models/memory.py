@@ -24,8 +24,11 @@ TRAINED_TENSORS = 43
 
 It is that of LoRA layers in float32 in a transformer in bfloat16; in bfloat16 themselves they take 29.
 """
-DECODER_TENSORS, ENCODER_TENSORS = 20.0, 8.6
-"""Tensors (first channels, 9 frames, height, width) that are alive at once in the VAE."""
+DECODER_TENSORS, ENCODER_TENSORS, DIVIDED_ENCODER_TENSORS = 8.6, 5.4, 6.5
+"""Tensors (first channels, 9 frames, height, width) that are alive at once in the VAE, as `LeanCoder` runs it.
+
+The encoder takes more where frames are so large that convolutions divide their input; the decoder does not.
+"""
 CHUNK_FRAMES = 9
 """Frames of the largest piece that the VAE takes at once."""
 _BLOCKS = "transformer_blocks."
@@ -97,6 +100,8 @@ def predict_peaks(
     )
     context = {"none": 0.0, **predict_context(configs["transformer"], limits, size)}[size.holds]
     picture = CHUNK_FRAMES * configs["vae"]["block_out_channels"][0] * size.height * size.width * gib
+    divides = picture / gib * (CHUNK_FRAMES + 1) / CHUNK_FRAMES > 2**30
+    encoder = DIVIDED_ENCODER_TENSORS if divides else ENCODER_TENSORS
     peaks = {}
     for offload, (alone, with_vae, with_transformer) in {
         "none": (transformer + vae, transformer + vae, transformer + vae),
@@ -105,7 +110,7 @@ def predict_peaks(
     }.items():
         peaks[offload] = {
             "prompts": alone + text,
-            "encode": with_vae + ENCODER_TENSORS * picture,
+            "encode": with_vae + encoder * picture,
             "invert": with_transformer + row,
             "edit": with_transformer + together + context,
             "edit by 1": with_transformer + by_one + context,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from ddim_lightning.network.flash import Flash, use_flash
 
 KeyValue = tuple[Tensor, Tensor]
 """Keys and values of one layer, behind norms and rotation, (rows, tokens, heads, channels) each."""
@@ -29,11 +32,17 @@ class Attention:
         attend: Attention.
         attend_lse: The same with the log-sum-exp, where the kernel gives it; without, rows that read get their keys
             and values in one buffer, with a bias where the kv_scale is not 1.
+        flash: The FlashAttention that the kernel is of; ``None`` where it is of none, or of whichever is switched on.
     """
 
     name: str
     attend: AttentionFn
     attend_lse: LseFn | None = None
+    flash: Flash | None = None
+
+    def active(self) -> AbstractContextManager[None]:
+        """Return a context in which `attend` and `attend_lse` run this kernel; see `use_flash`."""
+        return use_flash(self.flash)
 
     def choose(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Attention:
         """Return the kernel for queries of a shape, (rows, heads, tokens, channels): this one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from ddim_lightning.diffusion.guidance import combine
 from ddim_lightning.diffusion.windows import Windows, evaluate_windows, hold_windows
 from ddim_lightning.network.held import Held, HeldRows
+from ddim_lightning.network.split_rows import SplitRows
 from ddim_lightning.runtime.autocast import without_autocast
+from ddim_lightning.runtime.clip_group import ClipGroup
 from ddim_lightning.types import Branch, Context, KVScale, Latents, Step
 
 
@@ -65,12 +67,21 @@ class CogVideoXDenoiser:
         network: What evaluates rows: a `Network`, or an artifact of one.
         encode_prompt: Prompt to embeddings, (1, tokens, width).
         windows: Pieces in which longer clips are evaluated; ``None`` evaluates clips of any length at once.
+        group: Processes that work on a clip together, over which passes are split; ``None`` is this one alone.
+        split: What splits them; `SplitTokens` is the other one.
     """
 
     def __init__(
-        self, network: RunsRows, encode_prompt: Callable[[str], Tensor], windows: Windows | None = None
+        self,
+        network: RunsRows,
+        encode_prompt: Callable[[str], Tensor],
+        windows: Windows | None = None,
+        group: ClipGroup | None = None,
+        split: Callable[[Any, ClipGroup], RunsRows] = SplitRows,
     ) -> None:
         self.network = network
+        self.group = ClipGroup() if group is None else group
+        self._run = network if self.group.size == 1 else split(network, self.group)
         self.encode_prompt = encode_prompt
         self.windows = windows
         self.nfe = 0
@@ -113,7 +124,7 @@ class CogVideoXDenoiser:
         self.nfe += latents.shape[0]
         rows, embeds = self._make_rows(latents, images, embeds)
         with without_autocast(embeds.device):
-            velocity = self.network(
+            velocity = self._run(
                 rows,
                 embeds,
                 step.timestep,
@@ -148,7 +159,7 @@ class CogVideoXDenoiser:
         rows, embeds = self._make_rows(latents, images, self.encode_prompt(branch.prompt).expand(size, -1, -1))
         self.nfe += size
         with without_autocast(embeds.device):
-            return (self.network.hold(rows, embeds, branch.timestep),)
+            return (self._run.hold(rows, embeds, branch.timestep),)
 
     def _make_rows(self, latents: Tensor, images: Sequence[Latents], embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows and embeddings as the network takes them."""

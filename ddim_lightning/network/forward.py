@@ -77,8 +77,9 @@ def run_rows(
     """
     working = [_start(parts, latents, prompt_embeds, rotary, group, choose) for group in groups]
     pairs = [None] * len(groups[0].layouts) if held is None else held
-    for k, (weights, pair) in enumerate(zip(blocks, pairs, strict=True)):
-        _run_layer(working, k, weights, modulation.blocks[k], kv_scales, pair, run, lend)
+    with working[0].attention.active():  # once for all layers, where no group has another kernel
+        for k, (weights, pair) in enumerate(zip(blocks, pairs, strict=True)):
+            _run_layer(working, k, weights, modulation.blocks[k], kv_scales, pair, run, lend)
     made = [_finish(parts, modulation, latents.shape, one) for one in working]
     if len(made) == 1:
         return made[0]
@@ -111,10 +112,11 @@ def _run_layer(
         asks = one.group.source is not None and (layout.reads or layout.outside)
         read = Lent(*lent, *one.places) if asks else None
         others = (weights, modulation, one.rotary, kv_scale, layout, one.attention, pair, read)
-        if layout.lends:
-            one.video, one.text, *lent = lend(one.video, one.text, *others)
-        else:
-            one.video, one.text = run(one.video, one.text, *others)
+        with one.attention.active():
+            if layout.lends:
+                one.video, one.text, *lent = lend(one.video, one.text, *others)
+            else:
+                one.video, one.text = run(one.video, one.text, *others)
 
 
 def lend_rows(

@@ -17,7 +17,7 @@ from ddim_lightning.network.forward import LendBlock, RunBlock, lend_rows, run_r
 from ddim_lightning.network.held import Held, HeldRows, Storage, hold_layers
 from ddim_lightning.network.ignored import check_nothing_ignored
 from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
-from ddim_lightning.network.layout import Layout, RowLayout, count_video_tokens, plan_pass
+from ddim_lightning.network.layout import Layout, RowLayout, plan_pass
 from ddim_lightning.network.over_model import OverModel
 from ddim_lightning.network.token_masks import TokenMasks
 from ddim_lightning.network.weights import (
@@ -199,7 +199,7 @@ class Network(OverModel):
             self._take_rotary(latents),
             None if kv_scale is None or bool((kv_scale == 1.0).all()) else self._move(kv_scale, latents.device),
             groups,
-            partial(self._choose_attention, latents),
+            partial(self.choose_kernel, latents),
             self.run_block,
             self.lend_block,
             held,
@@ -220,6 +220,7 @@ class Network(OverModel):
         self.before_pass()
         config, rows = self.transformer.config, latents.shape[0]
         layout = Layout(rows, rows, (), config.num_attention_heads, config.norm_eps)
+        attention = self.choose_attention(latents, prompt_embeds)
         layers = lend_rows(
             self.transformer,
             self.blocks,
@@ -228,19 +229,12 @@ class Network(OverModel):
             prompt_embeds,
             self._take_rotary(latents),
             [*[layout] * (self.num_layers - 1), layout._replace(kept=0)],
-            self._choose_attention(latents, rows, prompt_embeds.shape[1] + self._count_tokens(latents)),
+            attention,
             self.lend_block,
             self.mark,
         )
-        return hold_layers(layers, self.context)
-
-    def _choose_attention(self, latents: Tensor, rows: int, tokens: int) -> Attention:
-        config = self.transformer.config
-        shape = (rows, config.num_attention_heads, tokens, config.attention_head_dim)
-        return self.attention.choose(shape, latents.dtype, latents.device)
-
-    def _count_tokens(self, latents: Tensor) -> int:
-        return count_video_tokens(self.transformer.config, *latents[0, :, 0].shape)
+        with attention.active():
+            return hold_layers(layers, self.context)
 
     def _take_rotary(self, latents: Tensor) -> Rotary | None:
         """Return the table in the form that suits the way blocks are run."""

@@ -28,6 +28,9 @@ class StandaloneNetwork(nn.Module):
         layout: The rows.
         size: (f, h, w) of the latents.
         attention: The kernel.
+
+    Raises:
+        ValueError: A kernel that is switched on around a pass, by what is not part of a graph.
     """
 
     def __init__(
@@ -38,6 +41,9 @@ class StandaloneNetwork(nn.Module):
         attention: Attention,
     ) -> None:
         super().__init__()
+        if attention.flash not in (None, "FA2"):
+            rule = "FlashAttention 3 and 4 are switched on around a pass, which no artifact does; must be another"
+            raise ValueError(f"attention: {rule}, got {attention.name!r}")
         self.config, self.layout, self.attention = transformer.config, layout, attention
         for name in _PARTS:
             self.add_module(name, getattr(transformer, name))

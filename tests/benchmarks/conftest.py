@@ -15,6 +15,7 @@ from benchmarks import environment, loading
 _AT_WORK = (
     *(
         "ablation",
+        "claims",
         "consistency",
         "edit_quality",
         "end_to_end",

@@ -102,11 +102,13 @@ def test_a_field_that_is_not_there_is_refused_with_those_that_are(value):
         (Runtime, {"exported": "graphs", "precision": "fp8"}, "precision: .* must be none with exported, got 'fp8'"),
         (Runtime, {"exported": "graphs", "offload": "model"}, "offload: .* must be none with exported, got 'model'"),
         (Runtime, {"precision": "fp8", "offload": "blocks"}, "offload: .* must be none with precision, got 'blocks'"),
-        (
-            Runtime,
-            {"compile": "reduce-overhead", "offload": "model"},
-            "offload: .* must be none with compile=reduce-overhead, got 'model'",
-        ),
+        (Runtime, {"compile": True, "attention": "xformers"}, "compile: xformers .* must be false with it, got True"),
+        (Runtime, {"compile": "reduce-overhead"}, "compile: CUDA graphs .* max-autotune-no-.*, got 'reduce-overhead'"),
+        (Runtime, {"compile": "max-autotune"}, "compile: CUDA graphs .*, got 'max-autotune'"),
+        (Runtime, {"ranks_per_clip": 0}, "ranks_per_clip: must be an integer of at least 1, got 0"),
+        (Runtime, {"ranks_per_clip": 2, "exported": "graphs"}, "ranks_per_clip: .* must be 1 with exported, got 2"),
+        (Runtime, {"ranks_per_clip": 2, "ranks_split": "tokens"}, "ranks_split: must be rows without forward=.*, got"),
+        (Runtime, {"ranks_split": "tokens", "forward": "diffusers"}, "ranks_split: .* ranks_per_clip of 1, got"),
         (Training, {"parts": ()}, "training.parts: must be of transformer, text_encoder, lora"),
         (Training, {"optimizer": "sgd"}, "training.optimizer: must be .* of a class, got 'sgd'"),
         (Training, {"parts": ("lora", "transformer")}, "training.parts: must be of transformer and lora only one"),
@@ -127,6 +129,7 @@ def test_a_rule_names_the_option_and_its_value(kind, options, message):
         ({"exported": "graphs"}, "exported: .* must be unset with training, got 'graphs'"),
         ({"offload": "model"}, "offload: .* must be none with training, got 'model'"),
         ({"precision": "fp8"}, "precision: .* must be none with training, got 'fp8'"),
+        ({"ranks_per_clip": 2}, "ranks_per_clip: .* must be 1 with training, got 2"),
     ],
 )
 def test_what_trains_stays_whole_and_in_place(runtime, message):
