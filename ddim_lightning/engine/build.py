@@ -17,8 +17,9 @@ from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.windows import Windows
 from ddim_lightning.engine.adapters import add_loras, check_before_loading, find_adapters
 from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule, Source
+from ddim_lightning.engine.editor_rules import check_for_artifacts, check_for_diffusers
 from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.engine.export import ArtifactNetwork, check_editor
+from ddim_lightning.engine.export import ArtifactNetwork
 from ddim_lightning.engine.prompts import make_prompt_encoder
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.rows import FittingRows
@@ -31,7 +32,7 @@ from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
 from ddim_lightning.network.adapters import has_adapter
 from ddim_lightning.network.denoiser import CogVideoXDenoiser, RunsRows
-from ddim_lightning.network.diffusers_network import NO_MASKS, DiffusersNetwork
+from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.kernels import resolve_attention
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork, check_fp8
@@ -175,8 +176,7 @@ def make_engine(
     _prepare_vae(parts, runtime)
     group, windows = ClipGroup(runtime.ranks_per_clip), make_windows(parts.limits, runtime.window_overlap)
     if runtime.forward == "diffusers":
-        if editor.splits_tokens:
-            raise ValueError(NO_MASKS)
+        check_for_diffusers(editor)
         if runtime.compile:
             for block in parts.transformer.transformer_blocks:
                 block.compile(mode=None if runtime.compile is True else runtime.compile)
@@ -196,7 +196,7 @@ def make_engine(
     exact: RunsRows = network
     if runtime.exported is not None:
         # Artifacts hold weights of their own, so that the transformer stays on the host.
-        check_editor(editor)
+        check_for_artifacts(editor)
         placement = Placement(torch.empty(0, device=device).device, {"transformer": (), "vae": ()})
         exact = ArtifactNetwork(Path(runtime.exported).expanduser(), placement.device)
         exact.check(digest_model(parts, placement.device))

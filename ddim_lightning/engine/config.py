@@ -195,33 +195,34 @@ class Runtime:
             raise ValueError(f"compile_cache: {rule}, got {self.compile_cache!r}")
         if self.quantize_inversion and self.precision == "none":
             raise ValueError("quantize_inversion: must be false with a precision of none, got True")
-        if self.exported is not None and self.compile:
-            raise ValueError(
-                f"exported: artifacts cannot be compiled; must be unset with compile, got {self.exported!r}"
-            )
-        if self.exported is not None and self.ranks_per_clip > 1:
-            rule = "artifacts hold whole passes alone; must be 1 with exported"
-            raise ValueError(f"ranks_per_clip: {rule}, got {self.ranks_per_clip}")
         if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
             rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
             raise ValueError(f"ranks_split: {rule}, got 'tokens'")
-        if self.exported is not None and self.rows_per_pass is not None:
-            rule = "artifacts take all rows at once; must be null with exported"
-            raise ValueError(f"rows_per_pass: {rule}, got {self.rows_per_pass}")
-        if self.exported is not None and self.precision != "none":
-            raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
         if self.attention == "xformers" and self.compile and self.forward == "fused":
             raise ValueError(f"compile: xformers cannot be part of a graph; must be false with it, got {self.compile}")
         if self.forward == "diffusers":
             for name, off in _FUSED_ALONE:
                 if (got := getattr(self, name)) != off:
                     raise ValueError(f"{name}: must be {off or 'unset'} with forward='diffusers', got {got!r}")
-        for rule, broken in (
-            ("artifacts hold weights of their own; must be none with exported", self.exported is not None),
-            ("weights in 8 bits stay on the device; must be none with precision", self.precision != "none"),
+        if self.precision != "none" and self.offload != "none":
+            rule = "weights in 8 bits stay on the device; must be none with precision"
+            raise ValueError(f"offload: {rule}, got {self.offload!r}")
+        if self.exported is not None:
+            self._check_exported()
+
+    def _check_exported(self) -> None:
+        if self.compile:
+            rule = "artifacts cannot be compiled; must be unset with compile"
+            raise ValueError(f"exported: {rule}, got {self.exported!r}")
+        for name, off, why in (
+            ("ranks_per_clip", 1, "artifacts hold whole passes alone"),
+            ("rows_per_pass", None, "artifacts take all rows at once"),
+            ("precision", "none", "artifacts keep their own"),
+            ("offload", "none", "artifacts hold weights of their own"),
         ):
-            if broken and self.offload != "none":
-                raise ValueError(f"offload: {rule}, got {self.offload!r}")
+            if (got := getattr(self, name)) != off:
+                must = "null" if off is None else off
+                raise ValueError(f"{name}: {why}; must be {must} with exported, got {got!r}")
 
 
 @dataclass(frozen=True)

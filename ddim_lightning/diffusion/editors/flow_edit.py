@@ -54,8 +54,8 @@ class FlowEdit(Editor):
             leaves alone.
         eval_every: Evaluate the network at every n-th step alone, >= 1. The difference that it found is carried on to
             the steps between: an approximation, the same for all prompts.
-        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own; ``source`` takes those of
-            the source beside it, in every layer, and evaluates the edit inside alone, for less work.
+        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own there, too; ``source``
+            takes those of the source beside it, in every layer, and evaluates the edit inside alone, for less work.
 
     Raises:
         ValueError: An option out of its range.

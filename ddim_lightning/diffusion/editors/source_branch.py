@@ -36,8 +36,9 @@ class SourceBranch(Denoise):
         source_text: Text of the source: ``source`` the source prompt, or the inversion's own prompt when there is none;
             ``inversion`` the inversion's own; ``edit`` the edit's; ``auto`` is ``edit`` for paired rows, as the script
             has it, and ``source`` for a shared one.
-        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own; ``source`` takes those of
-            the source, in every layer and at every step, and evaluates the edit inside alone, for less work.
+        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own there, too; ``source``
+            takes those of the source, in every layer and at every step, and evaluates the edit inside alone, for less
+            work.
 
     Raises:
         ValueError: An option out of its range.
