@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,15 +162,24 @@ def make_engine(
     name = "the loaded model" if parts.checkpoint is None else parts.checkpoint.model
     adapter = add_loras(parts.transformer, lora, editor, name)
     _prepare_vae(parts, runtime, device)
+    make = partial(
+        InversionEngine,
+        parts,
+        prompts,
+        steps,
+        inverter,
+        editor,
+        inversion_prompt=inversion_prompt,
+        adapter=adapter,
+        step_cache=runtime.step_cache,
+    )
     if runtime.forward == "diffusers":
         if runtime.compile:
             for block in parts.transformer.transformer_blocks:
                 block.compile(mode=None if runtime.compile is True else runtime.compile)
         theirs = DiffusersNetwork(parts.transformer, attention, runtime.context)
         denoiser = CogVideoXDenoiser(theirs, prompts, make_windows(parts.limits, runtime.window_overlap))
-        return InversionEngine(
-            parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt, adapter=adapter
-        )
+        return make(network=theirs, denoiser=denoiser, edit_denoiser=denoiser)
     network = Network(parts.transformer, attention, runtime.context)
     quantized = QuantizedNetwork(network) if runtime.precision == "fp8" else None
     placement = apply_offload(parts, network, runtime.offload, device)
@@ -191,9 +201,7 @@ def make_engine(
         edit_denoiser = CogVideoXDenoiser(quantized, prompts, windows)
     if placement is not None:
         prompts.before_load = lambda: placement.use(None)  # makes room for the text encoder
-    return InversionEngine(
-        parts, prompts, steps, inverter, editor, network, denoiser, edit_denoiser, inversion_prompt, placement, adapter
-    )
+    return make(network=network, denoiser=denoiser, edit_denoiser=edit_denoiser, placement=placement)
 
 
 def replace_scheduler(engine: InversionEngine, scheduler: Any, schedule: Schedule) -> InversionEngine:

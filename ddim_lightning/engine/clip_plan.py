@@ -10,6 +10,7 @@ from ddim_lightning.diffusion.masks import count_probe_nfe
 from ddim_lightning.engine.clip_rules import find_unread
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.rehearsal import count_edit_nfe
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.types import Clip, EditRequest
 
@@ -92,6 +93,8 @@ def _count_edit_nfe(engine: InversionEngine, requests: Sequence[EditRequest], ba
     """Return the NFE of all edits in one window."""
     if not requests:
         return 0
+    if engine.step_cache is not None:  # which steps are skipped depends on more than an editor can say
+        return count_edit_nfe(engine, requests, batch_prompts)
     editor, count = engine.editor, len(requests)
     together = count if batch_prompts else 1
     shared = editor.context_nfe  # by all passes, though each pass counts it
@@ -112,6 +115,8 @@ def _find_ignored(
         ignored.append("first_frame: has no effect on a clip without prompts")
     if not requests and engine.edit_denoiser is not engine.denoiser:
         ignored.append("precision: has no effect on a clip without prompts, unless with quantize_inversion")
+    if not requests and engine.step_cache is not None:
+        ignored.append("step_cache: has no effect on a clip without prompts")
     if not inverts:
         quantizes = engine.edit_denoiser is engine.denoiser and isinstance(engine.denoiser.network, QuantizedNetwork)
         for_it = {"trajectory_dir": outputs.trajectory_dir is not None, "quantize_inversion": quantizes}

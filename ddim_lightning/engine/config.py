@@ -114,6 +114,10 @@ class Runtime:
             depend, within rounding, on how many prompts a clip has.
         window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
             model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
+        step_cache: Threshold above which an edit evaluates the network (TeaCache): at a step where what the model is told
+            of the timestep has changed by so much since the last evaluation, relative L1. The velocities of the steps
+            between lie on a line through the last two: an approximation. 0 evaluates every step, as null does;
+            inversions and reconstructions always do.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
 
     Raises:
@@ -136,6 +140,7 @@ class Runtime:
     prompt_cache: str | None = None
     batch_prompts: bool = False
     window_overlap: float = 0.25
+    step_cache: float | None = None
     require_rotary: bool = True
 
     def __post_init__(self) -> None:
@@ -152,6 +157,8 @@ class Runtime:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
         if not 0.0 <= self.window_overlap <= 1.0:
             raise ValueError(f"window_overlap: must lie in 0 .. 1, got {self.window_overlap}")
+        if self.step_cache is not None and not 0.0 <= self.step_cache < math.inf:
+            raise ValueError(f"step_cache: must be finite and not negative, or null, got {self.step_cache}")
         for name in ("prompt_cache", "compile_cache"):
             folder = getattr(self, name)
             if folder is not None and Path(folder).expanduser().is_file():
