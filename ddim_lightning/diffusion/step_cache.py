@@ -1,4 +1,4 @@
-"""A step cache evaluates a model only where the steps of an edit have changed what it is told, and foretells the rest."""
+"""A step cache evaluates a model only where what it is told has changed enough, and foretells the other steps."""
 
 from __future__ import annotations
 

@@ -78,5 +78,5 @@ def test_the_option_reaches_the_engine_of_either_forward_pass_and_is_told_of_whe
 
 @pytest.mark.parametrize("threshold", [-0.1, float("inf"), float("nan")])
 def test_a_threshold_out_of_its_range_is_refused(threshold):
-    with pytest.raises(ValueError, match="step_cache: .*got"):
+    with pytest.raises(ValueError, match=r"step_cache: .*got"):
         make_module(step_cache=threshold)
