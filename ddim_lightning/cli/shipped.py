@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ddim_lightning.report.mistakes import get_nearest
 
-BENCHMARKS = tuple(
-    "ablation consistency edit_quality end_to_end forward_passes in_context inversion_error kernels layer_scan memory "
-    "new_word scaling step_cache step_latency tiny_model versus_reference".split()  # noqa: SIM905, a list of them would take a line each
+BENCHMARKS = tuple(  # a list of strings would take a line each
+    "ablation consistency edit_quality end_to_end forward_passes in_context inversion_error kernels layer_scan memory "  # noqa: SIM905
+    "new_word scaling step_cache step_latency tiny_model versus_reference".split()
 )
 
 

@@ -114,8 +114,8 @@ class Runtime:
             depend, within rounding, on how many prompts a clip has.
         window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
             model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
-        step_cache: Threshold of a step cache for edits (TeaCache's rule): the network is evaluated where what it is told
-            of the timestep has changed by so much, relative L1, since the last evaluation. The steps between take
+        step_cache: Threshold of a step cache for edits, by TeaCache's rule: they evaluate the network where what it is
+            told of the timestep has changed by so much, relative L1, since the last evaluation. The steps between take
             velocities on the line through the last two, an approximation. 0 evaluates every step, as null does.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
 
