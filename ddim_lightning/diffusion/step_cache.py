@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddim_lightning.diffusion.editors.base import extrapolate
-from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.types import Branch, Context, Denoiser, KVScale, Latents, Step
 
 
@@ -24,7 +23,7 @@ class StepCache:
             step before, relative L1; see `network.timestep_changes`. The first is 0.
 
     Source: Liu et al. 2024, "Timestep embedding tells: it's time to cache for video diffusion model" (TeaCache),
-    arXiv:2411.19108, section 3.3, on the input that its authors take for CogVideoX, without a fitted polynomial.
+    arXiv:2411.19108 (its accumulated relative L1 distance), on the input that its authors take for CogVideoX.
     """
 
     threshold: float
@@ -33,14 +32,6 @@ class StepCache:
     def skips(self, i: int, seen: int) -> bool:
         """Return whether step ``i`` is foretold, where ``seen`` was the last one evaluated."""
         return i < len(self.changes) - 1 and sum(self.changes[seen + 1 : i + 1]) < self.threshold
-
-    def count_evaluated(self, schedule: NoiseSchedule) -> int:
-        """Return how many steps of an edit from the first one on are evaluated, if the branches are always alike."""
-        seen, count = -1, 0
-        for step in schedule:
-            if count == 0 or not self.skips(step.i, seen):
-                seen, count = step.i, count + 1
-        return count
 
 
 class CachedDenoiser:
@@ -56,7 +47,7 @@ class CachedDenoiser:
         cache: Which steps are skipped.
 
     Source: Liu et al. 2025, "From reusing to forecasting: accelerating diffusion models with TaylorSeers",
-    arXiv:2503.06923, equation 6 with one derivative, of what the network returns instead of what its layers do.
+    arXiv:2503.06923, with the first derivative alone, of what the network returns instead of what its layers do.
     """
 
     def __init__(self, denoiser: Denoiser, cache: StepCache) -> None:

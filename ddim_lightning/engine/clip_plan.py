@@ -79,12 +79,19 @@ def make_plan(
         else:
             warnings.append(f"trajectory_dir: {path} is not there, so the clip was inverted")
     num_steps = len(engine.schedule)
+    edit_nfe = _count_edit_nfe(engine, masked, batch_prompts)
+    if (
+        requests
+        and engine.step_cache
+        and edit_nfe == _count_edit_nfe(replace(engine, step_cache=None), masked, batch_prompts)
+    ):
+        warnings.append(f"step_cache: skips no step of these edits; a higher one skips more, got {engine.step_cache:g}")
     return ClipPlan(
         inverts=inverts,
         stored=stored,
         invert_nfe=num_windows * engine.inverter.count_nfe(num_steps) if inverts and stored is None else 0,
         reconstruct_nfe=num_windows * num_steps if outputs.reconstruct else 0,
-        edit_nfe=num_windows * _count_edit_nfe(engine, masked, batch_prompts),
+        edit_nfe=num_windows * edit_nfe,
         warnings=tuple(warnings),
     )
 

@@ -41,7 +41,7 @@ def test_a_step_is_evaluated_where_changes_since_the_last_one_come_to_the_thresh
     cache = StepCache(threshold - 1e-9 if threshold else 0.0, CHANGES)
     run(toy, inversion, Denoise(), cache)
     assert set(list_steps(toy)) == EVALUATED[threshold]
-    assert cache.count_evaluated(inversion.schedule) == len(toy.seen) == len(EVALUATED[threshold])
+    assert len(toy.seen) == len(EVALUATED[threshold])
 
 
 def test_foretold_velocities_lie_on_the_line_through_the_last_two(toy, inversion, closed_form):

@@ -9,6 +9,7 @@ import torch
 
 from ddim_lightning import Clip, Denoise, DirectInversion, FlowEdit, InContextEdit, KVInjection, Outputs
 from ddim_lightning.engine.clip_job import ClipJob
+from ddim_lightning.engine.fast import FAST_STEP_CACHE
 from tests.modules import make_module
 
 THRESHOLD = 2.5
@@ -71,9 +72,23 @@ def test_the_option_reaches_the_engine_of_either_forward_pass_and_is_told_of_whe
         module = make_module(str(tiny_model), forward=forward, step_cache=0.5, num_inference_steps=3)
         module.load("cpu")
         assert module.engine.step_cache == module.engine.make_step_cache().threshold == 0.5
-    warned = run(replace(engine, step_cache=0.5), prompts=())[0].warnings
-    assert any(warning.startswith("step_cache:") for warning in warned)
+    for threshold, prompts in ((THRESHOLD, ()), (0.5, ("a red circle",)), (0.0, ("a red circle",))):
+        warned = run(replace(engine, step_cache=threshold), prompts=prompts)[0].warnings
+        assert any(warning.startswith("step_cache:") for warning in warned) == (threshold > 0.0)
     assert engine.make_step_cache() is None
+
+
+def test_fast_is_a_form_of_the_editor_or_else_a_step_cache(tiny_model):
+    for editor, given, taken in (
+        (DirectInversion(), None, FAST_STEP_CACHE),
+        (DirectInversion(), 0.1, 0.1),
+        (KVInjection(), None, None),
+        (FlowEdit(eval_every=9), None, None),
+    ):
+        module = make_module(str(tiny_model), editor=editor, fast=True, step_cache=given)
+        assert (module.editor, module.runtime.step_cache) == (editor.fast(), taken)
+        again = type(module)(**module.hparams)
+        assert (again.editor, again.runtime) == (module.editor, module.runtime)
 
 
 @pytest.mark.parametrize("threshold", [-0.1, float("inf"), float("nan")])
