@@ -31,6 +31,7 @@ from ddim_lightning.engine.config import (
     make_options,
 )
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.fast import make_fast
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.precision import describe_precision, take_precision
 from ddim_lightning.engine.recommended import take_recommended
@@ -111,7 +112,10 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
         self.inverter = make_part(taken["inverter"], Inverter, inverters, "inverter")
         made = make_part(taken["editor"], Editor, editors, "editor")
-        self.editor = made.fast() if self.schedule.fast else made
+        self.editor = made
+        if self.schedule.fast:
+            self.editor, step_cache = make_fast(made, self.runtime.step_cache)
+            self.runtime = replace(self.runtime, step_cache=step_cache)
         self.objectives = self.make_objectives()
         self.check_optimizer()
         # Objects other than plain values would break the loading of checkpoints with weights_only.

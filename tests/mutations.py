@@ -65,6 +65,20 @@ MUTATIONS = (
         "diffusion/test_steps.py::test_solving_undoes_the_denoising_step",
     ),
     Mutation(
+        "a step cache looks at the last change alone",
+        "diffusion/step_cache.py",
+        "sum(self.changes[seen + 1 : i + 1]) < self.threshold",
+        "self.changes[i] < self.threshold",
+        "diffusion/test_step_cache.py::test_a_step_is_evaluated_where_changes_since_the_last_one_come_to_the_threshold",
+    ),
+    Mutation(
+        "a step cache foretells branches that it has never seen",
+        "diffusion/step_cache.py",
+        "if form == self._form and self.cache.skips",
+        "if self._kept and self.cache.skips",
+        "diffusion/test_step_cache.py::test_branches_that_change_are_evaluated",
+    ),
+    Mutation(
         "noise and signal are swapped in the velocity",
         "diffusion/steps.py",
         "return cos * noise - sin * denoised",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,17 @@ def make_engine(
     adapter = add_loras(parts.transformer, lora, editor, name)
     _prepare_vae(parts, runtime)
     group, windows = ClipGroup(runtime.ranks_per_clip), make_windows(parts.limits, runtime.window_overlap)
+    make = partial(
+        InversionEngine,
+        parts,
+        prompts,
+        steps,
+        inverter,
+        editor,
+        inversion_prompt=inversion_prompt,
+        adapter=adapter,
+        step_cache=runtime.step_cache,
+    )
     if runtime.forward == "diffusers":
         check_for_diffusers(editor)
         if runtime.compile:
@@ -183,9 +195,7 @@ def make_engine(
         theirs = DiffusersNetwork(parts.transformer, attention, runtime.context)
         split = SplitTokens if runtime.ranks_split == "tokens" else SplitRows
         denoiser = CogVideoXDenoiser(theirs, prompts, windows, group, split)
-        return InversionEngine(
-            parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt, adapter=adapter
-        )
+        return make(network=theirs, denoiser=denoiser, edit_denoiser=denoiser)
     network = Network(parts.transformer, attention, runtime.context)
     quantized = QuantizedNetwork(network) if runtime.precision == "fp8" else None
     placement = apply_offload(parts, network, runtime.offload, device)
@@ -207,9 +217,7 @@ def make_engine(
         edit_denoiser = CogVideoXDenoiser(quantized, prompts, windows, group)
     if placement is not None:
         prompts.before_load = lambda: placement.use(None)  # makes room for the text encoder
-    return InversionEngine(
-        parts, prompts, steps, inverter, editor, network, denoiser, edit_denoiser, inversion_prompt, placement, adapter
-    )
+    return make(network=network, denoiser=denoiser, edit_denoiser=edit_denoiser, placement=placement)
 
 
 def replace_scheduler(engine: InversionEngine, scheduler: Any, schedule: Schedule) -> InversionEngine:

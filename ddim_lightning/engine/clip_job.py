@@ -201,6 +201,7 @@ class ClipJob:
                     requests,
                     generators=generators,
                     contexts=contexts[k - 1 :][: len(requests)],
+                    cache=engine.make_step_cache(),
                     callback=tick,
                 )
         for latents in edited:

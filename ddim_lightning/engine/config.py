@@ -63,8 +63,9 @@ class Schedule:
             that every step is the same rotation.
         zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
             taken.
-        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between; see
-            `Editor.fast`. Inversions and reconstructions stay exact.
+        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between: by
+            `Editor.fast`, or by a ``step_cache`` of 0.3 for an editor that has no such form. Inversions and
+            reconstructions stay exact.
 
     Raises:
         ValueError: An option out of its range.
@@ -126,6 +127,9 @@ class Runtime:
             and on a GPU without room for them as many as fit.
         window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
             model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
+        step_cache: Threshold of a step cache for edits, by TeaCache's rule: they evaluate the network where what it is
+            told of the timestep has changed by so much, relative L1, since the last evaluation. The steps between take
+            velocities on the line through the last two, an approximation. 0 evaluates every step, as null does.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
 
     Raises:
@@ -151,6 +155,7 @@ class Runtime:
     ranks_split: RanksSplit = "rows"
     rows_per_pass: int | None = None
     window_overlap: float = 0.25
+    step_cache: float | None = None
     require_rotary: bool = True
 
     def __post_init__(self) -> None:
@@ -178,6 +183,8 @@ class Runtime:
             raise ValueError(f"rows_per_pass: must be an integer of at least 1 or null, got {rows!r}")
         if not 0.0 <= self.window_overlap <= 1.0:
             raise ValueError(f"window_overlap: must lie in 0 .. 1, got {self.window_overlap}")
+        if self.step_cache is not None and not 0.0 <= self.step_cache < math.inf:
+            raise ValueError(f"step_cache: must be finite and not negative, or null, got {self.step_cache}")
         for name in ("prompt_cache", "compile_cache"):
             folder = getattr(self, name)
             if folder is not None and Path(folder).expanduser().is_file():
