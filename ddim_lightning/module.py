@@ -190,21 +190,21 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         if self._trained_parts and self.video_limits.needs_image:
             raise ValueError("training: needs a text-to-video model, got an image-to-video model")
         self.check_lora(token)
-        self._engine = build_engine(
-            self._given or self.model,
-            self.inverter,
-            self.editor,
-            device,
-            schedule=self.schedule,
-            runtime=take_precision(
-                self.runtime, self._get_precision(), keeps_dtype=bool(self._trained_parts) or self._given is not None
-            ),
-            source=self.source,
-            lora=self.loras,
-            inversion_prompt=self.inversion_prompt,
-            token=token,
-            first_prompts=first_prompts,
-        )
+        keeps_dtype = bool(self._trained_parts) or self._given is not None
+        with torch.device("cpu"):  # a Trainer makes the GPU the default, where the host cannot read tables
+            self._engine = build_engine(
+                self._given or self.model,
+                self.inverter,
+                self.editor,
+                device,
+                schedule=self.schedule,
+                runtime=take_precision(self.runtime, self._get_precision(), keeps_dtype=keeps_dtype),
+                source=self.source,
+                lora=self.loras,
+                inversion_prompt=self.inversion_prompt,
+                token=token,
+                first_prompts=first_prompts,
+            )
         self._place_trained(self._engine, full_precision=self.runtime.dtype == "auto")
 
     @override
