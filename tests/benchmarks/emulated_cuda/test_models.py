@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.emulated_cuda import emulate_cuda
 from benchmarks.emulated_cuda.job import run_job
+from ddim_lightning.engine import adapters
 from ddim_lightning.engine.config import Lora, Offload
 from ddim_lightning.models.loading import load_components
 from tests.adapters import write_random_adapter
@@ -29,7 +30,7 @@ def check(module, clip):
 
 
 @pytest.mark.parametrize("offload", get_args(Offload))
-def test_an_adapter_acts_in_edits(offload, smallest_model, clip, tmp_path):
+def test_an_adapter_acts_in_edits(offload, smallest_model, clip, tmp_path, monkeypatch):
     parts = load_components(str(smallest_model), device=torch.device("cpu"), dtype=torch.float32)
     edit = write_random_adapter(tmp_path / "edit.safetensors", parts.transformer, mark=True)
     check(
