@@ -33,9 +33,9 @@ def check(module, clip):
 def test_an_adapter_acts_in_edits(offload, smallest_model, clip, tmp_path, monkeypatch):
     parts = load_components(str(smallest_model), device=torch.device("cpu"), dtype=torch.float32)
     edit = write_random_adapter(tmp_path / "edit.safetensors", parts.transformer, mark=True)
-    check(
-        make_module(str(smallest_model), lora=[Lora(str(edit))], editor="InContextEdit", offload=offload, **JOB), clip
-    )
+    monkeypatch.setattr(adapters, "check_base", lambda *_: None)  # the weights have no values to know them by
+    options = {"lora": [Lora(str(edit))], "editor": "InContextEdit", "offload": offload}
+    check(make_module(str(smallest_model), **options, **JOB), clip)
 
 
 def test_an_image_to_video_model_sees_its_first_frame(clip, tmp_path):
