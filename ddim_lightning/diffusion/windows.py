@@ -98,6 +98,7 @@ def evaluate_windows(
                 branch,
                 latents=branch.latents[:, frames],
                 context=None if branch.context is None else branch.context[k : k + 1],
+                mask=None if branch.mask is None else branch.mask[:, frames],
             )
             for branch in branches
         ]

@@ -43,8 +43,11 @@ Precision = Literal["none", "fp8"]
 Kernel = Literal["auto", "sdpa", "cudnn", "flash", "flash3", "flash4", "efficient", "xformers"]
 Forward = Literal["fused", "diffusers"]
 ContextStorage = Literal["device", "host", "fp8"]
+RanksSplit = Literal["rows", "tokens"]
 CompileMode = Literal["default", "max-autotune-no-cudagraphs"]
 
+_FUSED_ALONE = (("precision", "none"), ("exported", None), ("offload", "none"), ("rows_per_pass", None))
+"""Options that diffusers' forward pass does not honor, and how they are off."""
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 """Modes of `torch.compile` that are refused: they capture CUDA graphs."""
 
@@ -60,8 +63,9 @@ class Schedule:
             that every step is the same rotation.
         zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
             taken.
-        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between; see
-            `Editor.fast`. Inversions and reconstructions stay exact.
+        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between: by
+            `Editor.fast`, or by a ``step_cache`` of 0.3 for an editor that has no such form. Inversions and
+            reconstructions stay exact.
 
     Raises:
         ValueError: An option out of its range.
@@ -114,8 +118,18 @@ class Runtime:
             loaded. Any number of models share a folder.
         batch_prompts: Make all edits of a clip in one network pass a step, with the source evaluated once. Results then
             depend, within rounding, on how many prompts a clip has.
+        ranks_per_clip: Processes that work on one clip together, >= 1, a divisor of the run's processes. Each has the
+            whole model and evaluates its share of a pass. Results are those of one process within rounding.
+        ranks_split: What they share: ``rows`` of a pass, as guidance and editors make them; or with
+            ``forward="diffusers"`` ``tokens`` of each row, also of one alone.
+        rows_per_pass: Most rows of a pass that go through each block together, 1 or more: source, edit and guidance are
+            rows. Only the tokens of all rows stay, and the numbers are the same within rounding. ``None`` takes all,
+            and on a GPU without room for them as many as fit.
         window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
             model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
+        step_cache: Threshold of a step cache for edits, by TeaCache's rule: they evaluate the network where what it is
+            told of the timestep has changed by so much, relative L1, since the last evaluation. The steps between take
+            velocities on the line through the last two, an approximation. 0 evaluates every step, as null does.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
 
     Raises:
@@ -137,7 +151,11 @@ class Runtime:
     vae_tiling: bool = False
     prompt_cache: str | None = None
     batch_prompts: bool = False
+    ranks_per_clip: int = 1
+    ranks_split: RanksSplit = "rows"
+    rows_per_pass: int | None = None
     window_overlap: float = 0.25
+    step_cache: float | None = None
     require_rotary: bool = True
 
     def __post_init__(self) -> None:
@@ -146,6 +164,7 @@ class Runtime:
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("offload", self.offload, get_args(Offload))
         _check_choice("context", self.context, get_args(ContextStorage))
+        _check_choice("ranks_split", self.ranks_split, get_args(RanksSplit))
         if self.attention not in get_args(Kernel) and "." not in str(self.attention):
             known = ", ".join(get_args(Kernel))
             raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")
@@ -156,8 +175,16 @@ class Runtime:
             raise ValueError(f"compile: {rule}, got {self.compile!r}")
         if not isinstance(self.compile, bool) and self.compile not in modes:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
+        ranks = self.ranks_per_clip
+        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+            raise ValueError(f"ranks_per_clip: must be an integer of at least 1, got {ranks!r}")
+        rows = self.rows_per_pass
+        if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
+            raise ValueError(f"rows_per_pass: must be an integer of at least 1 or null, got {rows!r}")
         if not 0.0 <= self.window_overlap <= 1.0:
             raise ValueError(f"window_overlap: must lie in 0 .. 1, got {self.window_overlap}")
+        if self.step_cache is not None and not 0.0 <= self.step_cache < math.inf:
+            raise ValueError(f"step_cache: must be finite and not negative, or null, got {self.step_cache}")
         for name in ("prompt_cache", "compile_cache"):
             folder = getattr(self, name)
             if folder is not None and Path(folder).expanduser().is_file():
@@ -175,24 +202,34 @@ class Runtime:
             raise ValueError(f"compile_cache: {rule}, got {self.compile_cache!r}")
         if self.quantize_inversion and self.precision == "none":
             raise ValueError("quantize_inversion: must be false with a precision of none, got True")
-        if self.exported is not None and self.compile:
-            raise ValueError(
-                f"exported: artifacts cannot be compiled; must be unset with compile, got {self.exported!r}"
-            )
-        if self.exported is not None and self.precision != "none":
-            raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
+        if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
+            rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
+            raise ValueError(f"ranks_split: {rule}, got 'tokens'")
         if self.attention == "xformers" and self.compile and self.forward == "fused":
             raise ValueError(f"compile: xformers cannot be part of a graph; must be false with it, got {self.compile}")
         if self.forward == "diffusers":
-            for name, off in (("precision", "none"), ("exported", None), ("offload", "none")):
+            for name, off in _FUSED_ALONE:
                 if (got := getattr(self, name)) != off:
                     raise ValueError(f"{name}: must be {off or 'unset'} with forward='diffusers', got {got!r}")
-        for rule, broken in (
-            ("artifacts hold weights of their own; must be none with exported", self.exported is not None),
-            ("weights in 8 bits stay on the device; must be none with precision", self.precision != "none"),
+        if self.precision != "none" and self.offload != "none":
+            rule = "weights in 8 bits stay on the device; must be none with precision"
+            raise ValueError(f"offload: {rule}, got {self.offload!r}")
+        if self.exported is not None:
+            self._check_exported()
+
+    def _check_exported(self) -> None:
+        if self.compile:
+            rule = "artifacts cannot be compiled; must be unset with compile"
+            raise ValueError(f"exported: {rule}, got {self.exported!r}")
+        for name, off, why in (
+            ("ranks_per_clip", 1, "artifacts hold whole passes alone"),
+            ("rows_per_pass", None, "artifacts take all rows at once"),
+            ("precision", "none", "artifacts keep their own"),
+            ("offload", "none", "artifacts hold weights of their own"),
         ):
-            if broken and self.offload != "none":
-                raise ValueError(f"offload: {rule}, got {self.offload!r}")
+            if (got := getattr(self, name)) != off:
+                must = "null" if off is None else off
+                raise ValueError(f"{name}: {why}; must be {must} with exported, got {got!r}")
 
 
 @dataclass(frozen=True)
@@ -314,6 +351,9 @@ def check_options(runtime: Runtime, training: Training | None, lora: Sequence[Lo
     if runtime.offload != "none":
         rule = "weights that train stay on the device; must be none with training"
         raise ValueError(f"offload: {rule}, got {runtime.offload!r}")
+    if runtime.ranks_per_clip > 1:
+        rule = "a training shares its batches; must be 1 with training"
+        raise ValueError(f"ranks_per_clip: {rule}, got {runtime.ranks_per_clip}")
     if runtime.precision != "none":
         raise ValueError(f"precision: 8 bits cannot train; must be none with training, got {runtime.precision!r}")
     if runtime.prompt_cache is not None and "text_encoder" in training.parts:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ddim_lightning.network.adapters import Linear
 from ddim_lightning.network.attention import Attention
-from ddim_lightning.network.forward import RowLayout, plan_layers, run_rows
+from ddim_lightning.network.forward import run_rows
+from ddim_lightning.network.layout import RowLayout, plan_pass
 from ddim_lightning.network.rotary import make_rotary_table
 from ddim_lightning.network.weights import BlockWeights, Norm, gather_block, make_modulation
 
@@ -81,8 +82,8 @@ class StandaloneNetwork(nn.Module):
             prompt_embeds,
             None if self.cos is None else (self.cos, self.sin),  # type: ignore[arg-type]
             kv_scale,
-            plan_layers(self.layout, None, len(blocks), heads, eps),
-            self.attention,
+            plan_pass(self.layout, self.layout.rows, None, len(blocks), heads, eps),
+            lambda rows, tokens: self.attention,
         )
 
 
