@@ -170,9 +170,6 @@ class Runtime:
             raise ValueError(f"compile: {rule}, got {self.compile!r}")
         if not isinstance(self.compile, bool) and self.compile not in modes:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
-        ranks = self.ranks_per_clip
-        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
-            raise ValueError(f"ranks_per_clip: must be an integer of at least 1, got {ranks!r}")
         rows = self.rows_per_pass
         if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
             raise ValueError(f"rows_per_pass: must be an integer of at least 1 or null, got {rows!r}")
@@ -182,12 +179,24 @@ class Runtime:
             folder = getattr(self, name)
             if folder is not None and Path(folder).expanduser().is_file():
                 raise ValueError(f"{name}: must be a folder, got the file {folder!r}")
+        self._check_ranks()
         self._check_together()
 
     @property
     def requires(self) -> dict[str, Any]:
         """What a model must have, by the arguments of `read_checkpoint`."""
         return {"require_rotary": self.require_rotary, "require_text": self.prompt_cache is None}
+
+    def _check_ranks(self) -> None:
+        ranks = self.ranks_per_clip
+        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+            raise ValueError(f"ranks_per_clip: must be an integer of at least 1, got {ranks!r}")
+        if self.exported is not None and self.ranks_per_clip > 1:
+            rule = "artifacts hold whole passes alone; must be 1 with exported"
+            raise ValueError(f"ranks_per_clip: {rule}, got {self.ranks_per_clip}")
+        if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
+            rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
+            raise ValueError(f"ranks_split: {rule}, got 'tokens'")
 
     def _check_together(self) -> None:
         if self.compile_cache is not None and not (self.compile or self.compile_vae):
@@ -199,12 +208,6 @@ class Runtime:
             raise ValueError(
                 f"exported: artifacts cannot be compiled; must be unset with compile, got {self.exported!r}"
             )
-        if self.exported is not None and self.ranks_per_clip > 1:
-            rule = "artifacts hold whole passes alone; must be 1 with exported"
-            raise ValueError(f"ranks_per_clip: {rule}, got {self.ranks_per_clip}")
-        if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
-            rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
-            raise ValueError(f"ranks_split: {rule}, got 'tokens'")
         if self.exported is not None and self.rows_per_pass is not None:
             rule = "artifacts take all rows at once; must be null with exported"
             raise ValueError(f"rows_per_pass: {rule}, got {self.rows_per_pass}")

@@ -119,7 +119,7 @@ class SplitRows:
         wanted: int | None = None,
         reads: tuple[int, ...] = (),
         held: HeldRows | None = None,
-        masks: tuple[Any, ...] = (),
+        masks: Sequence[Tensor | None] = (),
         **more: Any,
     ) -> Tensor:
         """Evaluate the rows; see `Network`.
@@ -128,7 +128,8 @@ class SplitRows:
             GroupError: Another process evaluates other rows, or is gone.
         """
         if not self.group.at_work or latents.requires_grad:
-            return self.network(latents, prompt_embeds, timestep, wanted=wanted, reads=reads, held=held, masks=masks, **more)
+            more |= {"wanted": wanted, "reads": reads, "held": held, "masks": masks}
+            return self.network(latents, prompt_embeds, timestep, **more)
         wanted = latents.shape[0] if wanted is None else wanted
         shares = plan_rows(wanted, reads, self.group.size)
         share = shares[self.group.rank]
