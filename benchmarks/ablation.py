@@ -1,8 +1,9 @@
 """An ablation says what each switch is worth and costs, alone and on top of the others; those of the VAE apart.
 
-The variants take turns at the same clip on the same weights; the time of a step is that of a whole inversion or edit
-over its steps, so that windows and strides count. On the tiny model edits with a known truth say what each switch
-loses; at full size weights are random, and only the distance to the exact edit can be told.
+The variants take turns at the same clip on the same weights; one that is in both lists runs once. The time of a step
+is that of a whole inversion or edit over its steps, so that windows and strides count. On the tiny model edits with a
+known truth say what each switch loses; at full size weights are random, and only the distance to the exact edit can be
+told.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ EXACT = "exact"
 
 @dataclass(frozen=True)
 class Variant:
-    """A `Variant` is a way to run the same inversion and edit.
+    """A `Variant` is a way to run the same inversion and edit; two of the same way are equal, whatever their names.
 
     Args:
         name: What differs from the variant before, or from `EXACT`.
@@ -55,7 +56,7 @@ class Variant:
         exact: Whether it is the same mathematics, up to rounding.
     """
 
-    name: str
+    name: str = field(compare=False)
     editor: Editor = EDITOR
     compiled: bool = False
     precision: Precision = "none"
@@ -135,8 +136,7 @@ class Runner:
 
     def describe(self, exact: Tensor) -> dict[str, Any]:
         """Return what is known after a timed round, JSON-ready; without a truth the distance to the exact edit."""
-        loss = self.loss or {"psnr_db": None, "relative_l2": relative_l2(self.edited, exact)}
-        return {"name": self.variant.name, "exact": self.variant.exact, **self.times, **loss}
+        return {**self.times, **(self.loss or {"psnr_db": None, "relative_l2": relative_l2(self.edited, exact)})}
 
 
 def make_request(edit: ShapesEdit, guidance_scale: float) -> EditRequest:
@@ -162,7 +162,7 @@ def measure_losses(runners: Sequence[Runner], edits: Sequence[ShapesEdit], guida
 
 @torch.inference_mode()
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Run both lists in turns, then the VAE; yield the result each time it has grown, JSON-ready."""
+    """Run all variants in turns, then the VAE; yield the result each time it has grown, JSON-ready."""
     deadline, device, parts = Deadline(args.budget), torch.device(args.device), load_parts(args)
     edits = [] if args.full_size else make_edit_set("dev", args.edits)
     video = render(edits[0].source) if edits else make_video(parts.limits, args.seed)
@@ -171,27 +171,24 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if edits
         else EditRequest(PROMPTS[0], guidance_scale=args.guidance_scale)
     )
-    lists = make_runners(parts, args)
-    for runners in lists.values() if edits else ():
+    lists = {"switches": make_switches(device), "ladder": make_ladder()}
+    runners = make_runners([variant for variants in lists.values() for variant in variants], parts, args)
+    if edits:
         measure_losses(runners, edits, args.guidance_scale)
-    latents = lists["switches"][0].engine.encode(video)
-    turns: list[tuple[str, int, Runner | None]] = [
-        (name, turn, runner)
-        for name, runners in lists.items()
-        for turn in range(args.rounds + 1)
-        for runner in runners[:: 1 if turn % 2 else -1]
+    latents = runners[0].engine.encode(video)
+    turns: list[tuple[int, Runner | None]] = [
+        (turn, runner) for turn in range(args.rounds + 1) for runner in runners[:: 1 if turn % 2 else -1]
     ]
-    result: dict[str, Any] = {"switches": [], "ladder": [], "vae": []}
-    for name, turn, runner in deadline.take([*turns, ("vae", 1, None)], tell_turn):
-        print(tell_turn((name, turn, runner)), flush=True)
+    vae = list[dict[str, Any]]()
+    for turn, runner in deadline.take([*turns, (1, None)], tell_turn):
+        print(tell_turn((turn, runner)), flush=True)
         if runner is None:
             clip = video if video.ndim == 5 else video[None]
-            result["vae"] = measure_vae(parts.vae, clip, args.rounds, device, compiled=not args.no_compile)
+            vae = measure_vae(parts.vae, clip, args.rounds, device, compiled=not args.no_compile)
         else:
             runner.run(latents, request, timed=turn > 0)
-            timed = [one for one in lists[name] if one.times["edit_s"]]
-            result[name] = [one.describe(lists[name][0].edited) for one in timed]
         if turn:
+            timed = {one.variant: one.describe(runners[0].edited) for one in runners if one.times["edit_s"]}
             yield {
                 "schema": SCHEMA,
                 "environment": read_block(args.commit),
@@ -202,40 +199,44 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     **{name: getattr(args, name) for name in ("steps", "rounds", "guidance_scale", "dtype", "device")},
                     **{name: getattr(args, name) for name in ("attention", "seed")},
                 },
-                **result,
+                **{
+                    name: [
+                        {"name": variant.name, "exact": variant.exact, **timed[variant]}
+                        for variant in variants
+                        if variant in timed
+                    ]
+                    for name, variants in lists.items()
+                },
+                "vae": vae,
                 **tell_left_out(deadline),
             }
 
 
-def make_runners(parts: Components, args: argparse.Namespace) -> dict[str, list[Runner]]:
-    """Make an engine for every variant of both lists, on the same weights."""
-    device = torch.device(args.device)
-    prompts = make_prompts(parts, device, args.seed)
-    return {
-        name: [
-            Runner(
-                variant,
-                make_engine(
-                    parts,
-                    args.steps,
-                    prompts=prompts,
-                    editor=variant.editor,
-                    attention=args.attention,
-                    precision=variant.precision,
-                    compiled=variant.compiled,
-                ),
-            )
-            for variant in variants
-            if not (args.no_compile and variant.compiled)
-        ]
-        for name, variants in (("switches", make_switches(device)), ("ladder", make_ladder()))
-    }
+def make_runners(variants: Sequence[Variant], parts: Components, args: argparse.Namespace) -> list[Runner]:
+    """Make an engine for each of the variants that differ, on the same weights."""
+    prompts = make_prompts(parts, torch.device(args.device), args.seed)
+    return [
+        Runner(
+            variant,
+            make_engine(
+                parts,
+                args.steps,
+                prompts=prompts,
+                editor=variant.editor,
+                attention=args.attention,
+                precision=variant.precision,
+                compiled=variant.compiled,
+            ),
+        )
+        for variant in dict.fromkeys(variants)
+        if not (args.no_compile and variant.compiled)
+    ]
 
 
-def tell_turn(turn: tuple[str, int, Runner | None]) -> str:
+def tell_turn(turn: tuple[int, Runner | None]) -> str:
     """Return the name of a round of a variant, or of the VAE."""
-    name, number, runner = turn
-    return "the switches of the VAE" if runner is None else f"{name}: round {number} of {runner.variant.name}"
+    number, runner = turn
+    return "the switches of the VAE" if runner is None else f"round {number} of {runner.variant.name}"
 
 
 def make_markdown(result: Mapping[str, Any]) -> str:

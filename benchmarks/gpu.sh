@@ -8,14 +8,14 @@
 # Usage: benchmarks/gpu.sh [WHEELS] [OUTPUT] [PART ...]
 #   WHEELS  folder of wheels, .whl by default; an empty or missing folder installs nothing
 #   OUTPUT  folder for the log and the results, benchmarks/results/gpu by default: commit it as it is
-#   PART    claims, tests, kernels, latency, memory, end-to-end, versus, switches, forward, scaling; all of them when none is named
+#   PART    claims, tests, kernels, latency, memory, end-to-end, versus, switches, forward, scaling; all if none is named
 # Environment:
 #   PYTHON    python3 by default
 #   COMMIT    git's by default; a copy that is no checkout needs it, with -dirty behind it where files were changed:
 #             git describe --always --abbrev=40 --dirty --exclude='*'
 #   SCRIPT    path of the reference's ddim_inversion.py; without it the part versus is left out, and said to be
 #   BUDGET    seconds of a part, 540 by default: a benchmark starts no case that would end later and names what it left
-#             out; half a minute later it is stopped, and what it has written by then stays
+#             out; 20 seconds later it is interrupted, and what it has written by then stays
 #   PACK=1    makes one file of each result, NAME.tar.gz, where only few files come back
 #   REHEARSE=1  runs the same on a CPU with the tiny model, in few steps, into out/rehearsal by default: it shows that
 #             everything runs, and tells nothing about a GPU
@@ -47,7 +47,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$output"
 
-limit() { timeout --signal=INT --kill-after=15 "$@"; }
+limit() { timeout --signal=INT --kill-after=10 "$@"; }
 
 run_tests() {
     # Only the files that hold GPU tests: the others may import what this machine lacks.
@@ -58,7 +58,7 @@ run_tests() {
 
 measure() {
     local name=$1 folder=${1//_/-} status=0
-    limit $((budget + 30)) "$python" -m "benchmarks.$name" "${model[@]}" --budget "$budget" --commit "$commit" \
+    limit $((budget + 20)) "$python" -m "benchmarks.$name" "${model[@]}" --budget "$budget" --commit "$commit" \
         --output "$output/$folder" "${@:2}" || status=$?
     if [[ ${PACK:-} && -d $output/$folder ]]; then
         tar -C "$output" -czf "$output/$folder.tar.gz" "$folder"
@@ -87,7 +87,7 @@ run_versus() {
 run_switches() {
     local edits=()
     [[ $rehearse ]] && edits=(--edits 1)
-    measure ablation --steps 2 --rounds 1 "${edits[@]}"
+    measure ablation --steps 3 --rounds 1 "${edits[@]}"
 }
 
 run() {
@@ -110,7 +110,7 @@ run() {
             tests) run_tests ;;
             kernels) measure kernels ;;
             latency) run_latency ;;
-            memory) measure memory --steps 2 ;;
+            memory) measure memory --steps 4 ;;
             end-to-end) measure end_to_end --compile --steps 4 --rounds 1 ;;
             versus) run_versus ;;
             switches) run_switches ;;

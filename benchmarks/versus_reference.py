@@ -196,7 +196,7 @@ def measure_deviation(reference: Reference, engine: InversionEngine, inputs: dic
     The first, the middle and the last step; and the whole inversion, which adds up what every step rounds.
     """
     found, schedule = {}, engine.schedule
-    for i in (0, len(schedule) // 2, len(schedule) - 1):
+    for i in sorted({0, len(schedule) // 2, len(schedule) - 1}):
         source = inputs["trajectory"][len(schedule) - 1 - i].float()
         theirs = reference.predict_pair(inputs["noise"], source, schedule[i].timestep, PROMPTS[0])
         branches = [
@@ -253,8 +253,11 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             cases.append(_make_compiled_case(compiled, direction, inputs))
     samples: dict[str, list[float]] = {case.name: [] for case in cases}
     equal_rows: list[dict[str, Any]] = []
-    turns = [(turn, case) for turn in range(args.rounds + 1) for case in cases[:: 1 if turn % 2 else -1]]
-    for turn, case in deadline.take([*turns, *((0, count) for count in ROWS)], tell_turn):
+    turns: list[tuple[int, Case | int]] = [
+        (turn, case) for turn in range(args.rounds + 1) for case in cases[:: 1 if turn % 2 else -1]
+    ]
+    turns += [(0, count) for count in ROWS]
+    for turn, case in deadline.take(turns, tell_turn):
         print(tell_turn((turn, case)), flush=True)
         if isinstance(case, Case):
             start = read_clock(device)
@@ -318,7 +321,7 @@ def _make_compiled_case(reference: Reference, direction: str, inputs: dict[str, 
     )
 
 
-def make_markdown(result: dict[str, Any]) -> str:
+def make_markdown(result: Mapping[str, Any]) -> str:
     """Write the report that a person reads."""
     settings, goals = result["settings"], {goal[:4]: goal[4] for goal in GOALS}
     on_goal = settings["model"] == TINY and settings["device"] == "cpu"

@@ -63,8 +63,9 @@ class Schedule:
             that every step is the same rotation.
         zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
             taken.
-        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between; see
-            `Editor.fast`. Inversions and reconstructions stay exact.
+        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between: by
+            `Editor.fast`, or by a ``step_cache`` of 0.3 for an editor that has no such form. Inversions and
+            reconstructions stay exact.
 
     Raises:
         ValueError: An option out of its range.
@@ -126,6 +127,9 @@ class Runtime:
             and on a GPU without room for them as many as fit.
         window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
             model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
+        step_cache: Threshold of a step cache for edits, by TeaCache's rule: they evaluate the network where what it is
+            told of the timestep has changed by so much, relative L1, since the last evaluation. The steps between take
+            velocities on the line through the last two, an approximation. 0 evaluates every step, as null does.
         require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
 
     Raises:
@@ -151,6 +155,7 @@ class Runtime:
     ranks_split: RanksSplit = "rows"
     rows_per_pass: int | None = None
     window_overlap: float = 0.25
+    step_cache: float | None = None
     require_rotary: bool = True
 
     def __post_init__(self) -> None:
@@ -175,6 +180,8 @@ class Runtime:
             raise ValueError(f"rows_per_pass: must be an integer of at least 1 or null, got {rows!r}")
         if not 0.0 <= self.window_overlap <= 1.0:
             raise ValueError(f"window_overlap: must lie in 0 .. 1, got {self.window_overlap}")
+        if self.step_cache is not None and not 0.0 <= self.step_cache < math.inf:
+            raise ValueError(f"step_cache: must be finite and not negative, or null, got {self.step_cache}")
         for name in ("prompt_cache", "compile_cache"):
             folder = getattr(self, name)
             if folder is not None and Path(folder).expanduser().is_file():
@@ -191,9 +198,6 @@ class Runtime:
         ranks = self.ranks_per_clip
         if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
             raise ValueError(f"ranks_per_clip: must be an integer of at least 1, got {ranks!r}")
-        if self.exported is not None and self.ranks_per_clip > 1:
-            rule = "artifacts hold whole passes alone; must be 1 with exported"
-            raise ValueError(f"ranks_per_clip: {rule}, got {self.ranks_per_clip}")
         if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
             rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
             raise ValueError(f"ranks_split: {rule}, got 'tokens'")
@@ -204,27 +208,31 @@ class Runtime:
             raise ValueError(f"compile_cache: {rule}, got {self.compile_cache!r}")
         if self.quantize_inversion and self.precision == "none":
             raise ValueError("quantize_inversion: must be false with a precision of none, got True")
-        if self.exported is not None and self.compile:
-            raise ValueError(
-                f"exported: artifacts cannot be compiled; must be unset with compile, got {self.exported!r}"
-            )
-        if self.exported is not None and self.rows_per_pass is not None:
-            rule = "artifacts take all rows at once; must be null with exported"
-            raise ValueError(f"rows_per_pass: {rule}, got {self.rows_per_pass}")
-        if self.exported is not None and self.precision != "none":
-            raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
         if self.attention == "xformers" and self.compile and self.forward == "fused":
             raise ValueError(f"compile: xformers cannot be part of a graph; must be false with it, got {self.compile}")
         if self.forward == "diffusers":
             for name, off in _FUSED_ALONE:
                 if (got := getattr(self, name)) != off:
                     raise ValueError(f"{name}: must be {off or 'unset'} with forward='diffusers', got {got!r}")
-        for rule, broken in (
-            ("artifacts hold weights of their own; must be none with exported", self.exported is not None),
-            ("weights in 8 bits stay on the device; must be none with precision", self.precision != "none"),
+        if self.precision != "none" and self.offload != "none":
+            rule = "weights in 8 bits stay on the device; must be none with precision"
+            raise ValueError(f"offload: {rule}, got {self.offload!r}")
+        if self.exported is not None:
+            self._check_exported()
+
+    def _check_exported(self) -> None:
+        if self.compile:
+            rule = "artifacts cannot be compiled; must be unset with compile"
+            raise ValueError(f"exported: {rule}, got {self.exported!r}")
+        for name, off, why in (
+            ("ranks_per_clip", 1, "artifacts hold whole passes alone"),
+            ("rows_per_pass", None, "artifacts take all rows at once"),
+            ("precision", "none", "artifacts keep their own"),
+            ("offload", "none", "artifacts hold weights of their own"),
         ):
-            if broken and self.offload != "none":
-                raise ValueError(f"offload: {rule}, got {self.offload!r}")
+            if (got := getattr(self, name)) != off:
+                must = "null" if off is None else off
+                raise ValueError(f"{name}: {why}; must be {must} with exported, got {got!r}")
 
 
 @dataclass(frozen=True)

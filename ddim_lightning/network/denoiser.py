@@ -203,7 +203,7 @@ class _Evaluation(NamedTuple):
 
 
 def _make_evaluation(b: int, k: int, branches: Sequence[Branch]) -> _Evaluation:
-    """Return branch ``b`` under its prompt ``k``; it reads the same of its source if that has as many, else its last."""
+    """Return a branch under its k-th prompt; it reads the k-th of its source if that has as many, else the last."""
     branch, source = branches[b], None
     if branch.kv_source is not None:
         own, read = len(branch.prompts), len(branches[branch.kv_source].prompts)

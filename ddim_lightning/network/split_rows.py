@@ -128,8 +128,9 @@ class SplitRows:
             GroupError: Another process evaluates other rows, or is gone.
         """
         if not self.group.at_work or latents.requires_grad:
-            more |= {"wanted": wanted, "reads": reads, "held": held, "masks": masks}
-            return self.network(latents, prompt_embeds, timestep, **more)
+            return self.network(
+                latents, prompt_embeds, timestep, wanted=wanted, reads=reads, held=held, masks=masks, **more
+            )
         wanted = latents.shape[0] if wanted is None else wanted
         shares = plan_rows(wanted, reads, self.group.size)
         share = shares[self.group.rank]
