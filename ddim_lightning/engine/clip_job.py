@@ -88,6 +88,8 @@ class ClipJob:
     batch_prompts: bool = False
     on_progress: Callable[[Progress], None] = lambda progress: None
     nfe: dict[str, int] = field(default_factory=dict, init=False)
+    stage: Stage = field(default="encode", init=False)
+    """Which one is at work."""
 
     def __post_init__(self) -> None:
         clip = self.clip = _move_to_host(self.clip)
@@ -199,6 +201,7 @@ class ClipJob:
                     requests,
                     generators=generators,
                     contexts=contexts[k - 1 :][: len(requests)],
+                    cache=engine.make_step_cache(),
                     callback=tick,
                 )
         for latents in edited:
@@ -284,7 +287,7 @@ class ClipJob:
     @contextmanager
     def _stage(self, stage: Stage, label: str, total: int, nfe: int = 0) -> Iterator[Tick]:
         """Time a stage, count its NFE, and hand out the function to call after each of its steps."""
-        done, before = 0, self.engine.nfe
+        done, before, self.stage = 0, self.engine.nfe, stage
         self.nfe_left -= nfe
         uses_network = stage in ("invert", "reconstruct", "edit")
         windows = self.num_windows if uses_network else 1

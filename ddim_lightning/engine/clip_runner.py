@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from ddim_lightning.engine.batch_forms import Item
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
 from ddim_lightning.engine.clips import find_id, make_clip
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.fingerprint import make_clip_fingerprint
+from ddim_lightning.engine.shortage import tell_shortage
 from ddim_lightning.runtime.clip_group import GroupError
 from ddim_lightning.types import Clip, ClipResult, FindResult, Progress, UnreadableClip
 
@@ -56,7 +59,7 @@ class ClipRunner:
             Its result; of one that failed, or is none, a ``skipped`` one with the reason.
 
         Raises:
-            Exception: With ``on_error="raise"``, whatever it fails with.
+            Exception: With ``on_error="raise"``, whatever it fails with; out of memory is told by `tell_shortage`.
             GroupError: The processes of a clip do not work together any more.
         """
         clip, seed, group = self._make_clip(item), 0, self.engine.group
@@ -69,7 +72,7 @@ class ClipRunner:
                 fingerprint = make_clip_fingerprint(self.engine, job.clip, seed=seed, settings=self.settings)
                 group.check_same("clip", (clip.id, fingerprint))
                 is_found = group.ask_first(partial(self._find, job.clip, fingerprint))
-                result = ClipResult(job.clip, "finished", seed=seed) if is_found else job.run()
+                result = ClipResult(job.clip, "finished", seed=seed) if is_found else self._do(job)
                 result.fingerprint, result.settings = fingerprint, self.settings
         except Exception as error:
             if self.outputs.on_error == "raise" or isinstance(error, GroupError):
@@ -85,6 +88,14 @@ class ClipRunner:
         # A list, because each of them may say that it could not take the result.
         found = [find(clip, fingerprint) for find in self.find_results]
         return bool(found) and all(found)
+
+    def _do(self, job: ClipJob) -> ClipResult:
+        try:
+            return job.run()
+        except torch.OutOfMemoryError as error:
+            runtime = self.settings["runtime"]
+            told = tell_shortage(self.engine, job.clip, job.stage, runtime, self.guidance_scale)
+            raise torch.OutOfMemoryError(told) from error
 
     def _make_clip(self, item: Item) -> Clip | UnreadableClip:
         try:

@@ -52,9 +52,9 @@ def measure_decoded(
         keep: Also keep the video as it was before rounding.
     """
     like = next(iter(references.values()))
-    decoded = DecodedVideo(torch.empty(like.shape, dtype=torch.uint8))
+    decoded = DecodedVideo(torch.empty(like.shape, dtype=torch.uint8, device="cpu"))
     if keep:
-        decoded.video = torch.empty(like.shape, dtype=torch.float32)
+        decoded.video = torch.empty(like.shape, dtype=torch.float32, device="cpu")
     measures, done = FrameMean(), 0
     while True:
         with timer.stage("decode"):

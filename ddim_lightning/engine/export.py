@@ -16,6 +16,7 @@ from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.sampling import edit, invert
 from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.engine.editor_rules import ALL_TOKENS, NOTHING_HELD, check_for_artifacts
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import count_latent_frames
@@ -35,9 +36,6 @@ FORMATS = {"aoti": "pt2", "torch-export": "pt2", "torchscript": "pt"}
 
 ONE_ROW, GUIDED_PAIR, EDIT = RowLayout(1, 1), RowLayout(2, 2), RowLayout(3, 2, (2, 2))
 """What every export holds: one row, a guided pair, and a guided pair that reads a source row."""
-
-_NOTHING_HELD = "exported: artifacts hold no keys and values for later steps; the editor must be one that reads none"
-_ALL_TOKENS = "outside: artifacts compute all tokens; must be edit with exported, got 'source'"
 
 Run = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -185,7 +183,7 @@ def export_network(
     """
     if kind not in FORMATS:
         raise ValueError(f"format: must be one of {', '.join(FORMATS)}, got {kind!r}")
-    check_editor(engine.editor)
+    check_for_artifacts(engine.editor)
     if not isinstance(engine.network, Network):
         raise ValueError("forward: must be fused for an export, got 'diffusers'")
     if engine.adapter is not None:
@@ -225,14 +223,6 @@ def layout_name(layout: RowLayout) -> str:
     """Name a layout, ``rows-3-wanted-2-reads-2-2`` for example."""
     reads = "".join(f"-{row}" for row in layout.reads)
     return f"rows-{layout.rows}-wanted-{layout.wanted}" + (f"-reads{reads}" if reads else "")
-
-
-def check_editor(editor: Editor) -> None:
-    """Raise a ValueError for an editor that artifacts cannot serve: of former passes, or of tokens inside a mask."""
-    if editor.splits_tokens:
-        raise ValueError(_ALL_TOKENS)
-    if editor.context_nfe:
-        raise ValueError(f"{_NOTHING_HELD}, got {type(editor).__name__}")
 
 
 class ArtifactNetwork:
@@ -283,13 +273,13 @@ class ArtifactNetwork:
         held: HeldRows | None = None,
         masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        """Evaluate the rows; see `Network`. Nothing can be held, and all rows have all tokens.
+        """Evaluate the rows; see `Network`. Nothing can be held.
 
         Raises:
             ValueError: A size or a row layout that was not exported, or masks.
         """
-        if any(mask is not None for mask in masks):
-            raise ValueError(_ALL_TOKENS)
+        if masks:
+            raise ValueError(ALL_TOKENS)
         layout = make_layout(latents, wanted, reads)
         if list(latents.shape[1:]) != list(self.manifest.latents):
             taken, got = tuple(self.manifest.latents), tuple(latents.shape[1:])
@@ -301,7 +291,7 @@ class ArtifactNetwork:
 
     def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
         """Raise a ValueError: nothing can be held."""
-        raise ValueError(_NOTHING_HELD)
+        raise ValueError(NOTHING_HELD)
 
     def _load(self, layout: RowLayout) -> Run:
         if layout not in self._loaded:

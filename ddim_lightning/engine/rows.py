@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddim_lightning.diffusion.editors import Editor
+from ddim_lightning.diffusion.inverters import Inverter
+from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.engine.export import record_layouts
 from ddim_lightning.models.memory import fit_rows
 from ddim_lightning.network.layout import RowLayout, count_video_tokens
 
@@ -23,6 +27,22 @@ def get_free_memory(device: torch.device) -> float:
     free, _ = torch.cuda.mem_get_info(device)  # pragma: no cover - cuda
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # pragma: no cover - cuda
     return free + kept  # pragma: no cover - cuda
+
+
+def find_widest(
+    inverter: Inverter, editor: Editor, schedule: NoiseSchedule, *, num_layers: int, guidance_scale: float
+) -> RowLayout:
+    """Find the widest pass of an inversion and an edit, without a model."""
+    layouts = record_layouts(
+        inverter,
+        editor,
+        schedule,
+        num_layers=num_layers,
+        size=(1, 1, 2, 2),
+        channels=1,
+        guidance_scale=guidance_scale,
+    )
+    return max(layouts, key=lambda layout: (layout.rows, len(set(layout.reads))))
 
 
 class FittingRows:

@@ -31,7 +31,8 @@ The encoder takes more where frames are so large that convolutions divide their 
 """
 CHUNK_FRAMES = 9
 """Frames of the largest piece that the VAE takes at once."""
-_BLOCKS = "transformer_blocks."
+_BLOCKS, _TEXT_BLOCKS = "transformer_blocks.", "encoder.block."
+_TOGETHER, _BY_ONE = "edit", "edit by 1"
 
 
 @dataclass(frozen=True)
@@ -79,40 +80,76 @@ def predict_peaks(
         size: Of the clip and of the edit.
 
     Returns:
-        By ``none``, ``model`` and ``blocks``: ``prompts``, ``encode``, ``invert``, ``edit`` with the rows together as
-        the size says, ``edit by 1`` with one row at a time, and ``decode``.
+        By ``none``, ``model`` and ``blocks``: ``prompts`` of a run that lists them, which are encoded before the rest
+        of the model is loaded, ``encode``, ``invert``, ``edit`` with the rows together as the size says, ``edit by 1``
+        with one row at a time, and ``decode``.
     """
     gib = size.bytes_each / 2**30
     transformer, vae = (count_parameters(headers[part]) * gib for part in ("transformer", "vae"))
-    blocks = count_parameters(headers["transformer"], _BLOCKS) * gib
     text = count_parameters(headers.get("text_encoder", {})) * gib
-    names = {name.split(".")[1] for name in headers["transformer"] if name.startswith(_BLOCKS)}
-    outside = transformer - blocks
-    streamed = outside + 2 * blocks / max(1, len(names))
+    outside, block = (values * gib for values in _count_layers(headers["transformer"], _BLOCKS))
+    streamed = outside + 2 * block
+    text_layer = sum(_count_layers(headers.get("text_encoder", {}), _TEXT_BLOCKS)) * gib
     tensor = _count_tensor_values(configs["transformer"], limits, size) * gib
     row, together, by_one = (
         tensor * count_pass_tensors(rows, sources, most)
-        for rows, sources, most in ((1, 0, None), (size.rows, size.sources, size.rows_per_pass), (size.rows, size.sources, 1))
+        for rows, sources, most in (
+            (1, 0, None),
+            (size.rows, size.sources, size.rows_per_pass),
+            (size.rows, size.sources, 1),
+        )
     )
     context = {"none": 0.0, **predict_context(configs["transformer"], limits, size)}[size.holds]
     picture = CHUNK_FRAMES * configs["vae"]["block_out_channels"][0] * size.height * size.width * gib
     divides = picture / gib * (CHUNK_FRAMES + 1) / CHUNK_FRAMES > 2**30
     encoder = DIVIDED_ENCODER_TENSORS if divides else ENCODER_TENSORS
     peaks = {}
-    for offload, (alone, with_vae, with_transformer) in {
-        "none": (transformer + vae, transformer + vae, transformer + vae),
-        "model": (0.0, vae, transformer),
-        "blocks": (outside, vae + outside, streamed),
+    for offload, (first, with_vae, with_transformer) in {
+        "none": (text, transformer + vae, transformer + vae),
+        "model": (text_layer, vae, transformer),
+        "blocks": (text_layer, vae + outside, streamed),
     }.items():
         peaks[offload] = {
-            "prompts": alone + text,
+            "prompts": first,
             "encode": with_vae + encoder * picture,
             "invert": with_transformer + row,
-            "edit": with_transformer + together + context,
-            "edit by 1": with_transformer + by_one + context,
+            _TOGETHER: with_transformer + together + context,
+            _BY_ONE: with_transformer + by_one + context,
             "decode": with_vae + DECODER_TENSORS * picture,
         }
     return peaks
+
+
+def list_fitting(
+    peaks: Mapping[str, Mapping[str, float]], room_gib: float, rows_per_pass: int | None = None
+) -> list[str]:
+    """List the offloads whose stages all fit.
+
+    Args:
+        peaks: What `predict_peaks` returns.
+        room_gib: How much there is.
+        rows_per_pass: See `Runtime`; where it is ``None``, an edit whose rows do not fit together takes them in groups.
+    """
+    edit = _BY_ONE if rows_per_pass is None else _TOGETHER
+    others = {_TOGETHER, _BY_ONE} - {edit}
+    return [
+        offload
+        for offload, needs in peaks.items()
+        if max(need for stage, need in needs.items() if stage not in others) <= room_gib
+    ]
+
+
+def _count_layers(headers: Mapping[str, Header], prefix: str) -> tuple[int, int]:
+    """Count the values outside the layers whose names begin with a prefix, and those of one of them."""
+    layers: dict[str, int] = {}
+    outside = 0
+    for name, header in headers.items():
+        if name.startswith(prefix):
+            layer = name.removeprefix(prefix).partition(".")[0]
+            layers[layer] = layers.get(layer, 0) + prod(header.shape)
+        else:
+            outside += prod(header.shape)
+    return outside, max(layers.values(), default=0)
 
 
 def predict_training(

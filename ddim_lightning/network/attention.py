@@ -190,7 +190,9 @@ def _attend_buffer(query: Tensor, key: Tensor, value: Tensor, met: Sequence[_Met
     for stop in sorted({query.shape[0], *(one.readers for one in met)}):
         read = [one for one in met if one.readers >= stop]
         parts = [(key[start:stop], value[start:stop])]
-        parts += [tuple(_spread(kind, one.readers, start, stop) for kind in (one.key, one.value)) for one in read]
+        parts += [
+            (_spread(one.key, one.readers, start, stop), _spread(one.value, one.readers, start, stop)) for one in read
+        ]
         keys, values = (torch.cat(kind, dim=1) for kind in zip(*parts, strict=True))
         scales = [None, *(one.scale for one in read)]
         bias = None if all(scale is None for scale in scales) else _make_bias(query, [k for k, _ in parts], scales)

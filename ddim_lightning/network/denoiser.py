@@ -12,6 +12,7 @@ from ddim_lightning.diffusion.guidance import combine
 from ddim_lightning.diffusion.windows import Windows, evaluate_windows, hold_windows
 from ddim_lightning.network.held import Held, HeldRows
 from ddim_lightning.network.split_rows import SplitRows
+from ddim_lightning.network.split_tokens import SplitTokens
 from ddim_lightning.runtime.autocast import without_autocast
 from ddim_lightning.runtime.clip_group import ClipGroup
 from ddim_lightning.types import Branch, Context, KVScale, Latents, Step
@@ -77,7 +78,7 @@ class CogVideoXDenoiser:
         encode_prompt: Callable[[str], Tensor],
         windows: Windows | None = None,
         group: ClipGroup | None = None,
-        split: Callable[[Any, ClipGroup], RunsRows] = SplitRows,
+        split: Callable[[Any, ClipGroup], SplitRows | SplitTokens] = SplitRows,
     ) -> None:
         self.network = network
         self.group = ClipGroup() if group is None else group
@@ -202,7 +203,7 @@ class _Evaluation(NamedTuple):
 
 
 def _make_evaluation(b: int, k: int, branches: Sequence[Branch]) -> _Evaluation:
-    """Return branch ``b`` under its prompt ``k``; it reads the same of its source if that has as many, else its last."""
+    """Return a branch under its k-th prompt; it reads the k-th of its source if that has as many, else the last."""
     branch, source = branches[b], None
     if branch.kv_source is not None:
         own, read = len(branch.prompts), len(branches[branch.kv_source].prompts)

@@ -20,8 +20,6 @@ from ddim_lightning.network.source_mark import marked
 from ddim_lightning.network.split_tokens import TokenSplit, check_whole_tokens
 from ddim_lightning.types import KVScale
 
-NO_MASKS = "outside: diffusers' forward pass computes all tokens; must be edit with forward='diffusers', got 'source'"
-
 
 class ReadingProcessor:
     """A `ReadingProcessor` is diffusers' attention of CogVideoX, in which the first rows can also attend to others.
@@ -128,7 +126,7 @@ class DiffusersNetwork(OverModel):
             ValueError: Masks.
         """
         if any(mask is not None for mask in masks):
-            raise ValueError(NO_MASKS)
+            raise ValueError("masks: must be none with forward='diffusers', whose blocks compute all tokens, got some")
         try:
             self._place_reads(reads, kv_scale, latents.device)
             self._place_held(held)

@@ -83,7 +83,11 @@ def run_rows(
     made = [_finish(parts, modulation, latents.shape, one) for one in working]
     if len(made) == 1:
         return made[0]
-    rows = {row: one for of_group, group in zip(made, groups, strict=True) for row, one in zip(group.rows, of_group, strict=False)}
+    rows = {
+        row: one
+        for of_group, group in zip(made, groups, strict=True)
+        for row, one in zip(group.rows, of_group, strict=False)
+    }
     return torch.stack([rows[row] for row in sorted(rows)])
 
 

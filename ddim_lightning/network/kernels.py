@@ -138,7 +138,9 @@ class MeasuredAttention:
         generator = torch.Generator().manual_seed(0)
         rows, heads, tokens, channels = shape
         query, key, value = (
-            torch.randn(rows, tokens, heads, channels, generator=generator).to(device, dtype).transpose(1, 2)
+            torch.randn(rows, tokens, heads, channels, generator=generator, device="cpu")
+            .to(device, dtype)
+            .transpose(1, 2)
             for _ in range(3)
         )
         measured, failures = {}, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -157,4 +158,4 @@ def _cut(rows: Sequence[int], size: int) -> list[tuple[int, ...]]:
     """Cut rows into as few pieces as their size allows, as even as can be."""
     pieces = -(-len(rows) // size)
     ends = [len(rows) * k // pieces for k in range(pieces + 1)]
-    return [tuple(rows[start:stop]) for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+    return [tuple(rows[start:stop]) for start, stop in pairwise(ends)]

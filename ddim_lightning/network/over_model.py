@@ -7,9 +7,9 @@ from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor
 
 from ddim_lightning.network.attention import Attention
-from ddim_lightning.network.layout import count_video_tokens
 from ddim_lightning.network.held import Storage
 from ddim_lightning.network.kernels import MeasuredAttention
+from ddim_lightning.network.layout import count_video_tokens
 from ddim_lightning.network.rotary import RotaryTables
 from ddim_lightning.network.source_mark import SourceMark, find_mark
 from ddim_lightning.network.weights import OFS

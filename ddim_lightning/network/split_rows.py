@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.network.attention import pick_rows
-from ddim_lightning.network.held import HeldRows
+from ddim_lightning.network.held import Held, HeldRows
 from ddim_lightning.runtime.clip_group import ClipGroup
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class SplitRows:
     """A `SplitRows` evaluates rows of a pass as a network does, each process of a group its share.
 
     All processes end with the same bytes: each velocity comes from one of them. While the group works on no clip, and
-    for latents that want gradients, each process evaluates all rows. Each holds keys and values for itself.
+    for latents that want gradients, each process evaluates all rows.
 
     Args:
         network: Evaluates rows; all that is not said here goes to it as it is.
@@ -109,8 +109,6 @@ class SplitRows:
     def __init__(self, network: RunsRows, group: ClipGroup) -> None:
         self.network = network
         self.group = group
-        self.dtype, self.num_layers, self.in_channels = network.dtype, network.num_layers, network.in_channels
-        self.hold = network.hold
 
     def __call__(
         self,
@@ -130,7 +128,9 @@ class SplitRows:
             GroupError: Another process evaluates other rows, or is gone.
         """
         if not self.group.at_work or latents.requires_grad:
-            return self.network(latents, prompt_embeds, timestep, wanted=wanted, reads=reads, held=held, masks=masks, **more)
+            return self.network(
+                latents, prompt_embeds, timestep, wanted=wanted, reads=reads, held=held, masks=masks, **more
+            )
         wanted = latents.shape[0] if wanted is None else wanted
         shares = plan_rows(wanted, reads, self.group.size)
         share = shares[self.group.rank]
@@ -152,3 +152,7 @@ class SplitRows:
         gathered = self.group.gather(given)
         places = {row: (rank, k) for rank, one in enumerate(shares) for k, row in enumerate(one.gives)}
         return torch.stack([gathered[places[row]] for row in range(wanted)])
+
+    def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
+        """Evaluate rows for their keys and values alone, all of them in every process; see `Network`."""
+        return self.network.hold(latents, prompt_embeds, timestep)

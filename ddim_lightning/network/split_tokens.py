@@ -88,7 +88,6 @@ class SplitTokens:
     def __init__(self, network: DiffusersNetwork, group: ClipGroup) -> None:
         self.network = network
         self.group = group
-        self.dtype, self.num_layers, self.in_channels = network.dtype, network.num_layers, network.in_channels
 
     def __call__(self, latents: Tensor, prompt_embeds: Tensor, timestep: int, **more: Any) -> Tensor:
         """Evaluate the rows; see `Network`.
@@ -132,7 +131,8 @@ class SplitTokens:
             return args, kwargs | {"encoder_hidden_states": split.take(text), "hidden_states": split.take(video)}
 
         def leave(_: nn.Module, __: Any, tokens: Tensor) -> Tensor:
-            return processors[0].split.gather_video(tokens)
+            split: TokenSplit = processors[0].split
+            return split.gather_video(tokens)
 
         with ExitStack() as hooks:
             first = transformer.transformer_blocks[0]

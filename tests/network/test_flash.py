@@ -15,7 +15,7 @@ from torch.nn.attention import (
 from ddim_lightning.network.attention import Attention, sdpa_attention
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.flash import find_version, use_flash
-from ddim_lightning.network.forward import RowLayout
+from ddim_lightning.network.layout import RowLayout
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
 

@@ -94,5 +94,5 @@ def test_readers_follow_what_they_read_in_even_groups():
     assert plan(6, (4, 4, 5, 5), 3) == [((4, 5), None), ((0, 1), 0), ((2, 3), 0)]
     assert plan(4, (2, 3), 1) == [((2,), None), ((0,), 0), ((3,), None), ((1,), 2)]
     assert plan(5, (), 3) == [((0, 1), None), ((2, 3, 4), None)]
-    with pytest.raises(ValueError, match="^reads: .* got row 1$"):
+    with pytest.raises(ValueError, match=r"^reads: .* got row 1$"):
         plan(3, (1, 2), 2)

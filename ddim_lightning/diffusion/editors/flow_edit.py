@@ -54,8 +54,8 @@ class FlowEdit(Editor):
             leaves alone.
         eval_every: Evaluate the network at every n-th step alone, >= 1. The difference that it found is carried on to
             the steps between: an approximation, the same for all prompts.
-        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own; ``source`` takes those of
-            the source beside it, in every layer, and evaluates the edit inside alone, for less work.
+        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own there, too; ``source``
+            takes those of the source beside it, in every layer, and evaluates the edit inside alone, for less work.
 
     Raises:
         ValueError: An option out of its range.
@@ -86,7 +86,7 @@ class FlowEdit(Editor):
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         return EditState(inversion.clean, request, num_layers, seed=seed)
 
     def check_request(self, request: EditRequest, schedule: NoiseSchedule, inversion_prompt: str) -> list[str]:  # noqa: D102
@@ -108,7 +108,7 @@ class FlowEdit(Editor):
             cache_key = (state.seed, step.i, k)
             branches += [branch, Branch(source, prompt, branch.negative_prompt, scale, cache_key=cache_key)]
         # Its dtype by name: a Trainer's precision may change the default.
-        kv_scale = torch.full((state.num_layers,), self.kv_scale, dtype=torch.float32)
+        kv_scale = torch.full((state.num_layers,), self.kv_scale, dtype=torch.float32, device="cpu")
         return branches, kv_scale if has_source else None
 
     def update(  # noqa: D102

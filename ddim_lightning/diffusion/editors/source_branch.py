@@ -36,8 +36,9 @@ class SourceBranch(Denoise):
         source_text: Text of the source: ``source`` the source prompt, or the inversion's own prompt when there is none;
             ``inversion`` the inversion's own; ``edit`` the edit's; ``auto`` is ``edit`` for paired rows, as the script
             has it, and ``source`` for a shared one.
-        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own; ``source`` takes those of
-            the source, in every layer and at every step, and evaluates the edit inside alone, for less work.
+        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own there, too; ``source``
+            takes those of the source, in every layer and at every step, and evaluates the edit inside alone, for less
+            work.
 
     Raises:
         ValueError: An option out of its range.
@@ -114,7 +115,7 @@ class SourceBranch(Denoise):
 
     def _make_kv_scale(self, num_layers: int, step: Step, num_steps: int) -> KVScale | None:
         """Return the kv_scale per layer at this step, ``None`` where no layer attends to the source."""
-        kv_scale = torch.zeros(num_layers, dtype=torch.float32)
+        kv_scale = torch.zeros(num_layers, dtype=torch.float32, device="cpu")
         kv_scale[list(pick(self.layers, num_layers))] = self.kv_scale
         return kv_scale if step.i in pick(self.steps, num_steps) and kv_scale.any() else None
 
