@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine:
 #   make demo    makes .venv, installs what runs, and inverts, reconstructs and edits clips into demo/
-#   make test    makes .venv, installs the development extras too, and runs the tests with coverage
+#   make test    makes .venv, installs the development extras too, and runs the tests; with coverage by COVERAGE=1
 # uv does the installation where it is present, pip where it is not.
 
 PYTHON ?= python3
@@ -15,6 +15,8 @@ PIP := $(if $(UV),uv pip install --python $(BIN)/python,$(BIN)/python -m pip ins
 # each would fight over two cores.
 TEST := OMP_NUM_THREADS=1 $(BIN)/pytest
 WORKERS ?= 2
+# Tracing every line takes nearly half as long again, so that it is asked for where it is judged.
+COVERED := $(if $(COVERAGE),--cov --cov-report=term)
 
 .PHONY: install develop demo test test-benchmarks fuzz lint types layers mutations docs clean help
 
@@ -47,8 +49,8 @@ demo: install
 	$(BIN)/ddim-lightning demo --output demo
 
 test: develop
-	@echo "left out of the coverage, CUDA branches only: $$(grep -rn 'pragma: no cover - cuda' --include='*.py' ddim_lightning | wc -l) places"
-	$(TEST) -n $(WORKERS) --cov --cov-report=term
+	@echo "left out of any coverage, CUDA branches only: $$(grep -rn 'pragma: no cover - cuda' --include='*.py' ddim_lightning | wc -l) places"
+	$(TEST) -n $(WORKERS) $(COVERED)
 
 # Benchmarks at work, in few steps on small models; the others stand among the tests.
 test-benchmarks: develop

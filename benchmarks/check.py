@@ -16,8 +16,9 @@ from .output import write_report
 
 SCHEMA_FILE = Path(__file__).with_name("result.schema.json")
 _NAMES = (
-    *("ablation", "consistency", "edit_report", "end_to_end", "forward_passes", "in_context", "inversion_report"),
-    *("kernels", "layer_scan", "memory", "new_word", "scaling", "step_cache", "step_latency", "tiny_model"),
+    *("ablation", "claims", "consistency", "edit_report", "end_to_end", "forward_passes", "in_context"),
+    *("inversion_report", "kernels", "layer_scan", "memory", "new_word", "scaling", "step_cache", "step_latency"),
+    "tiny_model",
     "versus_reference",
 )
 _IMPORTED = [importlib.import_module(f"{__package__}.{name}") for name in _NAMES]

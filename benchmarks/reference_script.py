@@ -37,6 +37,7 @@ def load_script(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # torch.compile imports what it traces by its name
     spec.loader.exec_module(script)
     return script
 
@@ -121,7 +122,7 @@ class Reference:
     def _sample(self, latents: Tensor, scheduler: Any, prompt: str, reference: Any) -> Tensor:
         trajectory: Tensor = self.script.sample(
             pipeline=self.pipeline,
-            latents=latents,
+            latents=latents.to(self.pipeline.transformer.dtype),  # as the script's VAE gives them
             scheduler=scheduler,
             prompt=prompt,
             num_inference_steps=self.steps,

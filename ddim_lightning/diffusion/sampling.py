@@ -195,7 +195,9 @@ def edit_together(
         if editor.evaluates(step, inversion.schedule):
             planned = [editor.branches(state, step, inversion) for state in states]
             merged, places = merge_branches([_show_image(branches, inversion) for branches, _ in planned])
-            velocities = evaluate(merged, step, planned[0][1])
+            # Of all edits that read a source the same; one without a mask may read none where others have theirs.
+            kv_scale = next((scale for _, scale in planned if scale is not None), None)
+            velocities = evaluate(merged, step, kv_scale)
             states = [
                 editor.update(state, [velocities[k] for k in place], step, inversion)
                 for state, place in zip(states, places, strict=True)
@@ -314,4 +316,5 @@ def _make_key(k: int, branches: Sequence[Branch]) -> tuple[Any, ...]:
     image = None if branch.image_latents is None else branch.image_latents.data_ptr()
     context = None if branch.context is None else id(branch.context)
     texts = (branch.prompt, branch.negative_prompt, branch.guidance_scale)
-    return (k, latents, image, *texts, branch.timestep, context, source)
+    mask = None if branch.mask is None else branch.mask.data_ptr()
+    return (k, latents, image, *texts, branch.timestep, context, mask, source)

@@ -118,6 +118,9 @@ def _find_ignored(
         ignored.append("negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off")
     if requests and clip.mask is not None and engine.editor.velocity_mask is not None:
         ignored.append("velocity_mask: has no effect on a clip that brings a mask")
+    masked = clip.mask is not None or engine.editor.velocity_mask is not None
+    if requests and engine.editor.splits_tokens and not masked:
+        ignored.append("outside: has no effect on a clip without a mask")
     if not requests and clip.first_frame is not None:
         ignored.append("first_frame: has no effect on a clip without prompts")
     if not requests and engine.edit_denoiser is not engine.denoiser:

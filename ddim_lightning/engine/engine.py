@@ -27,6 +27,7 @@ from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.network.timestep_changes import measure_changes
 from ddim_lightning.runtime.autocast import without_autocast
+from ddim_lightning.runtime.clip_group import ClipGroup
 from ddim_lightning.runtime.offload import Placement
 from ddim_lightning.types import EditRequest, Frames, Latents, Stage, StepCallback, Video
 
@@ -74,6 +75,11 @@ class InversionEngine:
             return self.placement.device
         device: torch.device = self.components.transformer.device
         return device
+
+    @property
+    def group(self) -> ClipGroup:
+        """The processes that work on a clip together; what is done outside of its `together` is not split."""
+        return self.denoiser.group
 
     @property
     def nfe(self) -> int:

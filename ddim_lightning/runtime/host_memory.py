@@ -68,7 +68,7 @@ class HostCopy(Generic[T]):
         def view(_: Tensor) -> Tensor:
             place = next(places)
             # Not a view in autograd's sense: compilers would follow one back to the bytes it is of.
-            empty = torch.empty(0, dtype=place.dtype, device=buffer.device)
+            empty = buffer.new_empty(0, dtype=place.dtype)
             start = buffer.storage_offset() + place.start
             return empty.set_(buffer.untyped_storage(), start // empty.itemsize, place.shape, place.stride)
 

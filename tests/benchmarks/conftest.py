@@ -15,6 +15,8 @@ from benchmarks import environment, loading
 _AT_WORK = (
     *(
         "ablation",
+        "budget",
+        "claims",
         "consistency",
         "edit_quality",
         "end_to_end",
