@@ -89,7 +89,10 @@ def make_page(runs: Sequence[ReportedRun], *, written: str) -> str:
         marks=["A", "B"] if len(runs) > 1 else [""],
         cards=cards,
         columns=columns,
-        groups={column.number.group: [one for one in columns if one.number.group == column.number.group] for column in columns},
+        groups={
+            column.number.group: [one for one in columns if one.number.group == column.number.group]
+            for column in columns
+        },
         values={column.key: [_to_json(value) for value in column.values] for column in columns},
         counts=[_count(run.records) for run in runs],
         skipped=[[record for record in run.records if record["status"] == "skipped"] for run in runs],
