@@ -63,7 +63,8 @@ def run(args: argparse.Namespace, model: str, preset: Offload) -> list[EmulatedD
     for stage, options in (("edit", {}), (FLOW_EDIT, {"editor": EDITOR, "guidance_scale": GUIDANCE_SCALE})):
         if stage == FLOW_EDIT and stage not in args.stages:
             continue
-        outputs = Outputs(reconstruct=stage == "edit" and "reconstruct" in args.stages, on_error="raise")
+        inverts = stage == "edit" and not {"invert", "reconstruct"}.isdisjoint(args.stages)
+        outputs = Outputs(reconstruct=inverts, on_error="raise")
         ends_with = None if stage == "edit" and "decode" in args.stages else "edit"
         with emulate_cuda(total_gib=total, taken_gib=TAKEN_GIB) as device:
             module = make_module(args, model, preset, outputs=outputs, **options)
@@ -181,7 +182,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         "",
         f"Peak of what is allocated in each stage, GiB, {PREDICTED.lower()}:",
         "",
-        *make_table(("preset", "card", *stages, "pinned on the host"), map(_list_row, presets)),
+        *make_table(("preset", "card", *stages, "pinned on the host"), [_list_row(row) for row in presets]),
         "",
     ]
     if settings["model"] == FULL_SIZE:
