@@ -112,8 +112,8 @@ def test_two_go_where_one_goes_and_a_clip_that_fails_in_one_is_skipped_by_both(t
         assert "OSError: here and nowhere else" in split[f"{rank}-a"]["reason"]
     check_equal(alone, split, "b")
     check_folders(one, two, (alone, split), "b")
-    # Both edits read one source, which each process evaluates beside its own; an inversion is one row. At the first step
-    # what guidance moves away from is one row for both.
+    # Both edits read one source, which each process evaluates beside its own; an inversion is one row. At the first
+    # step what guidance moves away from is one row for both.
     whole, readers = alone["0-b"]["rows"], (3, 4)
     assert whole == [1] * (2 + 1) + [count + 1 for count in readers]
     plans = [plan_rows(count, (count,) * count, 2) for count in readers]
