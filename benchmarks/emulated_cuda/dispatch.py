@@ -47,7 +47,8 @@ class EmulatedDispatch(TorchDispatchMode):
         tensors = list(_iterate_tensors((*args, *kwargs.values())))
         if kwargs.pop("pin_memory", None):
             return self._pin(func, args, kwargs)
-        if not is_cuda(kwargs.get("device")) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        named = kwargs.get("device") or next((one for one in args if isinstance(one, torch.device)), None)
+        if not is_cuda(named) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
         if func.is_view and not _is_composite(func):
             return self.outcomes.view(func, args, kwargs)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ddim_lightning.data.frames import check_num_frames, make_size
 from ddim_lightning.engine.config import Runtime, Source
@@ -20,9 +20,6 @@ from ddim_lightning.models.checkpoint import WEIGHTS, Checkpoint, make_limits, r
 from ddim_lightning.models.memory import Size, count_parameters, find_largest, predict_context, predict_peaks
 from ddim_lightning.models.source import BUNDLED, resolve_model
 from ddim_lightning.models.weight_files import Header, list_variants, read_headers
-
-if TYPE_CHECKING:
-    from ddim_lightning.network.layout import RowLayout
 
 _BYTES = {"auto": 2, "bfloat16": 2, "float16": 2, "float32": 4}
 _TESTED = {
@@ -228,7 +225,7 @@ def _describe_schedulers(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"class": config.get("_class_name"), "corrected": corrected}
 
 
-def _find_widest(checkpoint: Checkpoint, source: Source) -> tuple[RowLayout, bool]:
+def _find_widest(checkpoint: Checkpoint, source: Source) -> tuple[Any, bool]:  # a RowLayout, which imports torch
     """Find the widest pass of an edit by the recommended methods, and say whether it holds a context."""
     from ddim_lightning.diffusion.editors import Editor
     from ddim_lightning.diffusion.inverters import Inverter
