@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from benchmarks.published import COGVIDEOX_5B_TRANSFORMER
 from ddim_lightning.engine.rows import SHARE, FittingRows, get_free_memory
@@ -19,7 +20,7 @@ TENSOR = 17_776 * 3072 * 2
 def choose(free, most=None, layout=LAYOUT):
     """Ask as often as there are values, of a pass without any."""
     values = iter(free)
-    rows = FittingRows(COGVIDEOX_5B_TRANSFORMER, most, lambda device: next(values))
+    rows = FittingRows(FrozenDict({"patch_size_t": None} | COGVIDEOX_5B_TRANSFORMER), most, lambda device: next(values))
     latents = torch.empty(layout.rows, 13, 16, 60, 90, dtype=torch.bfloat16, device="meta")
     embeds = torch.empty(layout.rows, 226, 4096, dtype=torch.bfloat16, device="meta")
     return [rows(layout, latents, embeds) for _ in range(2)]
