@@ -86,8 +86,9 @@ class Case:
 
 
 def _read_in_the_noisier_half() -> Variant:
-    injection: Any = VARIANTS[INJECTION]
-    return replace(injection, editor=replace(injection.editor, steps=(0, 0.5)))
+    variant = VARIANTS[INJECTION]
+    injection: Any = variant.editor
+    return replace(variant, editor=replace(injection, steps=(0, 0.5)))
 
 
 CASES = {
