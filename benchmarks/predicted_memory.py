@@ -15,7 +15,6 @@ from typing import Any, get_args
 
 import torch
 
-from ddim_lightning.diffusion.editors import KVInjection
 from ddim_lightning.engine.config import Offload, Outputs, Runtime, Schedule
 from ddim_lightning.engine.parts import describe_part
 from ddim_lightning.engine.recommended import read_recommended
@@ -24,10 +23,10 @@ from ddim_lightning.types import Clip
 
 from .arguments import QUICK_STEPS, add_output, read_count
 from .edit_report import make_table
-from .emulated_cuda import GIB, EmulatedDevice, emulate_cuda
-from .emulated_cuda.job import STAGES, run_job
+from .emulated_cuda import GIB, EmulatedDevice, Peak, emulate_cuda
+from .emulated_cuda.job import LOADING, STAGES, run_job
 from .environment import read_block
-from .loading import FULL_SIZE, PROMPTS, TINY
+from .loading import EDITOR, FULL_SIZE, GUIDANCE_SCALE, PROMPTS, TINY
 from .output import tell_origin, write_files
 from .plots import Bars, plot_bars
 from .weightless import write_weightless
@@ -35,10 +34,14 @@ from .weightless import write_weightless
 SCHEMA = "ddim-lightning/predicted-memory/2"
 PREDICTED = "Predicted, not measured"
 GOALS_GIB = {"none": 22.0, "model": 14.0, "blocks": 7.5}
-"""The highest peak of each preset at full size: what cards of 24, 16 and 8 GB have beside the context."""
-KV_EDIT = "edit K/V"
-"""The edit by K/V injection, beside that of the recommended editor."""
-SHOWN = (*STAGES[:-1], KV_EDIT, STAGES[-1])
+"""The highest peak of each preset at full size."""
+CARDS_GIB = {"none": 24.0, "model": 16.0, "blocks": 8.0}
+"""The card that each preset is for: how many rows go through a block together depends on what is free."""
+TAKEN_GIB = 0.5
+"""What the CUDA context takes of a card."""
+FLOW_EDIT = "edit FlowEdit"
+"""The edit by the method that is recommended for the bundled model, which has the widest passes: six rows."""
+SHOWN = (*STAGES[:-1], FLOW_EDIT, STAGES[-1])
 DOCUMENTED = ("inverters/uni_inv.py", "inverters/fixed_point.py")
 """Where the host waits once a step, and says so: these stop as soon as something is small enough."""
 
@@ -53,51 +56,63 @@ def make_module(args: argparse.Namespace, model: str, preset: Offload, **options
     )
 
 
-def run(args: argparse.Namespace, model: str, preset: Offload) -> EmulatedDevice:
-    """Do the whole job under a preset, and edit a second time by K/V injection."""
-    stages = set(args.stages)
-    with emulate_cuda() as device:
-        module = make_module(
-            args, model, preset, outputs=Outputs(reconstruct="reconstruct" in stages, on_error="raise")
-        )
-        limits = module.video_limits
-        size = (args.num_frames or limits.num_frames, 3, args.height or limits.height, args.width or limits.width)
-        clip = Clip("clip", torch.zeros(size, dtype=torch.uint8), prompts=PROMPTS[:1], source_prompt=PROMPTS[1])
-        run_job(module, [clip], device)
-        if KV_EDIT in stages:
-            del module
-            outputs = Outputs(reconstruct=False, on_error="raise")
-            module = make_module(args, model, preset, editor=KVInjection(), outputs=outputs)
-            run_job(module, [clip], device, names={"edit": KV_EDIT}, ends_with="edit")
-    return device
+def run(args: argparse.Namespace, model: str, preset: Offload) -> list[EmulatedDevice]:
+    """Do the whole job under a preset, and on another device the edit by `FLOW_EDIT`."""
+    total = args.total_gib or CARDS_GIB[preset]
+    devices = []
+    for stage, options in (("edit", {}), (FLOW_EDIT, {"editor": EDITOR, "guidance_scale": GUIDANCE_SCALE})):
+        if stage == FLOW_EDIT and stage not in args.stages:
+            continue
+        inverts = stage == "edit" and not {"invert", "reconstruct"}.isdisjoint(args.stages)
+        outputs = Outputs(reconstruct=inverts, on_error="raise")
+        ends_with = None if stage == "edit" and "decode" in args.stages else "edit"
+        with emulate_cuda(total_gib=total, taken_gib=TAKEN_GIB) as device:
+            module = make_module(args, model, preset, outputs=outputs, **options)
+            limits = module.video_limits
+            size = (args.num_frames or limits.num_frames, 3, args.height or limits.height, args.width or limits.width)
+            clip = Clip("clip", torch.zeros(size, dtype=torch.uint8), prompts=PROMPTS[:1], source_prompt=PROMPTS[1])
+            run_job(module, [clip], device, names={"edit": stage}, ends_with=ends_with)
+        devices.append(device)
+    return devices
 
 
-def tell_preset(args: argparse.Namespace, preset: Offload, device: EmulatedDevice) -> dict[str, Any]:
+def tell_preset(args: argparse.Namespace, preset: Offload, devices: Sequence[EmulatedDevice]) -> dict[str, Any]:
     """Return what was seen of a preset, JSON-ready."""
-    waits = device.waits.list_in_steps()
+    found: dict[str, Peak] = {}
+    for device in reversed(devices):  # what both have seen is told of the first
+        found |= device.memory.peaks
     return {
         "preset": preset,
-        "peak_gib": {stage: device.memory.peaks[stage].nbytes / GIB for stage in args.stages},
-        "pinned_gib": max(peak.nbytes for peak in device.pinned.peaks.values()) / GIB,
-        "alive": {
-            stage: [
-                {
-                    "gib": count * one.nbytes / GIB,
-                    "count": count,
-                    "shape": list(one.shape),
-                    "dtype": str(one.dtype).removeprefix("torch."),
-                    "place": str(one.place),
-                }
-                for one, count in device.memory.peaks[stage].list_largest(args.top)
-            ]
-            for stage in args.stages
-        },
+        "card_gib": args.total_gib or CARDS_GIB[preset],
+        "peak_gib": {stage: found[stage].nbytes / GIB for stage in args.stages},
+        "pinned_gib": max(peak.nbytes for device in devices for peak in device.pinned.peaks.values()) / GIB,
+        "alive": {stage: list_alive(found[stage], args.top) for stage in args.stages},
         "waits_in_steps": [
             {"kind": wait.kind, "stage": wait.stage, "place": str(wait.place), "count": count}
-            for wait, count in waits.items()
+            for device in devices
+            for wait, count in device.waits.list_in_steps().items()
             if wait.stage != "decode"  # whose steps are whole videos, each written to the host
         ],
     }
+
+
+def list_alive(peak: Peak, count: int) -> list[dict[str, Any]]:
+    """Return what takes most of a peak, JSON-ready: tensors that are alike in one row, and all weights in one."""
+    weights = [one for one in peak.alive if one.stage in LOADING]
+    rows = [
+        {
+            "gib": count * one.nbytes / GIB,
+            "count": count,
+            "shape": list(one.shape),
+            "dtype": str(one.dtype).removeprefix("torch."),
+            "place": str(one.place),
+        }
+        for one, count in Peak(0, tuple(one for one in peak.alive if one.stage not in LOADING)).list_largest(count)
+    ]
+    if weights:
+        size = sum(one.nbytes for one in weights) / GIB
+        rows.append({"gib": size, "count": len(weights), "shape": [], "dtype": "", "place": "weights, while loading"})
+    return sorted(rows, key=lambda row: -row["gib"])
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -113,6 +128,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "height": args.height or limits.height,
             "width": args.width or limits.width,
             "dtype": "bfloat16",
+            "steps": module.schedule.num_inference_steps,
+            "stages": list(args.stages),
             "device": "emulated",
             "guidance_scale": module.guidance_scale,
             "inverter": describe_part(module.inverter),
@@ -122,14 +139,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "schema": SCHEMA,
         "predicted": True,
         "environment": read_block(args.commit),
-        "settings": {**settings, "steps": len(module_steps(args, module)), "stages": list(args.stages)},
+        "settings": settings,
         "presets": presets,
     }
-
-
-def module_steps(args: argparse.Namespace, module: DDIMInversionModule) -> range:
-    """Return the steps of each direction."""
-    return range(args.steps or module.schedule.num_inference_steps or 0)
 
 
 def list_missed(result: Mapping[str, Any]) -> list[str]:
@@ -156,7 +168,8 @@ def make_markdown(result: Mapping[str, Any]) -> str:
     )
     what = (
         f"{settings['model']}, {size}, {settings['dtype']}, {settings['steps']} steps, eager; *edit* is {editor} at "
-        f"guidance {settings['guidance_scale']:g}, as recommended, *{KV_EDIT}* is KVInjection."
+        f"guidance {settings['guidance_scale']:g}, as recommended, *{FLOW_EDIT}* what is recommended for the bundled "
+        f"model; {TAKEN_GIB:g} GiB of each card are the context's."
     )
     lines = [
         "# Memory by stage, as predicted",
@@ -169,13 +182,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         "",
         f"Peak of what is allocated in each stage, GiB, {PREDICTED.lower()}:",
         "",
-        *make_table(
-            ("preset", *stages, "pinned on the host"),
-            [
-                (row["preset"], *(f"{row['peak_gib'][stage]:.2f}" for stage in stages), f"{row['pinned_gib']:.2f}")
-                for row in presets
-            ],
-        ),
+        *make_table(("preset", "card", *stages, "pinned on the host"), [_list_row(row) for row in presets]),
         "",
     ]
     if settings["model"] == FULL_SIZE:
@@ -201,6 +208,11 @@ def make_markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _list_row(row: Mapping[str, Any]) -> list[str]:
+    gib = (*row["peak_gib"].values(), row["pinned_gib"])
+    return [row["preset"], f"{row['card_gib']:g}", *(f"{one:.2f}" for one in gib)]
+
+
 def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
     """Draw the peak of every stage."""
     stages = result["settings"]["stages"]
@@ -220,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tiny", dest="full_size", action="store_false", help="the bundled model, not CogVideoX-5B")
     parser.add_argument("--offload", nargs="+", choices=get_args(Offload), default=get_args(Offload), help="(all)")
     parser.add_argument("--stages", nargs="+", choices=SHOWN, default=SHOWN, help="that are told (all)")
+    parser.add_argument("--total-gib", type=float, help="memory of the card (24, 16 and 8 for none, model and blocks)")
     parser.add_argument("--num-frames", type=read_count, help="of the clip (the model's own)")
     parser.add_argument("--height", type=read_count, help="likewise")
     parser.add_argument("--width", type=read_count, help="likewise")

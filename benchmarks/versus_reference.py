@@ -324,7 +324,7 @@ def _make_compiled_case(reference: Reference, direction: str, inputs: dict[str, 
 def make_markdown(result: Mapping[str, Any]) -> str:
     """Write the report that a person reads."""
     settings, goals = result["settings"], {goal[:4]: goal[4] for goal in GOALS}
-    on_goal = settings["model"] == TINY and settings["device"] == "cpu"
+    on_goal = (settings["model"], settings["device"], settings["dtype"]) == (TINY, "cpu", "float32")
     rows = []
     for ratio in result["ratios"]:
         goal = goals[ratio["what"], ratio["case"], ratio["variant"], ratio["against"]]

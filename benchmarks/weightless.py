@@ -41,7 +41,7 @@ def write_weightless(folder: Path, configs: Mapping[str, Mapping[str, Any]] = CO
         The folder.
     """
     with torch.device("meta"):
-        parts: dict[str, nn.Module] = {
+        parts: dict[str, Any] = {
             "transformer": CogVideoXTransformer3DModel(**configs["transformer"]),
             "vae": AutoencoderKLCogVideoX(**configs["vae"]),
             "text_encoder": T5EncoderModel(T5Config(**configs["text_encoder"])),

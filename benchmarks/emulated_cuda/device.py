@@ -41,17 +41,18 @@ class EmulatedDevice:
 
 @contextmanager
 def emulate_cuda(
-    *, total_gib: float = 80.0, limited: bool = False, capability: tuple[int, int] = (9, 0)
+    *, total_gib: float = 80.0, taken_gib: float = 0.0, limited: bool = False, capability: tuple[int, int] = (9, 0)
 ) -> Iterator[EmulatedDevice]:
     """Emulate a CUDA device in this thread while the context is entered.
 
     Args:
         total_gib: Memory that the device says it has.
-        limited: Whether going beyond it raises `torch.OutOfMemoryError`.
+        taken_gib: What of it the CUDA context and other programs have.
+        limited: Whether going beyond the rest raises `torch.OutOfMemoryError`.
         capability: Compute capability: 9.0 is Hopper, 8.9 Ada, 8.6 Ampere.
     """
-    total = int(total_gib * GIB)
-    device = EmulatedDevice(Ledger(total if limited else None))
+    total, taken = int(total_gib * GIB), int(taken_gib * GIB)
+    device = EmulatedDevice(Ledger(total - taken if limited else None))
     dispatch = EmulatedDispatch(device.memory, device.pinned, device.waits)
-    with patched_torch(device.memory, total, capability), patched_loading(), dispatch:
+    with patched_torch(device.memory, total, taken, capability), patched_loading(), dispatch:
         yield device

@@ -47,7 +47,8 @@ class EmulatedDispatch(TorchDispatchMode):
         tensors = list(_iterate_tensors((*args, *kwargs.values())))
         if kwargs.pop("pin_memory", None):
             return self._pin(func, args, kwargs)
-        if not is_cuda(kwargs.get("device")) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        named = kwargs.get("device") or next((one for one in args if isinstance(one, torch.device)), None)
+        if not is_cuda(named) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
         if func.is_view and not _is_composite(func):
             return self.outcomes.view(func, args, kwargs)
@@ -64,7 +65,10 @@ class EmulatedDispatch(TorchDispatchMode):
         with self:
             if func is aten.scaled_dot_product_attention.default:
                 return attend(*args, **kwargs)
-            return func.decompose(*args, **kwargs) if _is_composite(func) else NotImplemented
+            if not _is_composite(func):
+                return NotImplemented
+            # The kernel that runs on a GPU. Some have another one for fake tensors, which computes in float32.
+            return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
     def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> Any:
         check_dtypes(func, tensors)

@@ -25,12 +25,14 @@ class Allocation(NamedTuple):
         shape: Of the tensor that it was made for.
         dtype: Likewise.
         place: The line that made it.
+        stage: In which it was made.
     """
 
     nbytes: int
     shape: tuple[int, ...]
     dtype: torch.dtype
     place: Place
+    stage: str
 
 
 @dataclass
@@ -98,7 +100,7 @@ class Ledger:
                 f"CUDA out of memory. Tried to allocate {nbytes / GIB:.2f} GiB. The emulated GPU has a total capacity "
                 f"of {self.total / GIB:.2f} GiB of which {(self.total - self.current) / GIB:.2f} GiB is free."
             )
-        self._alive[key] = Allocation(nbytes, tuple(tensor.shape), tensor.dtype, find_place())
+        self._alive[key] = Allocation(nbytes, tuple(tensor.shape), tensor.dtype, find_place(), self.stage)
         self._ends[key] = weakref.ref(storage, lambda _: self._remove(key))
         self.current += nbytes
         self._look()

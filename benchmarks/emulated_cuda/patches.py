@@ -65,13 +65,22 @@ class Event:
         return True
 
 
+class Generator(torch.Generator):
+    """A `Generator` draws nothing on the device, whose tensors have no values; on the host it is what it was."""
+
+    def __new__(cls, device: Any = "cpu") -> Generator:
+        """Make one that lies on the host."""
+        return super().__new__(cls)
+
+
 @contextlib.contextmanager
-def patched_torch(memory: Ledger, total: int, capability: tuple[int, int]) -> Iterator[None]:
+def patched_torch(memory: Ledger, total: int, taken: int, capability: tuple[int, int]) -> Iterator[None]:
     """Let `torch.cuda` and what tensors say of their memory answer for the emulated device.
 
     Args:
         memory: Of the device.
         total: Bytes that the device has.
+        taken: Bytes of them that are not for us.
         capability: Its compute capability.
     """
     # Both are what PyTorch itself does for fake tensors on a machine without a driver.
@@ -107,7 +116,7 @@ def patched_torch(memory: Ledger, total: int, capability: tuple[int, int]) -> It
         "max_memory_reserved": lambda device=None: memory.since_reset,
         "reset_peak_memory_stats": lambda device=None: memory.reset(),
         "reset_accumulated_memory_stats": lambda device=None: None,
-        "mem_get_info": lambda device=None: (total - memory.current, total),
+        "mem_get_info": lambda device=None: (max(0, total - taken - memory.current), total),
     }
     tensors = [
         (FakeTensor, "data_ptr", _address),
@@ -117,6 +126,7 @@ def patched_torch(memory: Ledger, total: int, capability: tuple[int, int]) -> It
         (torch.Tensor, "pin_memory", _pin),
         # Modules that move keep their parameters, which are made over in place.
         (torch.__future__, "get_swap_module_params_on_conversion", lambda: True),
+        (torch, "Generator", Generator),
         (torch.version, "cuda", torch.version.cuda or "13.0"),
     ]
     with contextlib.ExitStack() as stack:

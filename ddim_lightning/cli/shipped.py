@@ -13,7 +13,7 @@ from ddim_lightning.report.mistakes import get_nearest
 
 BENCHMARKS = tuple(  # a list of strings would take a line each
     "ablation claims consistency edit_quality end_to_end forward_passes in_context inversion_error kernels layer_scan "  # noqa: SIM905
-    "memory new_word scaling step_cache step_latency tiny_model versus_reference".split()
+    "memory new_word predicted_memory scaling step_cache step_latency tiny_model versus_reference".split()
 )
 
 

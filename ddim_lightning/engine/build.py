@@ -43,7 +43,7 @@ from ddim_lightning.network.weights import gather_block, gather_norms, place_blo
 from ddim_lightning.runtime.clip_group import ClipGroup, check_size
 from ddim_lightning.runtime.compile import apply_compile, apply_vae_compile
 from ddim_lightning.runtime.compile_cache import load_compiled
-from ddim_lightning.runtime.host_memory import HostCopy
+from ddim_lightning.runtime.host_memory import HostCopy, HostMemory
 from ddim_lightning.runtime.offload import Parkable, ParkedModule, Placement
 from ddim_lightning.runtime.streaming import WeightStream
 
@@ -282,11 +282,12 @@ def _stream_blocks(network: Network, device: torch.device) -> tuple[Parkable, Pa
     if any(not layer.merged and not layer.disable_adapters for layer in adapted):
         rule = "blocks are copied with the adapters in them; must be none or model, or the adapters fused and unloaded"
         raise ValueError(f"offload: {rule}, got 'blocks'")
+    memory = HostMemory.make_for(network.transformer.transformer_blocks.parameters())
     for block in network.transformer.transformer_blocks:
-        blocks.append(HostCopy(gather_block(block), device))
+        blocks.append(HostCopy(gather_block(block), device, memory))
         place_block(block, blocks[-1].weights)
         # What a timestep decides is remembered, so these travel once a timestep and not in every pass.
-        norms.append(HostCopy(gather_norms(block), device))
+        norms.append(HostCopy(gather_norms(block), device, memory))
         place_norms(block, norms[-1].weights)
     for layer in adapted:  # what may be switched on is added to the blocks once they are on the device
         for name in layer.adapter_layer_names:

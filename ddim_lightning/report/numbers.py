@@ -99,7 +99,7 @@ def format_number(number: float | None, key: str) -> str:
         key: As in `list_numbers`.
     """
     if number is None:
-        return "–"
+        return "-"
     if not math.isfinite(number):
         return "equal"
     part, _, rest = key.partition(".")

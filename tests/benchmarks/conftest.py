@@ -26,7 +26,8 @@ _AT_WORK = (
         "inversion_error",
         "kernels",
     ),
-    *("layer_scan", "memory", "new_word", "scaling", "step_cache", "step_latency", "tiny_model", "versus_reference"),
+    *("layer_scan", "memory", "new_word", "predicted_memory", "scaling"),
+    *("step_cache", "step_latency", "tiny_model", "versus_reference"),
 )
 """Benchmarks whose tests run them."""
 

@@ -24,6 +24,8 @@ def test_tensors_have_all_but_values(device):
     y = x.transpose(1, 2)[:, 1:]
     assert y.shape == (2, 4, 3) and y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     assert y.data_ptr() - x.data_ptr() == 2
+    with torch.inference_mode():
+        assert torch.zeros(2).to("cuda").device == torch.zeros(2).to(x).device == x.device
     back = y.float().cpu()
     assert back.shape == (2, 4, 3) and back.dtype == torch.float32 and not back.any()
 
@@ -169,12 +171,15 @@ def test_nothing_is_left_behind():
     with emulate_cuda(capability=(8, 6)):
         assert torch.cuda.is_available() and torch.cuda.get_device_capability() == (8, 6)
         assert torch.cuda.get_device_properties(0).total_memory == 80 * GIB
-    assert before == (
-        torch.cuda.is_available(),
-        torch.Tensor.data,
-        torch.UntypedStorage.data_ptr,
-        torch.Tensor.pin_memory,
-    )
+    assert look() == before
     parameter = nn.Parameter(torch.zeros(3))
     parameter.data = torch.ones(3)
     assert parameter.sum().item() == 3.0
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_interpolation_stays_in_its_dtype(inference, device):
+    with torch.inference_mode(inference):
+        x = torch.zeros(1, 1, 256, 1024, dtype=torch.bfloat16, device="cuda")
+        y = nn.functional.interpolate(x, scale_factor=2.0)
+    assert device.memory.since_reset == x.nbytes + y.nbytes == 5 * MIB / 2
