@@ -26,10 +26,11 @@ for (const parent of document.querySelectorAll("body, body :not(svg, svg *, .scr
     const [a, b] = [boxes[i][1], boxes[k][1]];
     const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left);
     const high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-    if (wide > 1 && high > 1) found.push(`${boxes[i][0].outerHTML.slice(0, 80)} and ${boxes[k][0].outerHTML.slice(0, 80)}`);
+    if (wide > 1 && high > 1) found.push([i, k].map((one) => boxes[one][0].outerHTML.slice(0, 80)).join(" and "));
   }
 }
-if (document.documentElement.scrollWidth > innerWidth) found.push(`${document.documentElement.scrollWidth} pixels wide`);
+const wide = document.documentElement.scrollWidth;
+if (wide > innerWidth) found.push(`${wide} pixels wide`);
 return found;
 """
 
