@@ -18,11 +18,11 @@ WORKERS ?= 2
 # Tracing every line takes nearly half as long again, so that it is asked for where it is judged.
 COVERED := $(if $(COVERAGE),--cov --cov-report=term)
 
-.PHONY: install develop demo test test-benchmarks fuzz lint types layers mutations docs clean help
+.PHONY: install develop demo test test-benchmarks test-browser fuzz lint types layers mutations docs clean help
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
-	@echo "and: make install | develop | test-benchmarks | fuzz | lint | types | layers | mutations | docs | clean"
+	@echo "and: make install | develop | test-benchmarks | test-browser | fuzz | lint | types | layers | mutations | docs | clean"
 
 install: $(INSTALLED)
 
@@ -55,6 +55,10 @@ test: develop
 # Benchmarks at work, in few steps on small models; the others stand among the tests.
 test-benchmarks: develop
 	$(TEST) -n $(WORKERS) -m "benchmark and not slow" tests/benchmarks
+
+# The report of a run in a real browser: Debian's packages chromium and chromium-driver. Its screenshots lie in out/.
+test-browser: develop
+	$(TEST) -m slow tests/test_report_in_browser.py
 
 # New manifests, configs and command lines, a thousand of each; the default tests try a few that stay the same.
 fuzz: develop

@@ -31,8 +31,8 @@ def load_script(path: Path) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"script: no such file, {path}")
-    if importlib.util.find_spec("decord") is None:
-        sys.modules.setdefault("decord", types.ModuleType("decord"))
+    if "decord" not in sys.modules and importlib.util.find_spec("decord") is None:
+        sys.modules["decord"] = types.ModuleType("decord")
     spec = importlib.util.spec_from_file_location("reference_script", path)
     assert spec is not None
     assert spec.loader is not None

@@ -10,6 +10,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,8 +87,9 @@ class Case:
 
 
 def _read_in_the_noisier_half() -> Variant:
-    injection: Any = VARIANTS[INJECTION]
-    return replace(injection, editor=replace(injection.editor, steps=(0, 0.5)))
+    variant = VARIANTS[INJECTION]
+    injection: Any = variant.editor
+    return replace(variant, editor=replace(injection, steps=(0, 0.5)))
 
 
 CASES = {
@@ -252,10 +254,10 @@ def make_markdown(result: Mapping[str, Any]) -> str:
 def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
     """Draw what each cache costs against what it saves."""
     lines = []
-    for case in result["cases"]:
+    for case, dash in zip(result["cases"], cycle(("-", "--", ":"))):
         caches = [case["rows"][0], *(row for row in case["rows"] if row["threshold"])]
-        points = [compare(case, row) for row in caches]
-        lines.append(Line(case["name"], [fewer for fewer, _ in points], [gained for _, gained in points]))
+        fewer, gained = zip(*(compare(case, row) for row in caches), strict=True)
+        lines.append(Line(case["name"], fewer, gained, dash))
     plot_limits(
         folder / "frontier.png",
         lines,

@@ -15,14 +15,14 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_info
 
-from ddim_lightning.data.ids import RESULTS
+from ddim_lightning.data.ids import PAGE, RESULTS
 from ddim_lightning.output.clip_folder import write_clip
 from ddim_lightning.output.folder import RunFolder, read_results
 from ddim_lightning.output.place import DiskError, make_output_dir
 from ddim_lightning.output.record import SCHEMA, make_record
 from ddim_lightning.types import Clip, ClipResult
 
-__all__ = ["RESULTS", "SCHEMA", "VideoWriter", "make_output_dir", "make_record", "read_results", "write_clip"]
+__all__ = ["PAGE", "RESULTS", "SCHEMA", "VideoWriter", "make_output_dir", "make_record", "read_results", "write_clip"]
 
 
 class VideoWriter(BasePredictionWriter):
@@ -32,6 +32,7 @@ class VideoWriter(BasePredictionWriter):
     ``sheet.png``, ``result.json`` and, when saved, ``trajectory.safetensors``; it takes its name when it is whole.
     ``OUT/results.jsonl`` holds the records of all clips, skipped ones too, a line a clip; it grows with the run, and is
     sorted by id when the run ends. Those of clips that the last run did not have are marked ``earlier``.
+    ``OUT/index.html`` then shows all of it in a browser; see `write_page`.
     A PSNR of equal videos is infinite, which JSON cannot say: it is written as ``null``.
 
     A clip that an earlier run into the folder finished, with the same frames, request, weights and settings, is not

@@ -33,6 +33,8 @@ VERBS = {
     "[Performance and memory](performance.md#exported-artifacts).",
     "check": "Says what would be loaded of a model, without loading it; see "
     "[Models](models.md#what-a-model-is-and-needs).",
+    "report": "Writes the page that shows a run in a browser, or compares two; see "
+    "[Where results go](results.md#looking-at-a-run).",
     "benchmark": "Runs a benchmark; see [Benchmarks](benchmarks.md).",
 }
 """By verb, what stands above its help; ``env`` has none of its own."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, Dataset
 
@@ -73,10 +74,10 @@ def predict(module, data, *callbacks, processes=1):
 def run(model, clips, folder, processes=1, fails=None, **options):
     """Edit clips, and return by process and clip what was found out."""
     (folder / "watched").mkdir(parents=True, exist_ok=True)
-    frames = options.pop("num_frames", None)
+    given = {name: options.pop(name, None) for name in ("num_frames", "mask")}
     options = {"num_inference_steps": STEPS, "guidance_scale": 6.0, "reconstruct": False, **options}
     module = make_module(str(model), ranks_per_clip=processes, **options)
-    data = VideoDataModule(clips, PROMPTS, source_prompt="a ball", num_frames=frames, num_workers=0)
+    data = VideoDataModule(clips, PROMPTS, source_prompt="a ball", num_workers=0, **given)
     writer = VideoWriter(str(folder / "out"), sheets=False)
     predict(module, data, writer, Watch(folder / "watched", fails), processes=processes)
     return {path.stem: torch.load(path) for path in (folder / "watched").iterdir()}
@@ -111,13 +112,14 @@ def test_two_go_where_one_goes_and_a_clip_that_fails_in_one_is_skipped_by_both(t
         assert "OSError: here and nowhere else" in split[f"{rank}-a"]["reason"]
     check_equal(alone, split, "b")
     check_folders(one, two, (alone, split), "b")
-    # Two guided edits read one source, which both processes evaluate beside two of the four; an inversion is one row.
-    whole = alone["0-b"]["rows"]
-    assert whole[-STEPS:] == [5] * STEPS
-    for rank, share in enumerate(plan_rows(4, (4,) * 4, 2)):
-        assert (
-            split[f"{rank}-b"]["rows"] == [*whole[:-STEPS], *[len(share.rows)] * STEPS] == [1] * (2 + 1) + [3] * STEPS
-        )
+    # Both edits read one source, which each process evaluates beside its own; an inversion is one row. At the first
+    # step what guidance moves away from is one row for both.
+    whole, readers = alone["0-b"]["rows"], (3, 4)
+    assert whole == [1] * (2 + 1) + [count + 1 for count in readers]
+    plans = [plan_rows(count, (count,) * count, 2) for count in readers]
+    for rank, expected in enumerate(([2, 3], [3, 3])):
+        assert [len(plan[rank].rows) for plan in plans] == expected
+        assert split[f"{rank}-b"]["rows"] == [*whole[:-STEPS], *expected]
     assert {record["id"]: record["status"] for record in read_results(two / "out")} == {"a": "skipped", "b": "done"}
     again = run(tiny_model, videos, two, 2, **options)
     assert [again[f"{rank}-{name}"]["status"] for rank in "01" for name in "ab"] == ["done", "finished"] * 2
@@ -144,6 +146,19 @@ def test_editors_give_on_two_processes_what_they_give_on_one(tiny_model, clips, 
     whole, shares = found[0]["0-c"]["rows"], [found[1][f"{rank}-c"]["rows"] for rank in (0, 1)]
     assert all(max(pair) <= rows for rows, pair in zip(whole, zip(*shares, strict=True), strict=True))
     assert all(sum(rows) < sum(whole) for rows in shares)
+
+
+@pytest.mark.slow
+def test_rows_under_a_mask_keep_their_masks(tiny_model, clips, tmp_path):
+    white = torch.zeros(32, 32, dtype=torch.uint8)
+    white[:16, :24] = 255
+    Image.fromarray(white.numpy()).save(tmp_path / "mask.png")
+    options = {"editor": {"class_path": "KVInjection", "init_args": {"outside": "source"}}, "batch_prompts": True}
+    found = [
+        run(tiny_model, [clips / "c.mp4"], tmp_path / f"{n}", n, mask=tmp_path / "mask.png", **options) for n in (1, 2)
+    ]
+    check_equal(*found, "c")
+    check_folders(tmp_path / "1", tmp_path / "2", found, "c")
 
 
 @pytest.mark.slow

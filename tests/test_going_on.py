@@ -74,7 +74,7 @@ def test_several_processes_find_what_one_has_finished(tiny_model, tmp_path):
     run(tmp_path, Clips(*first, *more), tiny_model, trainer=two)
     assert {name: time for name, time in read_times(tmp_path).items() if name != "c"} == times
     assert [record["id"] for record in read_results(tmp_path)] == ["a", "b", "c"]
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "results.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "index.html", "results.jsonl"]
 
 
 def test_a_clip_that_is_not_the_same_is_done_again(tiny_model, tmp_path):
@@ -156,7 +156,7 @@ def test_a_clip_whose_id_will_not_do_costs_no_other(tiny_model, tmp_path):
         statuses = run(tmp_path / "out", Clips(make_clip(".."), make_clip("\udc80"), make_clip("a")), tiny_model)
     assert statuses == ["skipped", "skipped", "done"]
     assert sorted(os.listdir(tmp_path)) == ["notes.txt", "out"]
-    assert sorted(os.listdir(tmp_path / "out")) == ["a", "results.jsonl"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "index.html", "results.jsonl"]
 
 
 def test_edit_goes_on_and_begins_afresh(tiny_model, tmp_path, capsys):

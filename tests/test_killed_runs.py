@@ -116,7 +116,7 @@ def check_stopped(output, before, wanted):
     assert len(listed) == len(set(listed))
     assert set(listed) <= set(done)
     assert len(done) - len(listed) <= 1  # stopped between the clip and its line
-    assert {path.name for path in output.iterdir()} <= {*done, "results.jsonl", ".ddim_lightning"}
+    assert {path.name for path in output.iterdir()} <= {*done, "index.html", "results.jsonl", ".ddim_lightning"}
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def test_the_list_has_every_clip_of_every_rank_once_sorted_by_id(tmp_path, setti
     _run(tmp_path / "new" / "out", [_small("c"), SKIPPED, _small("a"), _small("d")], **settings)
     records = read_results(tmp_path / "new" / "out")
     assert [record["id"] for record in records] == ["a", "bad", "c", "d"]
-    assert sorted(os.listdir(tmp_path / "new" / "out")) == ["a", "c", "d", "results.jsonl"]
+    assert sorted(os.listdir(tmp_path / "new" / "out")) == ["a", "c", "d", "index.html", "results.jsonl"]
     assert records[0] == json.loads((tmp_path / "new" / "out" / "a" / "result.json").read_text("utf-8"))
     bad = records[1]
     assert set(bad) == set(records[0])
@@ -69,7 +69,7 @@ def test_the_list_keeps_earlier_runs_and_tells_them_from_the_last(tmp_path):
         ("c", False),
         ("d", False),
     ]
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d", "results.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d", "index.html", "results.jsonl"]
 
 
 def test_a_line_ends_where_the_file_says_so_not_where_a_prompt_does(tmp_path):
@@ -268,7 +268,7 @@ def test_the_output_folder_itself_may_be_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "real")
     _run(tmp_path / "out", [_small("a")], devices=1)
-    assert sorted(os.listdir(tmp_path / "real")) == ["a", "results.jsonl"]
+    assert sorted(os.listdir(tmp_path / "real")) == ["a", "index.html", "results.jsonl"]
 
 
 def test_a_second_run_into_the_folder_is_refused_while_the_first_is_at_work(tmp_path):
@@ -280,7 +280,7 @@ def test_a_second_run_into_the_folder_is_refused_while_the_first_is_at_work(tmp_
 
     _run(tmp_path, [_small("a")], make=Nests, devices=1)
     _run(tmp_path, [_small("c")], devices=1)
-    assert sorted(os.listdir(tmp_path)) == ["a", "c", "results.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "c", "index.html", "results.jsonl"]
 
 
 def test_what_a_run_that_was_killed_left_is_cleared_away(tmp_path):
@@ -294,7 +294,7 @@ def test_what_a_run_that_was_killed_left_is_cleared_away(tmp_path):
     (tmp_path / "a").rename(tmp_path / "moved")
     _run(tmp_path, [_small("c")], devices=1)
     assert [record["id"] for record in read_results(tmp_path, earlier=True)] == ["c"]
-    assert sorted(os.listdir(tmp_path)) == ["c", "kept.json", "moved", "results.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["c", "index.html", "kept.json", "moved", "results.jsonl"]
 
 
 def test_sigterm_ends_the_run_after_the_clip_in_work(tmp_path):
@@ -310,7 +310,7 @@ def test_sigterm_ends_the_run_after_the_clip_in_work(tmp_path):
             _run(tmp_path, [_small("a"), _small("b"), _small("c")], make=Told, devices=1)
     finally:
         signal.signal(signal.SIGINT, handler)
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "results.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "index.html", "results.jsonl"]
 
 
 @pytest.fixture
@@ -333,5 +333,5 @@ def test_a_full_disk_ends_the_run_with_one_clear_error_and_nothing_half(kind, tm
         large = _small("large", trajectory={"levels": torch.ones(2**15)})
     with pytest.raises(DiskError, match=r"^output_dir: [^\n]*too large$"):
         _run(tmp_path, [_small("a"), large, _small("c")], devices=1)
-    assert sorted(os.listdir(tmp_path)) == ["a", "results.jsonl"]
+    assert sorted(os.listdir(tmp_path)) == ["a", "index.html", "results.jsonl"]
     assert _read_statuses(tmp_path) == {"a": "done"}

@@ -65,7 +65,10 @@ class EmulatedDispatch(TorchDispatchMode):
         with self:
             if func is aten.scaled_dot_product_attention.default:
                 return attend(*args, **kwargs)
-            return func.decompose(*args, **kwargs) if _is_composite(func) else NotImplemented
+            if not _is_composite(func):
+                return NotImplemented
+            # The kernel that runs on a GPU. Some have another one for fake tensors, which computes in float32.
+            return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
     def _run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], tensors: Sequence[Tensor]) -> Any:
         check_dtypes(func, tensors)

@@ -8,6 +8,7 @@ VERBS = {
     "demo": "edit clips with known answers by the bundled model",
     "export": "write the network as files that PyTorch alone can run",
     "check": "say what would be loaded of a model, what it takes and needs, without loading its weights",
+    "report": "show a run in a browser, or compare two: write its page from its folder",
     "benchmark": "run a benchmark; without a name they are listed",
     "env": "print what is installed here, for bug reports; --json for programs",
 }

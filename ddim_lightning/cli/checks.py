@@ -15,6 +15,7 @@ from ddim_lightning.engine.config import Outputs, Runtime, Source, make_loras
 from ddim_lightning.models.adapter_card import find_edit_adapter
 from ddim_lightning.models.checkpoint import read_limits
 from ddim_lightning.models.source import find_lora
+from ddim_lightning.output.natural import warn_of_natural
 from ddim_lightning.output.place import check_output_dir, get_place
 
 
@@ -52,8 +53,10 @@ def check_model(
         choose_frames(read_timeline(path).num_frames, limits, **choice)
 
 
-def begin(*, run: Run, method: Method = Method(), **_: object) -> None:  # noqa: B008, frozen
+def begin(*, run: Run, method: Method = Method(), video: Video | None = None, **_: object) -> None:  # noqa: B008
     """Raise an OSError for an output folder that will not do; else say what is loaded, before torch takes its time."""
     check_output_dir(run.output, "output")
+    if video is not None:
+        warn_of_natural(method.model, [video.video])
     if not run.quiet:
         print(f"loading {method.model} ...", file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from ddim_lightning.cli.parser import HelpfulParser
 from ddim_lightning.cli.running import DONE, QUIET, tell_results
 from ddim_lightning.cli.texts import reveal
 from ddim_lightning.module import DDIMInversionModule
+from ddim_lightning.output.natural import warn_of_natural
 from ddim_lightning.report.console import plain_output
 from ddim_lightning.runtime.processes import leave_group
 from ddim_lightning.writer import VideoWriter, read_results
@@ -103,4 +104,6 @@ class _PredictCLI(_TrainCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Run the trainer without keeping what the writer writes."""
+        if self.trainer.is_global_zero:
+            warn_of_natural(self.model.model, [one.video for one in getattr(self.datamodule, "requests", ())])
         self.trainer.predict(**kwargs, return_predictions=False)

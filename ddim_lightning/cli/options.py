@@ -6,23 +6,16 @@ a name that the package exports: jsonargparse looks it up there, which would imp
 
 from __future__ import annotations
 
-import ast
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from ddim_lightning.engine.config import check_guidance_scale
+from ddim_lightning.engine.docstrings import read_docstring
 from ddim_lightning.engine.parts import check_name
 
 Part = dict[str, Any] | str | None
 """A class name, a class path, ``{"class_path": ..., "init_args": {...}}``, or what is recommended for the model."""
-
-
-def read_docstring(file: str, name: str) -> str:
-    """Read the docstring of a class from a file of the package, since importing it would import torch."""
-    body = ast.parse(Path(__file__).parents[1].joinpath(file).read_text("utf-8")).body
-    return next(ast.get_docstring(node) or "" for node in body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
 @dataclass(frozen=True)

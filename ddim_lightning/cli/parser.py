@@ -17,7 +17,8 @@ from ddim_lightning.cli.texts import LOADER, hide, hide_words, reveal, reveal_ya
 from ddim_lightning.engine.check import Model
 from ddim_lightning.engine.config import CompileMode, Outputs, Runtime, Schedule, Source
 from ddim_lightning.engine.recommended import fill_recommended
-from ddim_lightning.report.mistakes import suggest
+from ddim_lightning.output.page import Report
+from ddim_lightning.report.mistakes import list_flags, suggest
 
 
 def _all_but(kind: type[Any], *names: str) -> set[str]:
@@ -37,11 +38,12 @@ _GROUPS: dict[str, dict[type[Any], set[str]]] = {
     },
     "demo": {Run: {"overwrite"}},
     "check": {Model: set(), Source: set(), Runtime: _all_but(Runtime, "dtype", "context", "require_rotary")},
+    "report": {Report: set()},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
 _REPEATED = ("--prompt", "--lora")
 _SWITCHED = {"true", "false", "null", *typing.get_args(CompileMode)}  # what may follow a switch as its value
-_OWN = {"edit": "VIDEO --prompt TEXT --output DIR", "check": "MODEL"}  # what must be given, in the usage
+_OWN = {"edit": "VIDEO --prompt TEXT --output DIR", "check": "MODEL", "report": "RUN [RUN]"}  # what must be given
 _ALIASES = {"--num-inference-steps": ["--steps"], "--accelerator": ["--device"]}
 
 
@@ -53,7 +55,7 @@ class HelpfulParser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the mistake, with the name that was probably meant."""
-        super().error(suggest(reveal(message), _list_flags(self)), ex)
+        super().error(suggest(reveal(message), list_flags(self)), ex)
 
     def dump(self, namespace: Namespace, *args: Any, **kwargs: Any) -> str:
         """Return the YAML of a configuration, with the recommendations of its model filled in."""
@@ -68,8 +70,10 @@ class FlagParser(HelpfulParser):
         """Make a flag of a field: dashes, aliases, the video by its position, and help without markup."""
         flags = [name.replace("_", "-") if name.startswith("--") else name for name in names]
         flags += [alias for flag in flags for alias in _ALIASES.get(flag, ())]
-        if flags in (["--video"], ["--model"]) and kwargs.pop("required", False):
+        if flags in (["--video"], ["--model"], ["--run"]) and kwargs.pop("required", False):
             flags = [flags[0].removeprefix("--")]
+        if flags == ["--against"]:
+            flags, kwargs["nargs"] = ["against"], "?"
         if isinstance(kwargs.get("help"), str):
             kwargs["help"] = kwargs["help"].replace("``None``", "null").replace("`", "")
         return typing.cast(argparse.Action, super().add_argument(*flags, **kwargs))
@@ -127,8 +131,3 @@ def _spell_out(words: Sequence[str], switches: set[str]) -> list[str]:
         else:
             spelled.append(f"{flag}{equals}{value}")
     return spelled
-
-
-def _list_flags(parser: argparse.ArgumentParser) -> list[str]:
-    verbs = [verb for action in parser._actions if isinstance(action.choices, dict) for verb in action.choices.values()]
-    return [*parser._option_string_actions, *(flag for verb in verbs for flag in _list_flags(verb))]

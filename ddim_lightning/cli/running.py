@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from ddim_lightning.callbacks.progress import ProgressPrinter
 from ddim_lightning.cli.options import Run
 from ddim_lightning.report.console import plain_output, say, silent_lightning, tell_records
-from ddim_lightning.writer import RESULTS, VideoWriter, read_results
+from ddim_lightning.writer import PAGE, RESULTS, VideoWriter, read_results
 
 DONE, SOME_SKIPPED = 0, 3
 _LOUD = ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
@@ -39,5 +39,5 @@ def predict_clips(
 
 def tell_results(run: Run, records: Sequence[Mapping[str, Any]], truth: Mapping[str, Any] | None = None) -> int:
     """Tell what became of the clips, whose truth may be known, and return the exit status."""
-    skipped = tell_records(records, Path(run.output, RESULTS), as_json=run.json, quiet=run.quiet, truth=truth)
+    skipped = tell_records(records, Path(run.output, RESULTS), PAGE, as_json=run.json, quiet=run.quiet, truth=truth)
     return SOME_SKIPPED if skipped else DONE

@@ -6,6 +6,8 @@ import re
 
 RESULTS = "results.jsonl"
 """Name of the list of results beside the clips' folders, which no clip may have."""
+PAGE = "index.html"
+"""Name of the page that shows the results, likewise."""
 
 _ID = re.compile(r"\w([\w. -]{0,62}[\w.-])?")
 _MOST_BYTES = 240  # file systems take 255; what is left is for the number of a made id
@@ -26,6 +28,6 @@ def check_id(value: object) -> str:
     """
     if not isinstance(value, str) or not _ID.fullmatch(value) or len(value.encode()) > _MOST_BYTES:
         raise ValueError(_RULE)
-    if value.casefold() == RESULTS:
-        raise ValueError(f"must be unique, and the list of results has the name {RESULTS}")
+    if value.casefold() in (RESULTS, PAGE):
+        raise ValueError(f"must be unique, and a file of the run itself has the name {value.casefold()}")
     return value

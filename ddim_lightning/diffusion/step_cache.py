@@ -67,7 +67,7 @@ class CachedDenoiser:
 
     def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: KVScale | None = None) -> list[Latents | None]:
         """Evaluate all branches, or foretell them all; see `Denoiser`."""
-        form = [(branch.prompts, branch.kv_source, branch.needs_velocity) for branch in branches]
+        form = [(one.prompts, one.kv_source, one.needs_velocity, one.mask is None) for one in branches]
         if form == self._form and self.cache.skips(step.i, self._seen):
             return [self._foretell(k, step.angle) for k in range(len(branches))]
         velocities = self.denoiser(branches, step, kv_scale)

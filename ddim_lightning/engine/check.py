@@ -17,7 +17,7 @@ from ddim_lightning.engine.config import Runtime, Source
 from ddim_lightning.engine.parts import make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.models.checkpoint import WEIGHTS, Checkpoint, make_limits, read_checkpoint
-from ddim_lightning.models.memory import Size, count_parameters, list_fitting, predict_context, predict_peaks
+from ddim_lightning.models.memory import Size, count_parameters, find_largest, predict_context, predict_peaks
 from ddim_lightning.models.source import BUNDLED, resolve_model
 from ddim_lightning.models.weight_files import Header, list_variants, read_headers
 
@@ -93,7 +93,7 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
     )
     context = predict_context(checkpoint.configs["transformer"], limits, size)
     peaks, gpu = predict_peaks(headers, checkpoint.configs, limits, size), _read_gpu()
-    fitting = None if gpu is None else list_fitting(peaks, gpu["room_gib"], runtime.rows_per_pass)
+    largest = {offload: find_largest(needs, runtime.rows_per_pass) for offload, needs in peaks.items()}
     return {
         "model": model.model,
         "form": form,
@@ -105,7 +105,7 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
             "context_gib": context,
             "peak_gib": peaks,
             "gpu": gpu,
-            "fitting": fitting,
+            "fitting": None if gpu is None else [name for name, need in largest.items() if need <= gpu["room_gib"]],
         },
         "tested": _TESTED["bundled" if checkpoint.folder == BUNDLED else form if form in _TESTED else ""],
     }

@@ -71,19 +71,21 @@ class Manifest:
     layouts: list[dict[str, Any]]
 
 
-class _Recorder:
-    """A `_Recorder` stands where the network does, evaluates nothing, and notes which row layouts are asked for."""
+class Recorder:
+    """A `Recorder` stands where the network does, evaluates nothing, and notes which row layouts are asked for."""
 
     def __init__(self, dtype: torch.dtype, num_layers: int, in_channels: int, out_channels: int) -> None:
         self.dtype, self.num_layers, self.in_channels, self.out_channels = dtype, num_layers, in_channels, out_channels
         self.seen: dict[RowLayout, None] = {}
 
     def __call__(self, latents: Tensor, prompt_embeds: Tensor, timestep: int, **settings: Any) -> Tensor:
+        """Note the layout of rows, and find zeros; see `Network`."""
         layout = make_layout(latents, settings.get("wanted"), settings.get("reads", ()))
         self.seen[layout] = None
         return torch.zeros_like(latents[: layout.wanted, :, : self.out_channels])
 
     def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
+        """Hold nothing; see `Network`."""
         nothing = torch.zeros(latents.shape[0], 0, 1, 1)
         return HeldOnDevice([(nothing, nothing)] * self.num_layers)
 
@@ -144,7 +146,7 @@ def record_layouts(
         guidance_scale: Of the edit.
     """
     embeds = torch.zeros(1, 1, 1)
-    recorder = _Recorder(torch.float32, num_layers, size[1], channels)
+    recorder = Recorder(torch.float32, num_layers, size[1], channels)
     denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
     generator, latents = torch.Generator().manual_seed(0), torch.zeros(1, size[0], channels, *size[2:])
     image = None if size[1] == channels else latents

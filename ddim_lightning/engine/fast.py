@@ -5,7 +5,7 @@ from __future__ import annotations
 from ddim_lightning.diffusion.editors import Editor
 
 FAST_STEP_CACHE = 0.3
-"""Threshold of the step cache of editors that have no form of their own; TeaCache's authors publish .1 to .3."""
+"""Threshold of the step cache of editors that have no form of their own; with TeaCache .1 to .3 are usual."""
 
 
 def make_fast(editor: Editor, step_cache: float | None) -> tuple[Editor, float | None]:

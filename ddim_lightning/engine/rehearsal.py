@@ -9,30 +9,9 @@ import torch
 
 from ddim_lightning.diffusion.sampling import edit_together, invert, make_contexts
 from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.types import Branch, Context, EditRequest, KVScale, Latents, Step
-
-
-class CountingDenoiser:
-    """A `CountingDenoiser` is a `Denoiser` that counts what it is asked to evaluate, and finds zeros.
-
-    Args:
-        num_layers: Layers of the model that it stands for.
-    """
-
-    def __init__(self, num_layers: int) -> None:
-        self.num_layers = num_layers
-        self.nfe = 0
-        """Number of function evaluations so far."""
-
-    def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: KVScale | None = None) -> list[Latents | None]:
-        """Count all branches; see `Denoiser`."""
-        self.nfe += sum(len(branch.prompts) * len(branch.latents) for branch in branches)
-        return [torch.zeros_like(branch.latents) if branch.needs_velocity else None for branch in branches]
-
-    def hold(self, branch: Branch) -> Context:
-        """Count a branch that is held; see `Denoiser`."""
-        self.nfe += len(branch.latents)
-        return (None,)
+from ddim_lightning.engine.export import Recorder
+from ddim_lightning.network.denoiser import CogVideoXDenoiser
+from ddim_lightning.types import EditRequest
 
 
 @torch.no_grad()
@@ -44,8 +23,9 @@ def count_edit_nfe(engine: InversionEngine, requests: Sequence[EditRequest], tog
         requests: The edits, all of one clip; of their masks it counts whether there is one.
         together: Whether all are made in one pass.
     """
-    denoiser = CountingDenoiser(engine.denoiser.num_layers)
-    value, cache = torch.zeros(1, 1, 1, 1, 1), engine.make_step_cache()
+    embeds, value = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 1, 1)
+    recorder = Recorder(torch.float32, engine.denoiser.num_layers, in_channels=1, out_channels=1)
+    denoiser, cache = CogVideoXDenoiser(recorder, lambda prompt: embeds), engine.make_step_cache()
     inversion = invert(denoiser, value, engine.schedule, engine.inverter, generator=torch.Generator())
     asked = [replace(request, mask=None if request.mask is None else torch.ones_like(value)) for request in requests]
     denoiser.nfe = 0
@@ -53,13 +33,12 @@ def count_edit_nfe(engine: InversionEngine, requests: Sequence[EditRequest], tog
     size = len(asked) if together else 1
     for k in range(0, len(asked), size):
         passed = asked[k : k + size]
-        generators = [torch.Generator() for _ in passed]
         edit_together(
             denoiser,
             inversion,
             engine.editor,
             passed,
-            generators=generators,
+            generators=[torch.Generator() for _ in passed],
             contexts=contexts[k : k + size],
             cache=cache,
         )

@@ -120,9 +120,6 @@ class Runtime:
             raise ValueError(f"compile: {rule}, got {self.compile!r}")
         if not isinstance(self.compile, bool) and self.compile not in modes:
             raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
-        ranks = self.ranks_per_clip
-        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
-            raise ValueError(f"ranks_per_clip: must be an integer of at least 1, got {ranks!r}")
         rows = self.rows_per_pass
         if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
             raise ValueError(f"rows_per_pass: must be an integer of at least 1 or null, got {rows!r}")
@@ -134,6 +131,7 @@ class Runtime:
             folder = getattr(self, name)
             if folder is not None and Path(folder).expanduser().is_file():
                 raise ValueError(f"{name}: must be a folder, got the file {folder!r}")
+        self._check_ranks()
         self._check_together()
 
     @property
@@ -141,15 +139,20 @@ class Runtime:
         """What a model must have, by the arguments of `read_checkpoint`."""
         return {"require_rotary": self.require_rotary, "require_text": self.prompt_cache is None}
 
+    def _check_ranks(self) -> None:
+        ranks = self.ranks_per_clip
+        if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1:
+            raise ValueError(f"ranks_per_clip: must be an integer of at least 1, got {ranks!r}")
+        if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
+            rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
+            raise ValueError(f"ranks_split: {rule}, got 'tokens'")
+
     def _check_together(self) -> None:
         if self.compile_cache is not None and not (self.compile or self.compile_vae):
             rule = "there is nothing to keep; must be unset without compile or compile_vae"
             raise ValueError(f"compile_cache: {rule}, got {self.compile_cache!r}")
         if self.quantize_inversion and self.precision == "none":
             raise ValueError("quantize_inversion: must be false with a precision of none, got True")
-        if self.ranks_split == "tokens" and (self.forward != "diffusers" or self.compile or self.ranks_per_clip == 1):
-            rule = "must be rows without forward='diffusers', with compile, and for a ranks_per_clip of 1"
-            raise ValueError(f"ranks_split: {rule}, got 'tokens'")
         if self.attention == "xformers" and self.compile and self.forward == "fused":
             raise ValueError(f"compile: xformers cannot be part of a graph; must be false with it, got {self.compile}")
         if self.forward == "diffusers":

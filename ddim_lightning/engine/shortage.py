@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.rows import find_widest
-from ddim_lightning.models.memory import Size, list_fitting, predict_peaks
+from ddim_lightning.models.memory import Size, find_largest, predict_peaks
 from ddim_lightning.models.weight_files import Header
 from ddim_lightning.runtime.timing import read_room_gib
 from ddim_lightning.types import Clip, Stage
@@ -50,12 +49,12 @@ def _advise(
     peaks: Mapping[str, Mapping[str, float]], stage: str, runtime: Mapping[str, Any], room_gib: float | None
 ) -> str:
     """Say what to change so that a stage fits; the offloads stand in the order of what they need."""
-    fitting = list_fitting(peaks, math.inf if room_gib is None else room_gib, runtime["rows_per_pass"])
     keeps_all = runtime["forward"] == "diffusers" or runtime["precision"] != "none" or runtime["exported"] is not None
     offloads = list(peaks)
     for offload in () if keeps_all else offloads[offloads.index(runtime["offload"]) + 1 :]:
-        if offload in fitting:
-            return f"offload={offload} needs {max(peaks[offload].values()):.1f} at most"
+        need = find_largest(peaks[offload], runtime["rows_per_pass"])
+        if room_gib is None or need <= room_gib:
+            return f"offload={offload} needs {need:.1f}"
     if stage == "edit" and runtime["rows_per_pass"] != 1:
         return f"rows_per_pass=1 needs {peaks[runtime['offload']]['edit by 1']:.1f}"
     if stage in ("encode", "decode") and not runtime["vae_tiling"]:

@@ -120,23 +120,15 @@ def predict_peaks(
     return peaks
 
 
-def list_fitting(
-    peaks: Mapping[str, Mapping[str, float]], room_gib: float, rows_per_pass: int | None = None
-) -> list[str]:
-    """List the offloads whose stages all fit.
+def find_largest(needs: Mapping[str, float], rows_per_pass: int | None = None) -> float:
+    """Find what the largest stage needs, in GiB.
 
     Args:
-        peaks: What `predict_peaks` returns.
-        room_gib: How much there is.
+        needs: By stage, what `predict_peaks` returns of an offload.
         rows_per_pass: See `Runtime`; where it is ``None``, an edit whose rows do not fit together takes them in groups.
     """
-    edit = _BY_ONE if rows_per_pass is None else _TOGETHER
-    others = {_TOGETHER, _BY_ONE} - {edit}
-    return [
-        offload
-        for offload, needs in peaks.items()
-        if max(need for stage, need in needs.items() if stage not in others) <= room_gib
-    ]
+    other = _TOGETHER if rows_per_pass is None else _BY_ONE
+    return max(need for stage, need in needs.items() if stage != other)
 
 
 def _count_layers(headers: Mapping[str, Header], prefix: str) -> tuple[int, int]:

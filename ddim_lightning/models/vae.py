@@ -18,7 +18,7 @@ def order_channels_last(vae: AutoencoderKLCogVideoX) -> None:
     """Store the weights of convolutions with their channels last, the order that tensor cores want them in.
 
     What a convolution returns then has that order too. The group norms of a GPU turn it back, and the next convolution
-    turns it again, unless both are compiled into one graph. Results are the same up to rounding.
+    turns it again, so that only a measurement tells whether it is faster. Results are the same up to rounding.
     """
     for module in vae.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):

@@ -119,7 +119,7 @@ class SplitRows:
         wanted: int | None = None,
         reads: tuple[int, ...] = (),
         held: HeldRows | None = None,
-        masks: tuple[Any, ...] = (),
+        masks: Sequence[Tensor | None] = (),
         **more: Any,
     ) -> Tensor:
         """Evaluate the rows; see `Network`.

@@ -16,7 +16,7 @@ _FITTED = {
     "CogVideoX1.5-5B": (2.50210439e02, -1.65061612e02, 3.57804877e01, -7.81551492e-01, 3.58559703e-02),
     "CogVideoX1.5-5B-I2V": (1.22842302e02, -1.04088754e02, 2.62981677e01, -3.06009921e-01, 3.71213220e-02),
 }
-"""By released model the polynomial, highest power first, from changes of its embedding to those of its output, fitted by
+"""By released model the polynomial, highest power first, from changes of its embedding to those of its output, of
 TeaCache's authors (``TeaCache4CogVideoX1.5/teacache_sample_video.py``)."""
 
 

@@ -12,6 +12,7 @@ from ddim_lightning.data.ids import RESULTS
 from ddim_lightning.output.clip_folder import write_clip
 from ddim_lightning.output.listing import EARLIER, ResultList, read_list
 from ddim_lightning.output.lock import RunLock
+from ddim_lightning.output.page import try_to_write_page
 from ddim_lightning.output.place import (
     WORKPLACE,
     DiskError,
@@ -118,10 +119,10 @@ class RunFolder:
         return record
 
     def end(self, *, alone: bool) -> None:
-        """Sort the list and let the folder go; does nothing where the run never began.
+        """Sort the list, write the page and let the folder go; does nothing where the run never began.
 
         Args:
-            alone: Whether no other process of the run is at work any more.
+            alone: Whether no other process of the run is at work any more; if one is, no page is written yet.
 
         Raises:
             OSError: When the list cannot be written.
@@ -130,6 +131,8 @@ class RunFolder:
             return
         try:
             self._list.end()
+            if alone:
+                try_to_write_page(self.path)
         finally:
             self._release(alone=alone)
 

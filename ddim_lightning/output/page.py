@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ddim_lightning.data.ids import RESULTS, check_id
+from ddim_lightning.data.ids import PAGE, RESULTS, check_id
 from ddim_lightning.output.listing import read_list
 from ddim_lightning.output.place import make_folder, read_record
 from ddim_lightning.report.cards import Link, ReportedRun
 from ddim_lightning.report.page import GENERATOR, make_page
 from ddim_lightning.report.text import dump_json
 
-PAGE = "index.html"
-"""Name of the page of a run, in its folder."""
 COMPARISON = "compare.html"
 """Name of the page that compares a run with another, in the folder of the first."""
 
@@ -31,29 +29,26 @@ class Report:
     """The `Report` says which runs a page shows, and what of them is in it.
 
     Args:
-        runs: The output folder of a run, or of two, which are then compared clip by clip.
+        run: The output folder of a run.
+        against: The output folder of another run, which is compared with the first clip by clip.
         output: The file that is written; ``None`` is ``index.html`` in the folder of the run, and for two runs
-            ``compare.html`` in the folder of the first. Only a page of ours is replaced.
+            ``compare.html`` there. Only a page of ours is replaced.
         embed: Put the videos into the page, so that it can be sent as one file, instead of linking to them.
         json: Print JSON.
 
-    Raises:
-        ValueError: Not one or two runs.
     """
 
-    runs: list[str]
+    run: str
+    against: str | None = None
     output: str | None = None
     embed: bool = False
     json: bool = False
 
-    def __post_init__(self) -> None:
-        if len(self.runs) not in (1, 2):
-            raise ValueError(f"runs: must be one folder, or two that are compared, got {len(self.runs)}")
-
 
 def tell_report(*, report: Report) -> str:
     """Write a page, and say where it is."""
-    path = write_page(report.runs, report.output, embed=report.embed)
+    runs = [run for run in (report.run, report.against) if run is not None]
+    path = write_page(runs, report.output, embed=report.embed)
     return dump_json({"report": str(path)}) if report.json else str(path)
 
 
@@ -61,7 +56,9 @@ def write_page(runs: Sequence[str | Path], output: str | Path | None = None, *, 
     """Write the page of one run, or the page that compares two, and return its path.
 
     Args:
-        runs: See `Report`; likewise ``output`` and ``embed``.
+        runs: The output folders of one or two runs.
+        output: The file; see `Report`.
+        embed: Whether the videos are put into it.
 
     Raises:
         FileNotFoundError: When no run into a folder has begun.
@@ -122,7 +119,7 @@ def _read_records(folder: Path) -> list[dict[str, Any]]:
         return read_list(folder / RESULTS)
     places = sorted(folder.iterdir()) if folder.is_dir() else []
     if not (records := [record for place in places if (record := read_record(place)) is not None]):
-        raise FileNotFoundError(f"runs: must be the output folder of a run, with its {RESULTS}, got {str(folder)!r}")
+        raise FileNotFoundError(f"run: must be the output folder of a run, with its {RESULTS}, got {str(folder)!r}")
     return records
 
 

@@ -136,14 +136,9 @@ def make_cards(runs: Sequence[ReportedRun]) -> list[Card]:
         settings = [flatten(record.get("settings")) for record in records]
         shared = {*find_common(settings), "source_prompt"}  # which is shown with the source
         for record, flat in zip(records, settings, strict=True):
-            clip, own = str(record["id"]), {name: value for name, value in flat.items() if name not in shared}
-            files = {"result.json": "result.json", "contact sheet": "sheet", "trajectory": "trajectory"}
-            links = {
-                what: run.link(clip, name if name == what else str(record["files"].get(name, "")))
-                for what, name in files.items()
-            }
-            links = {what: link for what, link in links.items() if link}
-            clips.setdefault(clip, []).append(Side(index, record, list_numbers(record), own, links))
+            own = {name: value for name, value in flat.items() if name not in shared}
+            side = Side(index, record, list_numbers(record), own, _link_files(run, record))
+            clips.setdefault(str(record["id"]), []).append(side)
     names = ["A", "B"] if len(runs) > 1 else [""]
     return [
         Card(
@@ -154,6 +149,14 @@ def make_cards(runs: Sequence[ReportedRun]) -> list[Card]:
         )
         for clip, sides in sorted(clips.items())
     ]
+
+
+def _link_files(run: ReportedRun, record: Record) -> dict[str, str]:
+    """Link to what is no video, by what it is."""
+    files = {"result.json": "result.json", "contact sheet": record["files"].get("sheet")}
+    files["trajectory"] = record["files"].get("trajectory")
+    links = {what: run.link(str(record["id"]), file) for what, file in files.items() if isinstance(file, str)}
+    return {what: link for what, link in links.items() if link is not None}
 
 
 def _make_tiles(run: ReportedRun, side: Side) -> list[Tile]:

@@ -21,6 +21,7 @@ def say(line: str) -> None:
 def tell_records(
     records: Sequence[Mapping[str, Any]],
     listed: Path,
+    page: str,
     *,
     as_json: bool = False,
     quiet: bool = False,
@@ -31,6 +32,7 @@ def tell_records(
     Args:
         records: As in ``result.json``.
         listed: The list of results, in the output folder.
+        page: Name of the page beside it that shows them, if it could be written.
         as_json: Print all of it as JSON on stdout.
         quiet: Print warnings and skipped clips only.
         truth: What else is known of the clips, for JSON; the table of results is then printed elsewhere.
@@ -42,12 +44,19 @@ def tell_records(
             say(f"warning: {record['id']}: {sentence}")
     done, skipped = ([one for one in records if one["status"] == status] for status in ("done", "skipped"))
     if as_json:
-        counts = {"done": len(done), "skipped": len(skipped), "results": str(listed)}
+        counts = {
+            "done": len(done),
+            "skipped": len(skipped),
+            "results": str(listed),
+            "report": str(listed.with_name(page)),
+        }
         print(dump_json({**counts, "clips": records, **(truth or {})}))
     elif not quiet:
         if truth is None:
             print_results(done)
         print_paths(str(listed.parent), done)
+        if listed.with_name(page).is_file():
+            print(make_plain(str(listed.with_name(page))))
     for record in skipped:
         say(f"skipped: {record['id']}: {record['reason']}")
     if skipped:

@@ -32,6 +32,12 @@ def suggest(message: str, flags: Iterable[str]) -> str:
     return message + get_nearest(name, known)
 
 
+def list_flags(parser: argparse.ArgumentParser) -> list[str]:
+    """List the flags of a parser and of its verbs."""
+    verbs = [verb for action in parser._actions if isinstance(action.choices, dict) for verb in action.choices.values()]
+    return [*parser._option_string_actions, *(flag for verb in verbs for flag in list_flags(verb))]
+
+
 def explain(error: Exception) -> str:
     """Say in one line what went wrong."""
     if isinstance(error, RecursionError):

@@ -57,7 +57,8 @@ def list_numbers(record: Mapping[str, Any]) -> dict[str, float]:
     Returns:
         The numbers. A measure that JSON has as null is infinite, as the PSNR of equal videos is.
     """
-    numbers = {key: number for part in _PARTS for key, number in _walk(record.get(part), part)}
+    parts = {part: record[part] for part in _PARTS if isinstance(record.get(part), Mapping)}
+    numbers = {key: number for part, values in parts.items() for key, number in _walk(values, part)}
     for part, sum_up in (("nfe", sum), ("seconds", sum), ("peak_gib", max)):
         if by_stage := [number for key, number in numbers.items() if key.startswith(f"{part}.")]:
             numbers[f"{part}.{TOTAL}"] = sum_up(by_stage)
@@ -99,7 +100,7 @@ def format_number(number: float | None, key: str) -> str:
         key: As in `list_numbers`.
     """
     if number is None:
-        return "–"
+        return "-"
     if not math.isfinite(number):
         return "equal"
     part, _, rest = key.partition(".")

@@ -32,7 +32,7 @@ def find_common(settings: Iterable[Mapping[str, str]]) -> dict[str, str]:
 def lay_side_by_side(runs: Sequence[Mapping[str, str]]) -> list[tuple[str, list[str], bool]]:
     """Return a row a setting: its name, its value in each run, and whether these differ; those that differ first."""
     names = dict.fromkeys(name for settings in runs for name in settings)
-    rows = [(name, [settings.get(name, "–") for settings in runs]) for name in names]
+    rows = [(name, [settings.get(name, "-") for settings in runs]) for name in names]
     return sorted(((name, values, len({*values}) > 1) for name, values in rows), key=lambda row: not row[2])
 
 

@@ -34,7 +34,7 @@ def run(cwd, *commands):
 
 def test_help_and_version_are_light(tmp_path):
     commands = [["--version"], ["--help"], ["benchmark"], ["edit", "--help"], ["demo", "--help"], ["export", "--help"]]
-    commands.append(["check", "--help"])
+    commands += [["check", "--help"], ["report", "--help"]]
     shown, errors = run(tmp_path, *commands)
     assert errors == []
     assert all("status 0\nheavy\n" in one for one in shown)
@@ -75,6 +75,8 @@ MISTAKES = [
             (["--height", "63"], "height must be a positive multiple of 8 pixels, got 63"),
         )
     ),
+    (["report"], 2, "required: run"),
+    (["report", "empty"], 1, "run: must be the output folder of a run, with its results.jsonl, got 'empty'"),
     (["check"], 2, "required: model"),
     (["check", "empty"], 1, "model: empty is no pipeline folder"),
     (["check", "tiny", "--revision", "v1"], 1, "revision: must be unset for a model in a folder, got 'v1'"),
@@ -130,6 +132,7 @@ def test_a_mistake_is_one_line_with_its_status_before_anything_heavy(tmp_path, m
     (tmp_path / "key.yaml").write_text("num_inference_stepz: 3\n")
     (tmp_path / "value.yaml").write_text("num_inference_steps: 0\n")
     shown, errors = run(tmp_path, *(words for words, _, _ in MISTAKES))
+    errors = [line for line in errors if not line.startswith("warning: tiny ")]  # which is told before the rest
     assert len(errors) == len(MISTAKES)
     for (words, status, said), told, line in zip(MISTAKES, shown, errors, strict=True):
         assert f"status {status}\nheavy\n" in told, (words, line)
@@ -158,7 +161,9 @@ print(main(sys.argv[1:]))
             [sys.executable, "-c", code, *words, *quiet], capture_output=True, text=True, check=True, cwd=tmp_path
         )
         assert ended.stdout == "130\n"
-        assert ended.stderr.splitlines() == [*first, "error: interrupted"]
+        warned, *others = ended.stderr.splitlines()
+        assert warned.startswith("warning: tiny ")
+        assert others == [*first, "error: interrupted"]
 
 
 @pytest.mark.parametrize("arguments", [["edit"], ["predict", "--config", "nope"]])

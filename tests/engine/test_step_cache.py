@@ -40,6 +40,7 @@ def run(engine, num_frames=5, batch_prompts=False, prompts=("a red circle", "a b
         (KVInjection(eval_every=2, velocity_mask=0.5), {}),
         (DirectInversion(replay_steps=(0, 6)), {"mask": torch.ones(5, 16, 24, dtype=torch.bool)}),
         (FlowEdit(first_step=1, num_noise_samples=2), {"batch_prompts": True}),
+        (FlowEdit(outside="source"), {"mask": torch.ones(5, 16, 24, dtype=torch.bool), "negative_prompt": "a cross"}),
         (InContextEdit(identity_residual=0.5), {}),
     ],
 )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSafeConv3d
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from benchmarks.random_weights import make_random
-from ddim_lightning.models.lean_vae import LeanCoder, make_coder
+from ddim_lightning.models.lean_vae import LeanCoder, _convolve, make_coder
 from ddim_lightning.models.loading import load_components
 from ddim_lightning.models.vae import decode_latents, encode_video, order_channels_last
 from ddim_lightning.runtime.compile import apply_vae_compile
@@ -84,6 +85,22 @@ def test_convolutions_around_the_coders_act():
     vae.post_quant_conv.weight.zero_()
     constant = decode_latents(vae, torch.randn(1, 1, 3, 4, 5, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(constant, decode_latents(vae, torch.zeros(1, 1, 3, 4, 5)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("frames", [10, 270])
+def test_large_inputs_are_divided_as_diffusers_divides_them(kernel, frames, monkeypatch):
+    """On shapes without values: these have several billions."""
+    seen, forward = [], nn.Conv3d.forward
+    monkeypatch.setattr(nn.Conv3d, "forward", lambda conv, x: seen.append(x.shape) or forward(conv, x))
+    with torch.device("meta"):
+        conv = CogVideoXSafeConv3d(4, 3, kernel, padding=(0, kernel // 2, kernel // 2))
+        x = torch.empty(1, 4, frames, 1024, 3072)
+    shapes = [conv(x).shape, *seen]
+    seen.clear()
+    assert [_convolve(conv, x).shape, *seen] == shapes
+    assert (len(seen) > 1) == (frames > 10)
 
 
 def hook(vae):

@@ -19,8 +19,8 @@ from ddim_lightning.models.memory import (
     Size,
     count_parameters,
     count_pass_tensors,
+    find_largest,
     fit_rows,
-    list_fitting,
     predict_context,
     predict_peaks,
     predict_training,
@@ -165,13 +165,9 @@ def test_trainings(rows, reads, trains, monkeypatch):
         assert 0.6 * predicted < live.peak < predicted
 
 
-def test_an_offload_fits_where_all_stages_do():
-    peaks = {
-        "none": {"decode": 5.0, "edit": 9.0, "edit by 1": 4.0},
-        "blocks": {"decode": 2.0, "edit": 6.0, "edit by 1": 1.0},
-    }
-    for room, rows_per_pass, fitting in ((5.0, None, ["none", "blocks"]), (4.9, None, ["blocks"]), (5.0, 2, [])):
-        assert list_fitting(peaks, room, rows_per_pass) == fitting
+def test_the_largest_stage_has_rows_in_groups_unless_they_are_told():
+    needs = {"decode": 5.0, "edit": 9.0, "edit by 1": 4.0}
+    assert (find_largest(needs), find_largest(needs, 2)) == (5.0, 9.0)
 
 
 def test_the_parts_of_a_training():

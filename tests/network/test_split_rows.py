@@ -85,11 +85,11 @@ class Group:
 class Sums:
     """Stands for a network: a row's velocity is the sum of itself, of what it reads, and of what it is told."""
 
-    def __call__(self, latents, prompt_embeds, timestep, *, wanted, reads, held, factor):
+    def __call__(self, latents, prompt_embeds, timestep, *, wanted, reads, held, masks, factor):
         self.rows = len(latents)
         output = latents + prompt_embeds[:, 0, 0, None, None, None, None]
         for row, source in enumerate(reads):
-            output[row] += 10 * latents[source]
+            output[row] += 10 * masks[row] * latents[source]
         return factor * (output + held[0][0][list(held.rows)])[:wanted]
 
 
@@ -100,7 +100,8 @@ def test_shares_put_together_are_the_whole_pass(wanted, reads):
     latents, embeds = (torch.randn(count, *size, generator=generator) for size in ((2, 3, 1, 1), (5, 4)))
     kept = HeldOnDevice([(torch.randn(3, 2, 3, 1, 1, generator=generator), torch.zeros(3, 2, 3, 1, 1))])
     held = HeldRows([kept], tuple(row % 3 for row in range(count)))
-    more = {"wanted": wanted, "reads": reads, "held": held, "factor": 0.5}
+    masks = tuple(torch.rand(2, 1, 1, 1, generator=generator) for _ in reads)
+    more = {"wanted": wanted, "reads": reads, "held": held, "masks": masks, "factor": 0.5}
     whole = Sums()(latents, embeds, 7, **more)
     networks, groups = [Sums(), Sums()], [Group(0), Group(1)]
     for network, group in zip(networks, groups, strict=True):

@@ -32,7 +32,7 @@ def _wide(monkeypatch):
 
 def test_ids_reasons_and_warnings_are_shown_as_they_are_written(capsys):
     records = [make_record("done", warnings=[f"prompt {NASTY}"]), make_record("skipped", reason=NASTY)]
-    assert tell_records(records, Path("out", NASTY, "results.jsonl")) == 1
+    assert tell_records(records, Path("out", NASTY, "results.jsonl"), "index.html") == 1
     told = capsys.readouterr()
     assert told.err.splitlines()[:2] == [f"warning: {SHOWN}: prompt {SHOWN}", f"skipped: {SHOWN}: {SHOWN}"]
     assert told.out.count(SHOWN) == 4  # a row of the table, and a path of three parts
@@ -40,7 +40,7 @@ def test_ids_reasons_and_warnings_are_shown_as_they_are_written(capsys):
 
 
 def test_json_is_safe_too(capsys):
-    assert tell_records([make_record("done")], Path("results.jsonl"), as_json=True) == 0
+    assert tell_records([make_record("done")], Path("results.jsonl"), "index.html", as_json=True) == 0
     out = capsys.readouterr().out
     assert json.loads(out)["clips"][0]["id"] == NASTY.replace("\udce9", r"\xe9")
     assert not set(out) & STEERS

@@ -9,6 +9,9 @@ const players = new Map();
 /* The videos of a card, which play in step: the first one that is there leads, the others follow. */
 class Player {
   constructor(card) {
+    const body = find("script", card); // text until here, so that a page of a thousand clips opens at once
+    body.insertAdjacentHTML("beforebegin", body.textContent);
+    body.remove();
     this.card = card;
     this.fps = Number(card.dataset.fps);
     this.last = Number(card.dataset.frames) - 1;

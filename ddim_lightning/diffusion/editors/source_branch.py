@@ -69,7 +69,7 @@ class SourceBranch(Denoise):
         kv_scale = self._make_kv_scale(state.num_layers, step, len(inversion.schedule))
         mask = self.get_token_mask(state.request)
         if kv_scale is None and mask is not None:  # nothing is read of the source, which stands outside the mask
-            kv_scale = torch.zeros(state.num_layers, dtype=torch.float32)
+            kv_scale = torch.zeros(state.num_layers, dtype=torch.float32, device="cpu")
         kv_source = None if kv_scale is None else 1
         target = self.make_target(state.latents, state.request, step, inversion.schedule, kv_source)
         if kv_scale is None:

@@ -175,3 +175,11 @@ def test_nothing_is_left_behind():
     parameter = nn.Parameter(torch.zeros(3))
     parameter.data = torch.ones(3)
     assert parameter.sum().item() == 3.0
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_interpolation_stays_in_its_dtype(inference, device):
+    with torch.inference_mode(inference):
+        x = torch.zeros(1, 1, 256, 1024, dtype=torch.bfloat16, device="cuda")
+        y = nn.functional.interpolate(x, scale_factor=2.0)
+    assert device.memory.since_reset == x.nbytes + y.nbytes == 5 * MIB / 2
