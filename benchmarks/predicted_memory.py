@@ -42,8 +42,8 @@ TAKEN_GIB = 0.5
 FLOW_EDIT = "edit FlowEdit"
 """The edit by the method that is recommended for the bundled model, which has the widest passes: six rows."""
 SHOWN = (*STAGES[:-1], FLOW_EDIT, STAGES[-1])
-DOCUMENTED = ("inverters/uni_inv.py", "inverters/fixed_point.py")
-"""Where the host waits once a step, and says so: these stop as soon as something is small enough."""
+DOCUMENTED = ("inverters/uni_inv.py", "inverters/fixed_point.py", "models/text.py")
+"""Where the host waits: inverters that stop as soon as something is small enough, once a step; prompts, once each."""
 
 
 def make_module(args: argparse.Namespace, model: str, preset: Offload, **options: Any) -> DDIMInversionModule:
