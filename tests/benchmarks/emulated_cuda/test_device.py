@@ -183,3 +183,10 @@ def test_interpolation_stays_in_its_dtype(inference, device):
         x = torch.zeros(1, 1, 256, 1024, dtype=torch.bfloat16, device="cuda")
         y = nn.functional.interpolate(x, scale_factor=2.0)
     assert device.memory.since_reset == x.nbytes + y.nbytes == 5 * MIB / 2
+
+
+def test_upsampling_takes_no_more_than_its_result(device):
+    x = torch.zeros(1, 4, 128, 128, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        nn.functional.interpolate(x, scale_factor=2.0)
+    assert device.memory.peaks["start"].nbytes == 5 * x.nbytes
