@@ -25,6 +25,9 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
         "--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float16", "float32")
     )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
+    parser.add_argument(
+        "--budget", type=read_seconds, metavar="SECONDS", help="start no case that would end later (no limit)"
+    )
     add_output(parser)
     return parser
 
@@ -40,6 +43,17 @@ def read_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return int(text)
+
+
+def read_seconds(text: str) -> float:
+    """Read a number above 0."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {text!r}")
+    return seconds
 
 
 def add_attention(parser: argparse.ArgumentParser) -> None:

@@ -16,15 +16,19 @@ from .output import write_report
 
 SCHEMA_FILE = Path(__file__).with_name("result.schema.json")
 _NAMES = (
-    *("ablation", "consistency", "edit_report", "end_to_end", "forward_passes", "in_context", "inversion_report"),
-    *("kernels", "layer_scan", "memory", "new_word", "scaling", "step_latency", "tiny_model", "versus_reference"),
+    *("ablation", "claims", "consistency", "edit_report", "end_to_end", "forward_passes", "in_context"),
+    *("inversion_report", "kernels", "layer_scan", "memory", "new_word", "scaling", "step_cache", "step_latency"),
+    *("predicted_memory", "tiny_model", "versus_reference"),
 )
 _IMPORTED = [importlib.import_module(f"{__package__}.{name}") for name in _NAMES]
 MODULES: dict[str, Any] = {module.SCHEMA: module for module in _IMPORTED}
 """The benchmarks whose results are checked, by the name that these bear."""
 UNTIMED = frozenset(
     f"ddim-lightning/{name}/2"
-    for name in ("consistency", "edit-quality", "in-context", "inversion-error", "layer-scan", "new-word")
+    for name in (
+        *("consistency", "edit-quality", "in-context", "inversion-error", "layer-scan", "new-word"),
+        *("predicted-memory", "step-cache"),
+    )
 )
 """Results that other programs do not disturb: of what comes out, with the processor time of one thread beside it."""
 _BUSY = 0.5

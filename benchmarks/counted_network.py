@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddim_lightning.network.held import Held, HeldRows
 from ddim_lightning.network.network import Network
+from ddim_lightning.network.token_masks import split_tokens
 from ddim_lightning.types import KVScale
 
 from .flops import Flops, count_hold, count_pass, make_sizes
@@ -54,18 +55,31 @@ class CountedNetwork:
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
+        masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        """Evaluate the rows; see `Network`. Nothing is worked out here, which would count as time of the step."""
+        """Evaluate the rows; see `Network`. Nothing is worked out here, which would count as time of the step.
+
+        Raises:
+            ValueError: Masks, under which rows have fewer tokens than are counted.
+        """
+        if masks:
+            raise ValueError(f"masks: must be none where work is counted, got {len(masks)}")
         layout: dict[str, Any] = {"wanted": wanted, "reads": reads, "kv_scale": kv_scale}
         shape, rows, tokens = latents.shape, latents.shape[0], prompt_embeds.shape[1]
         if rows > max(self.rows, default=0):
-            self._largest = (latents, prompt_embeds, timestep), {**layout, "held": held}
+            self._largest = (latents, prompt_embeds, timestep), {**layout, "held": held, "masks": masks}
         self.rows.append(rows)
         config = self.network.transformer.config
         self._counts.append(
-            lambda: count_pass(make_sizes(config, shape, tokens), rows, **layout, held=held is not None)
+            lambda: count_pass(
+                make_sizes(config, shape, tokens),
+                rows,
+                **layout,
+                held=held is not None,
+                inside=[None if mask is None else len(split_tokens(config, mask).inside) for mask in masks],
+            )
         )
-        return self.network(latents, prompt_embeds, timestep, **layout, held=held)
+        return self.network(latents, prompt_embeds, timestep, **layout, held=held, masks=masks)
 
     def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
         """Hold the keys and values of rows; see `Network`."""

@@ -88,10 +88,10 @@ class Clip:
             latents = self.truth if job.method == CEILING else self.latents
             return self.engine.decode(latents), {"nfe": 0, "inversion_nfe": 0, "seconds": 0, "inversion_seconds": 0}
         variant, seed = VARIANTS[job.method], make_generator(job.seed, self.edit.id, 0).initial_seed()
-        inversion, inversion_seconds = self._find_inversion(variant, seed)
+        inversion, inversion_seconds = self.find_inversion(variant, seed)
         engine = self.engines.prepare(variant)
         before, start = engine.nfe, time.process_time()
-        latents = engine.edit(inversion, self._make_request(variant, job.guidance), seed=seed)
+        latents = engine.edit(inversion, self.make_request(variant, job.guidance), seed=seed)
         seconds = time.process_time() - start
         return self.engine.decode(latents), {
             "nfe": engine.nfe - before + inversion.nfe,
@@ -100,7 +100,8 @@ class Clip:
             "inversion_seconds": inversion_seconds,
         }
 
-    def _make_request(self, variant: Variant, guidance: float) -> EditRequest:
+    def make_request(self, variant: Variant, guidance: float) -> EditRequest:
+        """Ask for the edit as a variant does."""
         limits, mask = self.engine.components.limits, None
         if variant.tell_mask:
             spatial = self.edit.inside.shape[-1] // self.latents.shape[-1]
@@ -108,7 +109,7 @@ class Clip:
         source_prompt = self.edit.source.caption if variant.source_prompt else None
         return EditRequest(self.edit.target.caption, source_prompt=source_prompt, guidance_scale=guidance, mask=mask)
 
-    def _find_inversion(self, variant: Variant, seed: int) -> tuple[Inversion, float]:
+    def find_inversion(self, variant: Variant, seed: int) -> tuple[Inversion, float]:
         """Return the inversion of a variant and its seconds, made once for all variants that share it."""
         prompt = self.edit.source.caption if variant.invert_under_source else ""
         if variant.inverter is None:  # its editor reads the clean latents and nothing else

@@ -51,7 +51,8 @@ class Variant:
     @property
     def digest(self) -> str:
         """A name of all its settings: records of other settings under the same name are not mistaken for it."""
-        settings = repr(self).encode()
+        # An option that came after the records is none of their settings where it is off.
+        settings = repr(self).replace(", outside='edit'", "").encode()
         if self.adapter:
             settings += f" {self.own_steps} ".encode() + ADAPTER_FILE.read_bytes()
         return hashlib.blake2s(settings, digest_size=4).hexdigest()

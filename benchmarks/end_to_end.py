@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch._inductor.utils import fresh_cache
 from ddim_lightning.runtime.timing import StageTimer
 
 from .arguments import add_attention, add_steps, make_parser, read_count
+from .deadline import Deadline
 from .edit_report import make_table
 from .environment import read_block
 from .loading import EDITOR, GUIDANCE_SCALE, name_model
-from .output import tell_origin, tell_place, write_files
+from .output import tell_left_out, tell_origin, tell_place, write_growing
 from .stages import STAGES, WORKING, Job, run_fresh
 
 SCHEMA = "ddim-lightning/end-to-end/2"
@@ -48,21 +49,25 @@ def measure_variant(args: argparse.Namespace, preset: str, compiled: bool) -> di
     }
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every variant and return the result, JSON-ready."""
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure every variant; yield the result after each, JSON-ready."""
+    deadline, variants = Deadline(args.budget), list[dict[str, Any]]()
     ways = (False, True) if args.compile else (False,)
-    variants = [run_fresh(measure_variant, args, preset, compiled) for compiled in ways for preset in EDITORS]
-    return {
-        "schema": SCHEMA,
-        "environment": read_block(args.commit),
-        "settings": {
-            "model": name_model(args),
-            "guidance_scale": GUIDANCE_SCALE,
-            **{name: getattr(args, name) for name in ("steps", "rounds", "compile", "dtype", "device", "attention")},
-            "seed": args.seed,
-        },
-        "variants": variants,
-    }
+    cases = [(preset, compiled) for compiled in ways for preset in EDITORS]
+    for preset, compiled in deadline.take(cases, lambda case: f"{case[0]}, {'compiled' if case[1] else 'eager'}"):
+        variants.append(run_fresh(measure_variant, args, preset, compiled))
+        names = ("steps", "rounds", "compile", "dtype", "device", "attention", "seed")
+        yield {
+            "schema": SCHEMA,
+            "environment": read_block(args.commit),
+            "settings": {
+                "model": name_model(args),
+                "guidance_scale": GUIDANCE_SCALE,
+                **{name: getattr(args, name) for name in names},
+            },
+            "variants": variants,
+            **tell_left_out(deadline),
+        }
 
 
 def take_medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -101,10 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=read_count, default=3, help="videos after the first (3)")
     parser.add_argument("--compile", action="store_true", help="also compile the transformer's blocks")
     add_attention(parser)
-    result = measure(args := parser.parse_args(argv))
-    report = make_markdown(result)
-    print(report)
-    write_files(args.output, result, report)
+    args = parser.parse_args(argv)
+    result = write_growing(args.output, measure(args), make_markdown)
     return 0 if all(row["finite"] for row in result["variants"]) else 1
 
 

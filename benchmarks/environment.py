@@ -57,7 +57,7 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
         name = commit.removesuffix("-dirty")
         start = replace(start, commit=name, dirty=bool(start.dirty) or name != commit)
     return {
-        "command": shlex.join(_make_command()),
+        "command": tell_command(),
         "commit": start.commit,
         "dirty": start.dirty,
         "load_1min": start.load_1min,
@@ -75,12 +75,12 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
     }
 
 
-def _make_command() -> list[str]:
+def tell_command() -> str:
     """Return the command as it can be typed anywhere: programs by their names, without the folders they lie in."""
     script = Path(sys.argv[0])
     if script.suffix != ".py" and script.name in {Path(word).name for word in sys.orig_argv[1:2]}:
-        return [script.name, *sys.argv[1:]]  # an installed command
-    return [Path(sys.executable).name, *sys.orig_argv[1:]]
+        return shlex.join([script.name, *sys.argv[1:]])  # an installed command
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
 
 
 def _ask(command: list[str]) -> str | None:

@@ -143,11 +143,14 @@ def count_pass(
     reads: tuple[int, ...] = (),
     kv_scale: KVScale | None = None,
     held: bool = False,
+    inside: Sequence[int | None] = (),
 ) -> Flops:
     """Count one pass of `ddim_lightning.network.network.Network`, without the modulation of its timestep.
 
     Rows that are only read end at the last layer that reads them, before its queries; a layer of kv_scale 0 reads
-    nothing. What is read costs a reading row a second attention, however the kernel comes by it.
+    nothing. What is read costs a reading row a second attention, however the kernel comes by it; in groups or all at
+    once, it is the same work. A row under a mask is work for its own tokens alone: they attend to those of its source
+    that it has not, and where it reads to the others of it once more. Its source then stays up to the last layer.
 
     Args:
         sizes: Of the model and its latents.
@@ -156,19 +159,23 @@ def count_pass(
         reads: For each of the first rows the row it reads.
         kv_scale: How much they attend to what they read, by layer; ``None`` is 1 in every layer.
         held: Whether all rows also attend to a held one.
+        inside: For each of the first rows its own video tokens, fewer than all under a mask; ``None`` for all of them.
     """
     kept, width, tokens = rows if wanted is None else wanted, sizes.width, sizes.tokens
+    video = [sizes.video_tokens if n is None else n for n in (*inside, *[None] * (rows - len(inside)))]
+    own = [sizes.text_tokens + n for n in video]
     reading = [bool(reads) and (kv_scale is None or float(kv_scale[k]) > 0.0) for k in range(sizes.layers)]
-    last = max((k for k in range(sizes.layers) if reading[k]), default=-1)
-    attention, product = count_attention(tokens, tokens, width), count_linear(tokens, width, width)
-    work = rows * _count_embedding(sizes) + kept * _count_output(sizes)
+    masked = any(n is not None for n in inside)
+    last = sizes.layers - 1 if masked else max((k for k in range(sizes.layers) if reading[k]), default=-1)
+    work = rows * _count_embedding(sizes)
     for k in range(sizes.layers):
         goes_on = rows if k < last else kept
         # Keys and values of all; query and output, and up and down at four widths each, of those that go on.
-        linear = (2 * rows + (2 + 8) * goes_on) * product
-        work += Flops(linear, (goes_on + held * goes_on + reading[k] * len(reads)) * attention)
+        linear = sum((2 + (2 + 8) * (row < goes_on)) * count_linear(own[row], width, width) for row in range(rows))
+        keys = [tokens * (1 + held) + reading[k] * (own[row] if row < len(reads) else 0) for row in range(goes_on)]
+        work += Flops(linear, sum(count_attention(own[row], keys[row], width) for row in range(goes_on)))
         rows = goes_on
-    return work
+    return work + Flops(sum(_count_output(sizes, n) for n in video[:kept]))
 
 
 def count_hold(sizes: TransformerSizes, rows: int) -> Flops:
@@ -284,9 +291,9 @@ def _count_embedding(sizes: TransformerSizes) -> Flops:
     return Flops(patches + count_linear(sizes.text_tokens, sizes.text_width, sizes.width))
 
 
-def _count_output(sizes: TransformerSizes) -> Flops:
-    """Count what makes the velocity of one row from its video tokens."""
-    return Flops(count_linear(sizes.video_tokens, sizes.width, sizes.out_channels * sizes.patch**2))
+def _count_output(sizes: TransformerSizes, video_tokens: int) -> int:
+    """Count what makes the velocity of one row from so many video tokens."""
+    return count_linear(video_tokens, sizes.width, sizes.out_channels * sizes.patch**2)
 
 
 def _convolve(voxels: int, taps: int, inputs: int, outputs: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,15 +21,16 @@ from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.network import Network
 
 from .arguments import add_attention, make_parser, read_count
+from .deadline import Deadline
 from .edit_report import make_table
 from .environment import read_block
 from .loading import PROMPTS, copy_parts, load_parts, make_engine, make_prompts, make_video, name_model
 from .measuring import name_clock, read_clock, relative_l2
-from .output import tell_origin, tell_place, write_files
+from .output import tell_left_out, tell_origin, tell_place, write_growing
 
 SCHEMA = "ddim-lightning/forward-passes/2"
-FUSED, PASSES, TIMESTEP = "fused, eager", 3, 500
-"""What all are compared with; passes of a sample; the timestep of their rows."""
+FUSED, PASSES, FULL_PASSES, TIMESTEP = "fused, eager", 3, 1, 500
+"""What all are compared with; passes of a sample, and at full size; the timestep of their rows."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ FORMS = (
 
 
 @torch.inference_mode()
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Time all forms by all passes in turns and return the result, JSON-ready."""
-    device = torch.device(args.device)
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Time all forms by all passes in turns; yield the result after each form, JSON-ready."""
+    deadline, device = Deadline(args.budget), torch.device(args.device)
     parts = load_parts(args)
     prompts = make_prompts(parts, device, args.seed)
     networks: dict[str, Network | DiffusersNetwork] = {}
@@ -80,18 +81,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         wanted, count = form.wanted, form.rows
         return network(rows[:count], embeds[:count], TIMESTEP, wanted=wanted, reads=form.reads)
 
-    return {
-        "schema": SCHEMA,
-        "environment": read_block(args.commit),
-        "settings": {
-            "model": name_model(args),
-            "latents": list(latents.shape),
-            "clock": name_clock(device),
-            "passes": PASSES,
-            **{name: getattr(args, name) for name in ("rounds", "dtype", "device", "attention", "seed")},
-        },
-        "rows": [row for form in FORMS for row in time_form(networks, form.name, partial(run, form), args.rounds)],
-    }
+    found: list[dict[str, Any]] = []
+    passes = FULL_PASSES if args.full_size else PASSES
+    for form in deadline.take(FORMS, lambda form: form.name, lambda form: form.rows):
+        found += time_form(networks, form.name, partial(run, form), args.rounds, passes)
+        yield {
+            "schema": SCHEMA,
+            "environment": read_block(args.commit),
+            "settings": {
+                "model": name_model(args),
+                "latents": list(latents.shape),
+                "clock": name_clock(device),
+                "passes": passes,
+                **{name: getattr(args, name) for name in ("rounds", "dtype", "device", "attention", "seed")},
+            },
+            "rows": found,
+            **tell_left_out(deadline),
+        }
 
 
 def time_form(
@@ -99,6 +105,7 @@ def time_form(
     form: str,
     run: Callable[[Network | DiffusersNetwork], Tensor],
     rounds: int,
+    passes: int,
 ) -> list[dict[str, Any]]:
     """Time a form of a pass by all networks, in turns.
 
@@ -107,6 +114,7 @@ def time_form(
         form: Its name.
         run: Runs one pass.
         rounds: Timed rounds, after one that warms up.
+        passes: Of a sample.
 
     Returns:
         For each network its samples; what it needs after the weights changed, before it runs at full speed; the ratio
@@ -123,9 +131,9 @@ def time_form(
             run(network)
             first = read_clock(device) - start
             start = read_clock(device)
-            for _ in range(PASSES):
+            for _ in range(passes):
                 run(network)
-            spent = (read_clock(device) - start) / PASSES
+            spent = (read_clock(device) - start) / passes
             samples[name].append(spent * 1e3)
             anew[name].append((first - spent) * 1e3)
     exact, rows = run(networks[FUSED]).float(), []
@@ -201,10 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_attention(parser)
     args = parser.parse_args(argv)
     with fresh_cache():  # or what another run compiled would hide what it costs
-        result = measure(args)
-    report = make_markdown(result)
-    print(report)
-    write_files(args.output, result, report)
+        result = write_growing(args.output, measure(args), make_markdown)
     return 0 if all(row["finite"] for row in result["rows"]) else 1
 
 

@@ -24,11 +24,12 @@ from ddim_lightning.network.kernels import CPU_KERNELS, CUDA_KERNELS
 from ddim_lightning.runtime.timing import StepClock, summarize_ms
 
 from .arguments import make_parser, read_count
+from .deadline import Deadline
 from .environment import read_block
 from .flops import TransformerSizes, count_attention, count_linear, count_pass, make_sizes
 from .loading import name_model
 from .measuring import list_kernels, tell_kernel
-from .output import tell_origin, tell_place, write_files
+from .output import tell_left_out, tell_origin, tell_place, write_growing
 from .plots import Point, plot_roofline
 from .published import COGVIDEOX_5B_TRANSFORMER
 
@@ -108,38 +109,44 @@ def list_forms(kernel: Attention) -> Iterator[tuple[str, Callable[[Tensor, Tenso
 
 
 def measure_attention(
-    config: Mapping[str, Any], sizes: TransformerSizes, like: Mapping[str, Any], args: argparse.Namespace
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    config: Mapping[str, Any],
+    sizes: TransformerSizes,
+    like: Mapping[str, Any],
+    args: argparse.Namespace,
+    deadline: Deadline,
+) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     """Measure every attention kernel there is a name for.
 
-    Returns:
-        A row for each kernel, form and set of keys that ran, and what did not run, with the reason.
+    Yields:
+        After each, a row for each kernel, form and set of keys that ran, and what did not run, with the reason.
     """
     device, heads, channels = like["device"], config["num_attention_heads"], config["attention_head_dim"]
     kernels = CUDA_KERNELS if device.type == "cuda" else CPU_KERNELS
-    rows = []
+    rows = list[dict[str, Any]]()
     not_run = [{"kernel": name, "reason": "needs a CUDA device"} for name in CUDA_KERNELS if name not in kernels]
-    for keys, times in KEYS.items():
-        # (rows, tokens, heads, channels) turned, as the projections leave them.
-        query, key, value = (
-            draw((args.rows, sizes.tokens * many, heads, channels), like, args.seed + k).transpose(1, 2)
-            for k, many in enumerate((1, times, times))
-        )
-        exact = sdpa_attention(query.float(), key.float(), value.float(), None)
-        flops = args.rows * count_attention(sizes.tokens, sizes.tokens * times, sizes.width)
-        for kernel in kernels.values():
-            for form, attend in list_forms(kernel):
-                named = {"kernel": kernel.name, "form": form, "keys": keys}
-                try:
-                    error = attend(query, key, value).float() - exact
-                    row = measure_call(lambda: attend(query, key, value), (query, key, value), flops, args)  # noqa: B023
-                except (ImportError, NotImplementedError, RuntimeError) as failure:
-                    not_run.append({**named, "reason": str(failure).partition("\n")[0]})
-                    continue
-                deviation = float(error.norm() / exact.norm())
-                told = deviation if math.isfinite(deviation) else None  # JSON has no word for it
-                rows.append({"kind": "attention", **named, "relative_l2": told, **row})
-    return rows, not_run
+    cases = [(keys, kernel, *how) for keys in KEYS for kernel in kernels.values() for how in list_forms(kernel)]
+    before = None
+    for keys, kernel, form, attend in deadline.take(cases, lambda case: f"{case[1].name}, {case[2]}, {case[0]} keys"):
+        if keys != before:
+            # (rows, tokens, heads, channels) turned, as the projections leave them.
+            query, key, value = (
+                draw((args.rows, sizes.tokens * many, heads, channels), like, args.seed + k).transpose(1, 2)
+                for k, many in enumerate((1, KEYS[keys], KEYS[keys]))
+            )
+            exact, before = sdpa_attention(query.float(), key.float(), value.float(), None), keys
+        flops = args.rows * count_attention(sizes.tokens, sizes.tokens * KEYS[keys], sizes.width)
+        named = {"kernel": kernel.name, "form": form, "keys": keys}
+        try:
+            with kernel.active():
+                error = attend(query, key, value).float() - exact
+                row = measure_call(lambda: attend(query, key, value), (query, key, value), flops, args)  # noqa: B023
+        except Exception as failure:  # packages raise what they like
+            not_run.append({**named, "reason": f"{type(failure).__name__}: {failure}".partition("\n")[0]})
+        else:
+            deviation = float(error.norm() / exact.norm())
+            told = deviation if math.isfinite(deviation) else None  # JSON has no word for it
+            rows.append({"kind": "attention", **named, "relative_l2": told, **row})
+        yield rows, not_run
 
 
 def measure_products(
@@ -180,34 +187,39 @@ def find_roof(rows: Sequence[Mapping[str, Any]], sizes: TransformerSizes) -> dic
 
 
 @torch.inference_mode()
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every kernel and return the result, JSON-ready.
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure every kernel; yield the result after each of attention that runs, JSON-ready.
 
     Raises:
         RuntimeError: No attention kernel runs.
     """
-    config = read_config(args.full_size)
+    deadline, config = Deadline(args.budget), read_config(args.full_size)
     sizes, like = make_sizes(config), {"device": torch.device(args.device), "dtype": getattr(torch, args.dtype)}
-    attention, not_run = measure_attention(config, sizes, like, args)
+    products, copied = measure_products(sizes, like, args), measure_copy(args)
+    attention, not_run = list[dict[str, Any]](), list[dict[str, Any]]()
+    for attention, not_run in measure_attention(config, sizes, like, args, deadline):
+        if not attention:
+            continue
+        rows = [*attention, *products]
+        yield {
+            "schema": SCHEMA,
+            "environment": read_block(args.commit),
+            "settings": {
+                "model": name_model(args),
+                "tokens": sizes.tokens,
+                "heads": config["num_attention_heads"],
+                "head_channels": config["attention_head_dim"],
+                "warm_up": WARM_UP,
+                **{name: getattr(args, name) for name in ("device", "dtype", "rows", "rounds", "seed")},
+            },
+            "rows": rows,
+            "not_run": not_run,
+            "copy": copied,
+            "roof": find_roof(rows, sizes),
+            **tell_left_out(deadline),
+        }
     if not attention:
         raise RuntimeError(f"attention: no kernel runs on {args.device}: {not_run}")
-    rows = [*attention, *measure_products(sizes, like, args)]
-    return {
-        "schema": SCHEMA,
-        "environment": read_block(args.commit),
-        "settings": {
-            "model": name_model(args),
-            "tokens": sizes.tokens,
-            "heads": config["num_attention_heads"],
-            "head_channels": config["attention_head_dim"],
-            "warm_up": WARM_UP,
-            **{name: getattr(args, name) for name in ("device", "dtype", "rows", "rounds", "seed")},
-        },
-        "rows": rows,
-        "not_run": not_run,
-        "copy": measure_copy(args),
-        "roof": find_roof(rows, sizes),
-    }
 
 
 def make_markdown(result: Mapping[str, Any]) -> str:
@@ -290,10 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("kernels", __doc__ or "")
     parser.add_argument("--rows", type=read_count, default=1, help="rows of a pass (1)")
     parser.add_argument("--rounds", type=read_count, default=30, help="timed calls of each kernel (30)")
-    result = measure(args := parser.parse_args(argv))
-    summary = make_markdown(result)
-    print(summary, end="")
-    write_files(args.output, result, summary, write_plots)
+    args = parser.parse_args(argv)
+    result = write_growing(args.output, measure(args), make_markdown, write_plots)
     return 0 if all(row["finite"] for row in result["rows"]) else 1
 
 

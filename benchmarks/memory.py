@@ -21,10 +21,11 @@ from ddim_lightning.engine.config import Offload
 from ddim_lightning.runtime.timing import StageTimer, read_memory_gib
 
 from .arguments import add_attention, add_steps, make_parser
+from .deadline import Deadline
 from .edit_report import make_table
-from .environment import read_block
+from .environment import read_block, tell_command
 from .loading import EDITOR, FULL_SIZE, name_model
-from .output import tell_origin, tell_place, write_files
+from .output import tell_left_out, tell_origin, tell_place, write_growing
 from .plots import Bars, plot_bars
 from .stages import STAGES, Job, run_fresh
 
@@ -81,20 +82,24 @@ def measure_preset(args: argparse.Namespace, preset: Offload) -> dict[str, Any]:
     }
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every preset and return the result, JSON-ready."""
-    presets = [run_fresh(measure_preset, args, preset) for preset in get_args(Offload)]
-    for row in presets:
-        row["same_bytes"] = row["digests"] == presets[0]["digests"]
-    return {
-        "schema": SCHEMA,
-        "environment": read_block(args.commit),  # after the presets: it makes this process take memory of a GPU, too
-        "settings": {
-            "model": name_model(args),
-            **{name: getattr(args, name) for name in ("steps", "dtype", "device", "attention", "seed")},
-        },
-        "presets": presets,
-    }
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure every preset; yield the result after each, JSON-ready."""
+    deadline, presets = Deadline(args.budget), list[dict[str, Any]]()
+    # Not by this process, which would take memory of a GPU from then on.
+    environment = {**run_fresh(read_block, args.commit), "command": tell_command()}
+    for preset in deadline.take(get_args(Offload)):
+        row = run_fresh(measure_preset, args, preset)
+        presets.append({**row, "same_bytes": row["digests"] == (presets or [row])[0]["digests"]})
+        yield {
+            "schema": SCHEMA,
+            "environment": environment,
+            "settings": {
+                "model": name_model(args),
+                **{name: getattr(args, name) for name in ("steps", "dtype", "device", "attention", "seed")},
+            },
+            "presets": presets,
+            **tell_left_out(deadline),
+        }
 
 
 def list_kinds(result: Mapping[str, Any]) -> list[str]:
@@ -141,10 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("memory", __doc__)
     add_steps(parser)
     add_attention(parser)
-    result = measure(args := parser.parse_args(argv))
-    report = make_markdown(result)
-    print(report)
-    write_files(args.output, result, report, write_plots)
+    args = parser.parse_args(argv)
+    result = write_growing(args.output, measure(args), make_markdown, write_plots)
     return 0 if all(row["finite"] and row["same_bytes"] for row in result["presets"]) else 1
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from .deadline import Deadline
 
 Draw = Callable[[Path, Mapping[str, Any]], None]
 """Draws a result's plots into a folder."""
@@ -25,6 +27,37 @@ def write_files(folder: Path | None, result: Mapping[str, Any], report: str, dra
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     write_report(folder, result, report, draw)
+
+
+def write_growing(
+    folder: Path | None,
+    results: Iterable[Mapping[str, Any]],
+    make_report: Callable[[Mapping[str, Any]], str],
+    draw: Draw | None = None,
+) -> Mapping[str, Any]:
+    """Write a result each time it has grown, so that what is measured stays if the rest is cut off; print the last.
+
+    Args:
+        folder: See `write_files`.
+        results: One for each case that was added, at least one.
+        make_report: Makes the report of a result.
+        draw: See `write_files`; plots are drawn of the last result.
+
+    Returns:
+        The last result.
+
+    Raises:
+        ValueError: No result: the budget ended before anything could be told.
+    """
+    result = None
+    for result in results:
+        write_files(folder, result, make_report(result))
+    if result is None:
+        raise ValueError("budget: must leave time for the first cases, nothing was measured; give it more seconds")
+    report = make_report(result)
+    print(report, end="")
+    write_files(folder, result, report, draw)
+    return result
 
 
 def write_report(folder: Path, result: Mapping[str, Any], report: str, draw: Draw | None) -> None:
@@ -50,4 +83,12 @@ def tell_origin(result: Mapping[str, Any]) -> str:
     """Return the line that says by what command, at what commit and under what load a result was measured."""
     environment = result["environment"]
     load = "not recorded" if environment["load_1min"] is None else f"{environment['load_1min']:.2f}"
-    return f"`{environment['command']}` at commit {environment['commit']}; load of the machine before it: {load}"
+    origin = f"`{environment['command']}` at commit {environment['commit']}; load of the machine before it: {load}"
+    if "left_out" in result:
+        origin += f". **Not complete**: no time was left for {', '.join(result['left_out'])}"
+    return origin
+
+
+def tell_left_out(deadline: Deadline) -> dict[str, list[str]]:
+    """Return what a result says of the cases that no time was left for; nothing where there are none."""
+    return {"left_out": deadline.left_out} if deadline.left_out else {}

@@ -168,7 +168,7 @@ def plot_frontier(path: Path, points: Sequence[Point], *, title: str, x_label: s
 def plot_limits(
     path: Path, lines: Sequence[Line], heights: Mapping[str, float], *, title: str, x_label: str, y_label: str
 ) -> None:
-    """Draw curves with the numbers of their points, against heights with names.
+    """Draw curves against heights with names; the points of no more than two bear their numbers.
 
     Args:
         path: PNG to write.
@@ -181,7 +181,7 @@ def plot_limits(
     figure, axes = _make_axes(title, x_label, y_label)
     for line in lines:
         axes.plot(line.x, line.y, line.dash, marker="o", color=get_color(line.label), label=line.label)
-        for x, y in zip(line.x, line.y, strict=True):
+        for x, y in zip(line.x, line.y, strict=True) if len(lines) <= 2 else ():
             axes.annotate(f"{y:.1f}", (x, y), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
     for name, height in heights.items():
         axes.axhline(height, color=_GRAY, linewidth=1, linestyle="--")

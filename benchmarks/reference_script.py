@@ -31,12 +31,13 @@ def load_script(path: Path) -> Any:
     """
     if not path.is_file():
         raise FileNotFoundError(f"script: no such file, {path}")
-    if importlib.util.find_spec("decord") is None:
-        sys.modules.setdefault("decord", types.ModuleType("decord"))
+    if "decord" not in sys.modules and importlib.util.find_spec("decord") is None:
+        sys.modules["decord"] = types.ModuleType("decord")
     spec = importlib.util.spec_from_file_location("reference_script", path)
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # torch.compile imports what it traces by its name
     spec.loader.exec_module(script)
     return script
 
@@ -121,7 +122,7 @@ class Reference:
     def _sample(self, latents: Tensor, scheduler: Any, prompt: str, reference: Any) -> Tensor:
         trajectory: Tensor = self.script.sample(
             pipeline=self.pipeline,
-            latents=latents,
+            latents=latents.to(self.pipeline.transformer.dtype),  # as the script's VAE gives them
             scheduler=scheduler,
             prompt=prompt,
             num_inference_steps=self.steps,

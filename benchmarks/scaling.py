@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ from ddim_lightning.network.network import Network
 from ddim_lightning.runtime.timing import read_memory_gib
 
 from .arguments import add_attention, make_parser, read_count
+from .deadline import Deadline
 from .edit_report import make_table
 from .environment import read_block
 from .flops import count_pass, make_sizes
 from .loading import load_parts, name_model
 from .measuring import name_clock, read_clock
-from .output import tell_origin, write_files
+from .output import tell_left_out, tell_origin, write_growing
 from .plots import Line, plot_limits
 
 SCHEMA = "ddim-lightning/scaling/2"
@@ -79,22 +80,20 @@ def measure_size(network: Network, size: Sequence[int], args: argparse.Namespace
     }
 
 
-def measure_steps(parts: Components, network: Network, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Time whole inversions without a residual in different numbers of steps, after one that warms up."""
+def measure_steps(parts: Components, network: Network, steps: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Time whole inversions without a residual in a number of steps, after one that warms up."""
     config, device = parts.transformer.config, torch.device(args.device)
     frames, height, width = (FULL if args.full_size else TINY)["resolution"][1]
     generator = torch.Generator().manual_seed(args.seed)
     latents = torch.randn(1, frames, config.in_channels, height, width, generator=generator).to(device)
     embeds = torch.randn(1, config.max_text_seq_length, config.text_embed_dim, generator=generator).to(device)
-    denoiser, rows = CogVideoXDenoiser(network, lambda prompt: embeds), []
-    for steps in STEPS:
-        schedule, samples = make_noise_schedule(parts.scheduler, steps), []
-        for _ in range(1 + min(args.rounds, 3)):
-            start = read_clock(device)
-            invert(denoiser, latents, schedule, DDIM())
-            samples.append((read_clock(device) - start) * 1e3)
-        rows.append({"steps": steps, "inversion_ms": samples})
-    return rows
+    denoiser = CogVideoXDenoiser(network, lambda prompt: embeds)
+    schedule, samples = make_noise_schedule(parts.scheduler, steps), []
+    for _ in range(1 + min(args.rounds, 3)):
+        start = read_clock(device)
+        invert(denoiser, latents, schedule, DDIM())
+        samples.append((read_clock(device) - start) * 1e3)
+    return {"steps": steps, "inversion_ms": samples}
 
 
 def tell_median(row: Mapping[str, Any]) -> float:
@@ -109,26 +108,36 @@ def predict(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 @torch.inference_mode()
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure every point and return the result, JSON-ready."""
-    device = torch.device(args.device)
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure every point; yield the result after each, JSON-ready."""
+    deadline, device = Deadline(args.budget), torch.device(args.device)
     parts = load_parts(args)
     network = Network(parts.transformer, resolve_attention(args.attention, device))
-    lists = FULL if args.full_size else TINY
-    result: dict[str, Any] = {
-        name: [measure_size(network, size, args) for size in sizes] for name, sizes in lists.items()
-    }
-    result["steps"] = measure_steps(parts, network, args)
-    return {
-        "schema": SCHEMA,
-        "environment": read_block(args.commit),
-        "settings": {
-            "model": name_model(args),
-            "clock": name_clock(device),
-            **{name: getattr(args, name) for name in ("rounds", "dtype", "device", "attention", "seed")},
-        },
-        **result,
-    }
+    lists: dict[str, Sequence[Any]] = {**(FULL if args.full_size else TINY), "steps": STEPS}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in lists}
+    points = [(name, point) for name, points in lists.items() for point in points]
+
+    def count_work(point: tuple[str, Any]) -> float:
+        size, passes = (lists["resolution"][1], point[1]) if point[0] == "steps" else (point[1], 1)
+        shape = (1, size[0], network.in_channels, *size[1:])
+        return passes * count_pass(make_sizes(parts.transformer.config, shape), 1).total
+
+    for name, point in deadline.take(points, lambda point: f"{point[0]} {point[1]}", count_work):
+        if name == "steps":
+            found[name].append(measure_steps(parts, network, point, args))
+        else:
+            found[name].append(measure_size(network, point, args))
+        yield {
+            "schema": SCHEMA,
+            "environment": read_block(args.commit),
+            "settings": {
+                "model": name_model(args),
+                "clock": name_clock(device),
+                **{name: getattr(args, name) for name in ("rounds", "dtype", "device", "attention", "seed")},
+            },
+            **found,
+            **tell_left_out(deadline),
+        }
 
 
 def make_markdown(result: Mapping[str, Any]) -> str:
@@ -141,7 +150,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         "",
         f"{settings['model']}, one row, {settings['dtype']}; clock: {settings['clock']}; {settings['rounds']} rounds.",
     ]
-    for name in ("frames", "resolution"):
+    for name in filter(result.get, ("frames", "resolution")):
         rows = [
             (
                 " x ".join(map(str, row["size"])),
@@ -164,7 +173,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
 
 def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
     """Draw what was measured and what was predicted over the tokens of a row."""
-    for name in ("frames", "resolution"):
+    for name in filter(result.get, ("frames", "resolution")):
         rows = result[name]
         tokens = [row["tokens"] for row in rows]
         lines = [
@@ -180,10 +189,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("scaling", __doc__)
     parser.add_argument("--rounds", type=read_count, default=10, help="timed passes of each point (10)")
     add_attention(parser)
-    result = measure(args := parser.parse_args(argv))
-    report = make_markdown(result)
-    print(report)
-    write_files(args.output, result, report, write_plots)
+    args = parser.parse_args(argv)
+    result = write_growing(args.output, measure(args), make_markdown, write_plots)
     return 0 if all(row["finite"] for name in ("frames", "resolution") for row in result[name]) else 1
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from ddim_lightning.data.video import write_video
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.engine.config import Offload
-from ddim_lightning.models.vae import order_channels_last
 from ddim_lightning.types import EditRequest
 
 from .loading import GUIDANCE_SCALE, PROMPTS, load_parts, make_engine, make_prompts, make_video
@@ -57,8 +56,6 @@ class Job:
         with enter("load"):
             device = torch.device(args.device)
             parts = load_parts(args, () if offload == "none" else ("transformer", "vae"))
-            if args.device.startswith("cuda"):  # as the module has it by default
-                order_channels_last(parts.vae)
             self.engine = make_engine(
                 parts,
                 args.steps,

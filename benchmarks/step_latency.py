@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -30,13 +30,14 @@ from ddim_lightning.types import EditRequest, Latents, Step
 
 from .arguments import add_attention, add_steps, make_parser, read_count
 from .counted_network import CountedNetwork
+from .deadline import Deadline
 from .edit_report import make_table
 from .environment import read_block
 from .flops import Flops, make_sizes
 from .loading import EDITOR, PROMPTS, load_parts, make_engine, make_prompts, make_video, name_model
 from .loading import GUIDANCE_SCALE as RECOMMENDED_SCALE
 from .measuring import list_kernels, relative_l2, tell_kernel
-from .output import tell_origin, tell_place, write_files
+from .output import tell_left_out, tell_origin, tell_place, write_growing
 from .plots import Line, plot_steps
 from .versus_reference import EDITORS, GUIDANCE_SCALE
 
@@ -86,6 +87,16 @@ class Runner:
         self.work: list[Flops] = []
         """What those evaluations compute."""
         self.finite = True
+        self._seen: dict[str, Any] = {}
+
+    def look(self, eager: Network) -> dict[str, Any]:
+        """Repeat one pass, the first time that it is asked: the kernels in it, and how far it is from an eager one."""
+        if not self._seen:
+            network = self.network
+            same = network.network is eager
+            distance = None if same else relative_l2(network.repeat().float(), network.repeat(eager).float())
+            self._seen = {"relative_l2": distance, "kernels": list_kernels(network.repeat, self.engine.device)}
+        return self._seen
 
     def run(self, latents: Latents, inversion: Inversion) -> None:
         """Run once: invert clean latents, or edit by a former inversion."""
@@ -155,15 +166,14 @@ def summarize(runner: Runner, roof: Mapping[str, float] | None) -> list[dict[str
 
 
 def describe(runner: Runner, eager: Network, roof: Mapping[str, float] | None) -> dict[str, Any]:
-    """Return what is known of a case after all its runs, JSON-ready.
+    """Return what is known of a case after two runs or more, JSON-ready.
 
     Args:
         runner: The case.
         eager: What a compiled network is compared with, on the inputs of one pass.
         roof: See `read_roof`.
     """
-    network, (cold, *warm) = runner.network, [sum(run) for run in runner.runs]
-    same = network.network is eager
+    cold, *warm = [sum(run) for run in runner.runs]
     return {
         "name": runner.case.name,
         "variant": runner.variant,
@@ -173,20 +183,19 @@ def describe(runner: Runner, eager: Network, roof: Mapping[str, float] | None) -
         "step_ms": runner.runs,
         "cold_s": (cold - statistics.median(warm)) / 1e3,
         "by_nfe": summarize(runner, roof),
-        "relative_l2": None if same else relative_l2(network.repeat().float(), network.repeat(eager).float()),
         "finite": runner.finite,
-        "kernels": list_kernels(network.repeat, runner.engine.device),
+        **runner.look(eager),
     }
 
 
 @torch.inference_mode()
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Run all cases in turns and return the result, JSON-ready.
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Run all cases in turns; yield the result after each run that is timed, JSON-ready.
 
     Raises:
         ValueError: A roof that does not fit.
     """
-    parts = load_parts(args)
+    deadline, parts = Deadline(args.budget), load_parts(args)
     variants = (EAGER, COMPILED) if args.compile else (EAGER,)
     prompts = make_prompts(parts, torch.device(args.device), args.seed)
     engines = {
@@ -199,29 +208,32 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     roof = read_roof(args.roof, sizes.tokens, args)
     inversion = eager.invert(latents)
     runners = [Runner(case, name, engine) for case in CASES for name, engine in engines.items()]
-    for turn in range(1 + args.rounds):
-        for runner in runners[::-1] if turn % 2 else runners:
-            runner.run(latents, inversion)
-        print(f"round {turn} of {args.rounds}", flush=True)
     network = eager.network
     assert isinstance(network, Network)
-    return {
-        "schema": SCHEMA,
-        "environment": read_block(args.commit),
-        "settings": {
-            "model": name_model(args),
-            "parameters": sum(p.numel() for p in parts.transformer.parameters()),
-            "latents": list(latents.shape),
-            "tokens": sizes.tokens,
-            "inverter": repr(eager.inverter),
-            "clock": "CUDA events" if args.device.startswith("cuda") else "wall, one thread",
-            "warm_up_runs": 1,
-            "roof": roof,
-            **{name: getattr(args, name) for name in ("steps", "rounds", "compile", "dtype", "device", "attention")},
-            "seed": args.seed,
-        },
-        "cases": [describe(runner, network, roof) for runner in runners],
+    settings = {
+        "model": name_model(args),
+        "parameters": sum(p.numel() for p in parts.transformer.parameters()),
+        "latents": list(latents.shape),
+        "tokens": sizes.tokens,
+        "inverter": repr(eager.inverter),
+        "clock": "CUDA events" if args.device.startswith("cuda") else "wall, one thread",
+        "warm_up_runs": 1,
+        "roof": roof,
+        **{name: getattr(args, name) for name in ("steps", "rounds", "compile", "dtype", "device", "attention")},
+        "seed": args.seed,
     }
+    turns = [(turn, runner) for turn in range(1 + args.rounds) for runner in runners[:: -1 if turn % 2 else 1]]
+    for turn, runner in deadline.take(turns, lambda run: f"round {run[0]} of {run[1].case.name}, {run[1].variant}"):
+        print(f"round {turn} of {args.rounds}: {runner.case.name}, {runner.variant}", flush=True)
+        runner.run(latents, inversion)
+        if turn:
+            yield {
+                "schema": SCHEMA,
+                "environment": read_block(args.commit),
+                "settings": settings,
+                "cases": [describe(runner, network, roof) for runner in runners if len(runner.runs) > 1],
+                **tell_left_out(deadline),
+            }
 
 
 def make_markdown(result: Mapping[str, Any]) -> str:
@@ -311,10 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_attention(parser)
     args = parser.parse_args(argv)
     with fresh_cache():  # or what another run compiled would hide what it costs
-        result = measure(args)
-    report = make_markdown(result)
-    print(report)
-    write_files(args.output, result, report, write_plots)
+        result = write_growing(args.output, measure(args), make_markdown, write_plots)
     return 0 if all(case["finite"] for case in result["cases"]) else 1
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ddim_lightning.diffusion.editors import KVInjection
+from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters import DDIM
 from ddim_lightning.diffusion.sampling import edit_together
 from ddim_lightning.engine.engine import InversionEngine
@@ -25,19 +27,20 @@ from ddim_lightning.models.loading import Components
 from ddim_lightning.types import Branch, EditRequest
 
 from .arguments import add_attention, make_parser, read_count
+from .deadline import Deadline
 from .edit_report import make_table
 from .environment import read_block
-from .loading import PROMPTS, TINY, copy_parts, load_parts, make_engine, make_prompts, name_model
+from .loading import EDITOR, PROMPTS, TINY, copy_parts, load_parts, make_engine, make_prompts, name_model
 from .measuring import name_clock, read_clock, relative_l2
-from .output import tell_origin, write_files
+from .output import tell_left_out, tell_origin, write_growing
 from .reference_script import Reference, apply_block_compile, load_script
 
 SCHEMA = "ddim-lightning/versus-reference/2"
 GUIDANCE_SCALE = 6.0
 SCRIPT, COMPILED_SCRIPT = "script", "script, blocks compiled"
 """Names of the two ways to run the script."""
-ROWS, TIMESTEP, PASSES = (1, 2, 4), 500, 20
-"""Rows of the passes that are compared alone, their timestep, and passes of a sample."""
+ROWS, TIMESTEP, PASSES, FULL_PASSES = (1, 2, 4), 500, 20, 1
+"""Rows of the passes that are compared alone, their timestep, and passes of a sample, and of one at full size."""
 
 GOALS = (
     ("inversion step", "inversion", "eager", SCRIPT, 1.8),
@@ -47,6 +50,8 @@ GOALS = (
     ("end to end, shared row", "shared row", "compiled", SCRIPT, 1.65),
     ("end to end, the script's four rows", "four rows", "compiled", COMPILED_SCRIPT, 1.25),
     ("four edits of one inversion, one pass", "four prompts", "compiled", SCRIPT, 3.0),
+    ("end to end, the default edit, which reads no inversion", "default edit", "compiled", SCRIPT, 2.5),
+    ("end to end, shared row, what may change alone under a mask", "masked edit", "compiled", SCRIPT, 1.9),
 )
 """(what, case, our variant, against, at least how many times as fast) on a CPU with the tiny model."""
 
@@ -69,6 +74,9 @@ EDITORS = {
     "shared row": KVInjection(source_rows="shared", initial="random"),
 }
 """What the script does on its way down, from noise: with its four rows, and with three."""
+MASKED = KVInjection(source_rows="shared", initial="random", outside="source")
+MASKED_SHARE = 0.2
+"""What the edit under a mask does, and the share of every frame inside."""
 
 
 def make_cases(reference: Reference, engines: dict[str, InversionEngine], inputs: dict[str, Tensor]) -> list[Case]:
@@ -79,9 +87,9 @@ def make_cases(reference: Reference, engines: dict[str, InversionEngine], inputs
         engine.prompts.clear_cache()
         return engine.invert(latents)
 
-    def edit(engine: InversionEngine, inversion: Any, prompts: Sequence[str]) -> Any:
+    def edit(engine: InversionEngine, inversion: Any, prompts: Sequence[str], mask: Tensor | None = None) -> Any:
         engine.prompts.clear_cache()
-        requests = [EditRequest(prompt, guidance_scale=GUIDANCE_SCALE) for prompt in prompts]
+        requests = [EditRequest(prompt, guidance_scale=GUIDANCE_SCALE, mask=mask) for prompt in prompts]
         generators = [torch.Generator().manual_seed(0) for _ in requests]
         return edit_together(engine.edit_denoiser, inversion, engine.editor, requests, generators=generators)
 
@@ -107,57 +115,55 @@ def make_cases(reference: Reference, engines: dict[str, InversionEngine], inputs
                     lambda engine=engine, inversion=inversion: edit(engine, inversion, PROMPTS),  # type: ignore[misc]
                 )
             )
+            masked, default = replace(engine, editor=MASKED), replace(engine, editor=EDITOR)
+            mask, clean = make_mask(latents), Inversion.of_clean(latents, engine.schedule, engine.inverter)
+            cases += [
+                Case(f"{variant}: edit under a mask", partial(edit, masked, inversion, PROMPTS[:1], mask)),
+                Case(f"{variant}: default edit", partial(edit, default, clean, PROMPTS[:1])),
+            ]
     return cases
 
 
-def time_cases(cases: Sequence[Case], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Time all cases in turns, every second round backwards; seconds of every round after a first that warms up.
-
-    CPU time of the process on a CPU, which other programs of the machine disturb least; wall time on a GPU.
-    """
-    samples: dict[str, list[float]] = {case.name: [] for case in cases}
-    for turn in range(rounds + 1):
-        for case in cases if turn % 2 else cases[::-1]:
-            start = read_clock(device)
-            case.run()
-            spent = read_clock(device) - start
-            if turn:
-                samples[case.name].append(spent)
-        print(f"round {turn} of {rounds}", flush=True)
-    return samples
+def make_mask(latents: Tensor) -> Tensor:
+    """Make a mask of `MASKED_SHARE` of every frame: whole rows of patches from the top."""
+    _, frames, _, height, width = latents.shape
+    mask = torch.zeros(1, frames, 1, height, width)
+    mask[..., : 2 * round(MASKED_SHARE * height / 2), :] = 1.0
+    return mask.to(latents)
 
 
-def combine(samples: dict[str, list[float]]) -> dict[str, dict[str, list[float]]]:
-    """Return, for each variant and case, the seconds of every round."""
+def combine(samples: Mapping[str, list[float]]) -> dict[str, dict[str, list[float]]]:
+    """Return, for each variant and case, the seconds of every round; the last may have been left out of some."""
     both: dict[str, dict[str, list[float]]] = {}
     for variant in dict.fromkeys(name.partition(": ")[0] for name in samples):
         up = samples[f"{variant}: inversion"]
+
+        def end(edit: str, up: list[float] = up, variant: str = variant) -> list[float]:
+            return [a + b for a, b in zip(up, samples[f"{variant}: {edit}"], strict=False)]
+
         both[variant] = {"inversion": up}
         if variant in (SCRIPT, COMPILED_SCRIPT):
-            down = samples[f"{variant}: edit"]
-            end = [a + b for a, b in zip(up, down, strict=True)]
-            both[variant] |= {"edit": down, "four rows": end, "shared row": end}
+            both[variant] |= dict.fromkeys(("four rows", "shared row", "masked edit", "default edit"), end("edit"))
             # One run of the script makes one edit.
-            both[variant]["four prompts"] = [len(PROMPTS) * value for value in end]
-            continue
-        for rows in EDITORS:
-            down = samples[f"{variant}: edit, {rows}"]
-            both[variant] |= {f"edit, {rows}": down, rows: [a + b for a, b in zip(up, down, strict=True)]}
-        down = samples[f"{variant}: four edits, one pass"]
-        both[variant]["four prompts"] = [a + b for a, b in zip(up, down, strict=True)]
+            both[variant]["four prompts"] = [len(PROMPTS) * value for value in end("edit")]
+        else:
+            both[variant] |= {rows: end(f"edit, {rows}") for rows in EDITORS}
+            both[variant]["four prompts"] = end("four edits, one pass")
+            both[variant]["masked edit"] = end("edit under a mask")
+            both[variant]["default edit"] = samples[f"{variant}: default edit"]
     return both
 
 
 def compare(times: dict[str, dict[str, list[float]]], variant: str, against: str, case: str) -> dict[str, Any]:
     """Return the ratio of every round and their median: what the script needs over what we need."""
-    pairs = zip(times[against][case], times[variant][case], strict=True)
+    pairs = zip(times[against][case], times[variant][case], strict=False)
     ratios = [theirs / ours for theirs, ours in pairs]
     return {"median": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios), "rounds": ratios}
 
 
 def time_equal_rows(
-    parts: Components, engine: InversionEngine, inputs: dict[str, Tensor], rounds: int
-) -> list[dict[str, Any]]:
+    parts: Components, engine: InversionEngine, inputs: dict[str, Tensor], count: int, rounds: int, passes: int
+) -> dict[str, Any]:
     """Time our forward pass and diffusers' on the same rows, in turns: the part of a ratio that is not fewer rows.
 
     Both evaluate all rows of one pass, whose velocities are all needed, and nothing is read.
@@ -166,50 +172,45 @@ def time_equal_rows(
         parts: The model, with diffusers' own processors.
         engine: Ours, eager.
         inputs: Latents of one row.
-        rounds: Timed rounds, after one that warms up; a sample is `PASSES` passes.
+        count: Rows of a pass.
+        rounds: Timed rounds, after one that warms up.
+        passes: Of a sample.
 
     Returns:
-        For each of `ROWS` the ratio of every round, their median, and the relative L2 distance of the velocities.
+        The ratio of every round, their median, and the relative L2 distance of the velocities.
     """
     transformer, device = parts.transformer, inputs["latents"].device
-    found = []
-    for count in ROWS:
-        latents = inputs["latents"].to(transformer.dtype).expand(count, -1, -1, -1, -1).contiguous()
-        embeds = engine.prompts(PROMPTS[0]).to(transformer.dtype).expand(count, -1, -1).contiguous()
-        table = engine.network.get_rotary(latents)
-        rotary = None if table is None else (table[0][embeds.shape[1] :], table[1][embeds.shape[1] :])
-        timestep = torch.full((count,), TIMESTEP, device=device)
+    latents = inputs["latents"].to(transformer.dtype).expand(count, -1, -1, -1, -1).contiguous()
+    embeds = engine.prompts(PROMPTS[0]).to(transformer.dtype).expand(count, -1, -1).contiguous()
+    table = engine.network.get_rotary(latents)
+    rotary = None if table is None else (table[0][embeds.shape[1] :], table[1][embeds.shape[1] :])
+    timestep = torch.full((count,), TIMESTEP, device=device)
 
-        def ours(latents: Tensor = latents, embeds: Tensor = embeds) -> Tensor:
-            return engine.network(latents, embeds, TIMESTEP)
+    def ours() -> Tensor:
+        return engine.network(latents, embeds, TIMESTEP)
 
-        def theirs(
-            latents: Tensor = latents, embeds: Tensor = embeds, timestep: Tensor = timestep, rotary: Any = rotary
-        ) -> Tensor:
-            velocity: Tensor = transformer(latents, embeds, timestep, image_rotary_emb=rotary, return_dict=False)[0]
-            return velocity
+    def theirs() -> Tensor:
+        velocity: Tensor = transformer(latents, embeds, timestep, image_rotary_emb=rotary, return_dict=False)[0]
+        return velocity
 
-        ratios = []
-        for turn in range(rounds + 1):
-            spent = {}
-            for act in (ours, theirs) if turn % 2 else (theirs, ours):
-                start = read_clock(device)
-                for _ in range(PASSES):
-                    act()
-                spent[act.__name__] = read_clock(device) - start
-            if turn:
-                ratios.append(spent["theirs"] / spent["ours"])
-        found.append(
-            {
-                "rows": count,
-                "median": statistics.median(ratios),
-                "lowest": min(ratios),
-                "highest": max(ratios),
-                "rounds": ratios,
-                "relative_l2": relative_l2(ours().float(), theirs().float()),
-            }
-        )
-    return found
+    ratios = []
+    for turn in range(rounds + 1):
+        spent = {}
+        for act in (ours, theirs) if turn % 2 else (theirs, ours):
+            start = read_clock(device)
+            for _ in range(passes):
+                act()
+            spent[act.__name__] = read_clock(device) - start
+        if turn:
+            ratios.append(spent["theirs"] / spent["ours"])
+    return {
+        "rows": count,
+        "median": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+        "rounds": ratios,
+        "relative_l2": relative_l2(ours().float(), theirs().float()),
+    }
 
 
 def measure_deviation(reference: Reference, engine: InversionEngine, inputs: dict[str, Tensor]) -> dict[str, float]:
@@ -218,7 +219,7 @@ def measure_deviation(reference: Reference, engine: InversionEngine, inputs: dic
     The first, the middle and the last step; and the whole inversion, which adds up what every step rounds.
     """
     found, schedule = {}, engine.schedule
-    for i in (0, len(schedule) // 2, len(schedule) - 1):
+    for i in sorted({0, len(schedule) // 2, len(schedule) - 1}):
         source = inputs["trajectory"][len(schedule) - 1 - i].float()
         theirs = reference.predict_pair(inputs["noise"], source, schedule[i].timestep, PROMPTS[0])
         branches = [
@@ -234,9 +235,13 @@ def measure_deviation(reference: Reference, engine: InversionEngine, inputs: dic
 
 
 @torch.no_grad()
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Run everything and return the result, JSON-ready."""
-    device = torch.device(args.device)
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Time all cases in turns, every second round backwards; yield the result each time it has grown, JSON-ready.
+
+    A first round warms up. Times are CPU time of the process on a CPU, which other programs of the machine disturb
+    least; wall time on a GPU.
+    """
+    deadline, device = Deadline(args.budget), torch.device(args.device)
     parts, script = load_parts(args), load_script(args.script)
     tokens = args.text_tokens or parts.transformer.config.max_text_seq_length
     size = (1, args.frames, parts.transformer.config.in_channels, *args.size)
@@ -269,30 +274,60 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for direction in ("inversion", "edit"):
             compiled = Reference(script, copy_parts(parts), prompts.load(), args.steps, GUIDANCE_SCALE, tokens)
             cases.append(_make_compiled_case(compiled, direction, inputs))
-    equal_rows = time_equal_rows(parts, engines["eager, four rows"], inputs, args.rounds)
-    samples = time_cases(cases, args.rounds, device)
+    samples: dict[str, list[float]] = {case.name: [] for case in cases}
+    equal_rows: list[dict[str, Any]] = []
+    turns: list[tuple[int, Case | int]] = [
+        (turn, case) for turn in range(args.rounds + 1) for case in cases[:: 1 if turn % 2 else -1]
+    ]
+    turns += [(0, count) for count in ROWS]
+    for turn, case in deadline.take(turns, tell_turn):
+        print(tell_turn((turn, case)), flush=True)
+        if isinstance(case, Case):
+            start = read_clock(device)
+            case.run()
+            spent = read_clock(device) - start
+            if turn:
+                samples[case.name].append(spent)
+        else:
+            passes = FULL_PASSES if args.full_size else PASSES
+            equal_rows.append(time_equal_rows(parts, engines["eager, four rows"], inputs, case, args.rounds, passes))
+        if ratios := make_ratios(samples):
+            yield {
+                "schema": SCHEMA,
+                "environment": read_block(args.commit),
+                "settings": {
+                    "model": name_model(args),
+                    "script": args.script.name,
+                    "latents": size,
+                    "text_tokens": tokens,
+                    "clock": name_clock(device),
+                    **{
+                        name: getattr(args, name)
+                        for name in ("steps", "rounds", "dtype", "device", "attention", "seed")
+                    },
+                },
+                "deviations": deviations,
+                "samples_s": {name: found for name, found in samples.items() if found},
+                "ratios": ratios,
+                "equal_rows": equal_rows,
+                **tell_left_out(deadline),
+            }
+
+
+def tell_turn(turn: tuple[int, Case | int]) -> str:
+    """Return the name of a round of a case, or of passes over a number of equal rows."""
+    number, case = turn
+    return f"round {number} of {case.name}" if isinstance(case, Case) else f"{case} equal rows"
+
+
+def make_ratios(samples: Mapping[str, list[float]]) -> list[dict[str, Any]]:
+    """Compare what `GOALS` name, as far as both sides have been timed."""
     times = combine(samples)
-    ratios = [
+    return [
         {"what": what, "case": case, "variant": variant, "against": against, **compare(times, variant, against, case)}
         for what, case, variant, against, _ in GOALS
-        if against in times and variant in times
+        if times.get(against, {}).get(case) and times.get(variant, {}).get(case)
     ]
-    return {
-        "schema": SCHEMA,
-        "environment": read_block(args.commit),
-        "settings": {
-            "model": name_model(args),
-            "script": args.script.name,
-            "latents": size,
-            "text_tokens": tokens,
-            "clock": name_clock(device),
-            **{name: getattr(args, name) for name in ("steps", "rounds", "dtype", "device", "attention", "seed")},
-        },
-        "deviations": deviations,
-        "samples_s": samples,
-        "ratios": ratios,
-        "equal_rows": equal_rows,
-    }
 
 
 def _make_compiled_case(reference: Reference, direction: str, inputs: dict[str, Tensor]) -> Case:
@@ -309,10 +344,10 @@ def _make_compiled_case(reference: Reference, direction: str, inputs: dict[str, 
     )
 
 
-def make_markdown(result: dict[str, Any]) -> str:
+def make_markdown(result: Mapping[str, Any]) -> str:
     """Write the report that a person reads."""
     settings, goals = result["settings"], {goal[:4]: goal[4] for goal in GOALS}
-    on_goal = settings["model"] == TINY and settings["device"] == "cpu"
+    on_goal = (settings["model"], settings["device"], settings["dtype"]) == (TINY, "cpu", "float32")
     rows = []
     for ratio in result["ratios"]:
         goal = goals[ratio["what"], ratio["case"], ratio["variant"], ratio["against"]]
@@ -342,6 +377,12 @@ def make_markdown(result: dict[str, Any]) -> str:
         "step of the script evaluates two equal rows and ours one, which gives the same numbers: only a part of that "
         "ratio is the forward pass."
     )
+    if any(ratio["case"] == "masked edit" for ratio in result["ratios"]):
+        explained += (
+            f" *Under a mask* of {MASKED_SHARE:.0%} of every frame the shared row's edit is evaluated inside alone; "
+            "the script knows no masks. *The default edit* is what is recommended for the tiny model, at the script's "
+            "guidance."
+        )
     equal = [
         (str(r["rows"]), f"{r['median']:.2f}", f"{r['lowest']:.2f} - {r['highest']:.2f}", f"{r['relative_l2']:.1e}")
         for r in result.get("equal_rows", ())
@@ -394,10 +435,8 @@ def read_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the report and write it."""
-    result = measure(args := read_arguments(argv))
-    report = make_markdown(result)
-    print(report)
-    write_files(args.output, result, report)
+    args = read_arguments(argv)
+    write_growing(args.output, measure(args), make_markdown)
     return 0
 
 

@@ -187,12 +187,13 @@ class VideoDataModule(LightningDataModule):
         self.dataset = self._make_dataset(limits)
 
     def predict_dataloader(self) -> ClipLoader:
-        """Make the loader of this rank's clips."""
+        """Make the loader of this rank's clips, which are those of all ranks that work on a clip together."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        size = getattr(self.trainer.lightning_module, "ranks_per_clip", 1) if self.trainer else 1
         return ClipLoader(
             self.dataset,
             batch_size=1,
-            sampler=ShardSampler(self.dataset, rank, world_size),
+            sampler=ShardSampler(self.dataset, rank // size, world_size // size),
             collate_fn=_take_only,
             num_workers=self.num_workers,
             prefetch_factor=1 if self.num_workers else None,  # a clip of 49 x 480 x 720 is 50 MB

@@ -31,13 +31,13 @@ from ddim_lightning.engine.config import (
     make_options,
 )
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.fast import make_fast
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.precision import describe_precision, take_precision
 from ddim_lightning.engine.recommended import take_recommended
 from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.checkpoint import read_checkpoint, read_limits
 from ddim_lightning.models.schedulers import describe_scheduler
-from ddim_lightning.models.text import is_text
 from ddim_lightning.runtime.compile_cache import save_compiled
 from ddim_lightning.training_module import TrainingModule
 from ddim_lightning.types import ClipResult, FindResult, Progress
@@ -112,7 +112,10 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         inverters, editors = "ddim_lightning.diffusion.inverters", "ddim_lightning.diffusion.editors"
         self.inverter = make_part(taken["inverter"], Inverter, inverters, "inverter")
         made = make_part(taken["editor"], Editor, editors, "editor")
-        self.editor = made.fast() if self.schedule.fast else made
+        self.editor = made
+        if self.schedule.fast:
+            self.editor, step_cache = make_fast(made, self.runtime.step_cache)
+            self.runtime = replace(self.runtime, step_cache=step_cache)
         self.objectives = self.make_objectives()
         self.check_optimizer()
         # Objects other than plain values would break the loading of checkpoints with weights_only.
@@ -148,6 +151,11 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         return read_limits(self.model, self.source, **self.runtime.requires)
 
     @property
+    def ranks_per_clip(self) -> int:
+        """How many processes work on a clip together; data modules give all of them the same clips."""
+        return self.runtime.ranks_per_clip
+
+    @property
     def engine(self) -> InversionEngine:
         """The loaded model and what it does.
 
@@ -162,7 +170,6 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         self._engine = self._follow_pipeline(self._engine)
         return self._engine
 
-    @torch.inference_mode(False)  # weights that were made under inference mode could never train
     def load(self, device: torch.device | str, *, token: str | None = None) -> None:
         """Load the model onto a device, or move it there where it is loaded; a Trainer does it by itself.
 
@@ -170,6 +177,10 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
             device: Where the model works. Call it again after `Trainer.fit` on a GPU: Lightning moved what trained.
             token: Of the hub; ``None`` takes what ``HF_TOKEN`` or a login says. It is kept nowhere.
         """
+        self._load(device, token)
+
+    @torch.inference_mode(False)  # weights that were made under inference mode could never train
+    def _load(self, device: torch.device | str, token: str | None = None, first_prompts: Sequence[object] = ()) -> None:
         device = torch.empty(0, device=device).device  # with its index
         if self._engine is not None:
             if token is not None:
@@ -179,20 +190,21 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         if self._trained_parts and self.video_limits.needs_image:
             raise ValueError("training: needs a text-to-video model, got an image-to-video model")
         self.check_lora(token)
-        self._engine = build_engine(
-            self._given or self.model,
-            self.inverter,
-            self.editor,
-            device,
-            schedule=self.schedule,
-            runtime=take_precision(
-                self.runtime, self._get_precision(), keeps_dtype=bool(self._trained_parts) or self._given is not None
-            ),
-            source=self.source,
-            lora=self.loras,
-            inversion_prompt=self.inversion_prompt,
-            token=token,
-        )
+        keeps_dtype = bool(self._trained_parts) or self._given is not None
+        with torch.device("cpu"):  # a Trainer makes the GPU the default, where the host cannot read tables
+            self._engine = build_engine(
+                self._given or self.model,
+                self.inverter,
+                self.editor,
+                device,
+                schedule=self.schedule,
+                runtime=take_precision(self.runtime, self._get_precision(), keeps_dtype=keeps_dtype),
+                source=self.source,
+                lora=self.loras,
+                inversion_prompt=self.inversion_prompt,
+                token=token,
+                first_prompts=first_prompts,
+            )
         self._place_trained(self._engine, full_precision=self.runtime.dtype == "auto")
 
     @override
@@ -204,12 +216,15 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
 
     @override
     def configure_model(self) -> None:
-        """Load the model onto the Trainer's device, once.
+        """Load the model onto the Trainer's device, once; before it the prompts of a run are encoded.
 
         Lightning calls this without a Trainer when it loads a checkpoint; then only weights that train are needed.
         """
         if self._trainer is not None:
-            self.load(self.trainer.strategy.root_device)
+            # A text encoder that trains is not what it was loaded as.
+            are_known = self.trainer.predicting and "text_encoder" not in self._trained_parts
+            first_prompts = self._list_prompts() if are_known else None
+            self._load(self.trainer.strategy.root_device, first_prompts=first_prompts or ())
             self._shard_trained()
             dtype, trains = self.components.transformer.dtype, bool(self._trained_parts)
             if said := describe_precision(self._get_precision(), dtype, trains=trains):
@@ -219,19 +234,15 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
 
     @override
     def on_predict_start(self) -> None:
-        """Encode every prompt of the run once and release the text encoder."""
-        list_prompts = getattr(getattr(self.trainer, "datamodule", None), "all_prompts", None)
-        prompts = self.engine.prompts
-        if list_prompts is None:
-            if prompts.can_encode:
-                prompts.load()
-                rank_zero_info("The data module lists no prompts (all_prompts): the text encoder stays in memory.")
-            return
-        # What is no text, or cannot be encoded, is found out by its clip, so that the others are done.
-        texts = ["", *filter(is_text, [self.inversion_prompt, *list_prompts()])]
-        self.encode_prompts([text for text in texts if prompts.can_encode or prompts.is_known(text)])
-        if "text_encoder" not in self._trained_parts:
-            self.release_text_encoder()
+        """Encode every prompt of the run, where that was not done before the model was loaded."""
+        prompts, texts = self.engine.prompts, self._list_prompts()
+        if texts is not None:
+            prompts.prepare_all(texts)
+            if "text_encoder" not in self._trained_parts:
+                self.release_text_encoder()
+        elif prompts.can_encode:
+            prompts.load()
+            rank_zero_info("The data module lists no prompts (all_prompts): the text encoder stays in memory.")
 
     @override
     def on_predict_end(self) -> None:
@@ -254,7 +265,8 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
             batch: A `Clip`, as `VideoDataModule` makes them; a mapping with ``video`` (or ``frames``), ``prompts`` and
                 so on; a tensor of frames; a pair (tensor, prompts); such a mapping or tensor with a batch axis; or a
                 list of these. The documentation says what a mapping may hold ("Your own data module").
-            batch_idx: With the rank and ``dataloader_idx`` it names clips that bring no id: ``rank-0-batch-7-clip-1``.
+            batch_idx: With the rank, the first of those that share a clip, and ``dataloader_idx`` it names clips that
+                bring no id: ``rank-0-batch-7-clip-1``.
             dataloader_idx: Position of the data loader, where there are several.
 
         Returns:
@@ -267,7 +279,8 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
                 whatever a clip fails with.
         """
         loader = f"loader-{dataloader_idx}-" if dataloader_idx else ""
-        items = split_batch(batch, f"rank-{self.global_rank}-{loader}batch-{batch_idx}")
+        first = self.global_rank - self.global_rank % self.ranks_per_clip
+        items = split_batch(batch, f"rank-{first}-{loader}batch-{batch_idx}")
         runner = ClipRunner(
             self.engine,
             self.describe(),
@@ -289,6 +302,11 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         acts = {"scheduler": describe_scheduler(self.scheduler), "device": self.engine.device.type}
         adapter = {} if self.engine.adapter is None else {"adapter": self.engine.adapter.describe()}
         return settings | taken | acts | adapter | {"recommended": self._recommended}
+
+    def _list_prompts(self) -> list[object] | None:
+        """List the prompts of a run; ``None`` where its data module does not say them."""
+        list_prompts = getattr(getattr(self.trainer, "datamodule", None), "all_prompts", None)
+        return None if list_prompts is None else ["", self.inversion_prompt, *list_prompts()]
 
     def _get_precision(self) -> str:
         return "32-true" if self._trainer is None else str(self._trainer.precision)

@@ -72,6 +72,8 @@ class Branch:
         timestep: Training timestep the network is told of a branch that is held; ``None`` is that of the step.
         context: What `Denoiser.hold` made of another branch, whose keys and values this one also attends to, in every
             layer.
+        mask: (1, f, 1, h, w), beside a ``kv_source``: where it is 0 this branch is that one, in every layer, and is not
+            evaluated; its velocity there is 0. ``None`` evaluates all of it.
     """
 
     latents: Latents
@@ -84,6 +86,7 @@ class Branch:
     image_latents: Latents | None = None
     timestep: int | None = None
     context: Context | None = None
+    mask: Tensor | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:

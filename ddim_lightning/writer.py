@@ -97,14 +97,17 @@ class VideoWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write the clips of a batch; one that cannot be written is skipped where the module skips clips that fail.
+        """Write the clips of a batch, in the first of the processes that worked on them together.
+
+        One that cannot be written is skipped where the module skips clips that fail.
 
         Raises:
             DiskError: When the disk takes no more.
             KeyboardInterrupt: When the process was told to end.
         """
         skips = getattr(getattr(pl_module, "outputs", None), "on_error", "skip") != "raise"
-        for result in prediction if isinstance(prediction, list) else [prediction]:
+        is_first = trainer.global_rank % getattr(pl_module, "ranks_per_clip", 1) == 0
+        for result in (prediction if isinstance(prediction, list) else [prediction]) if is_first else ():
             self._write(result, skips=skips)
         if self._told_to_end or trainer.received_sigterm:  # which Lightning leaves to the loops of a training
             raise KeyboardInterrupt

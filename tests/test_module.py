@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from ddim_lightning import Clip, DDIMInversionModule, KVInjection, UniInv, UnreadableClip, VideoWriter
-from ddim_lightning.models.loading import load_text_encoder
+from ddim_lightning.models.loading import load_components, load_text_encoder
 from ddim_lightning.writer import read_results
 from tests import modules
 
@@ -100,7 +101,7 @@ def test_a_run_under_known_prompts_loads_no_text_encoder(tiny_model, tmp_path, m
         loaded.append(model.model)
         return real(model, **where)
 
-    monkeypatch.setattr("ddim_lightning.engine.build.load_text_encoder", load)
+    monkeypatch.setattr("ddim_lightning.engine.prompts.load_text_encoder", load)
     module = make_module(tiny_model, prompt_cache=str(tmp_path))
     second = predict(module, ListedClips([make_clip("a"), make_clip("bb", prompts=("a square", "a cross"))]))
     assert loaded == [] and module.engine.prompts.text_encoder is None
@@ -112,6 +113,25 @@ def test_a_run_under_known_prompts_loads_no_text_encoder(tiny_model, tmp_path, m
     # A new prompt loads it, for as long as it takes.
     (result,) = predict(module, ListedClips([make_clip("c", prompts=("a triangle",))]))
     assert result.status == "done" and loaded == [str(tiny_model)] and module.engine.prompts.text_encoder is None
+
+
+def test_the_text_encoder_is_gone_before_the_rest_of_the_model_is_loaded(tiny_model, monkeypatch):
+    seen = []
+
+    def load_text(model, **where):
+        loaded = load_text_encoder(model, **where)
+        seen.append(weakref.ref(loaded))
+        return loaded
+
+    def load_rest(model, **where):
+        seen.append(seen[-1]() is None)
+        return load_components(model, **where)
+
+    monkeypatch.setattr("ddim_lightning.engine.prompts.load_text_encoder", load_text)
+    monkeypatch.setattr("ddim_lightning.engine.build.load_components", load_rest)
+    module = make_module(tiny_model)
+    (result,) = predict(module, ListedClips([make_clip("a")]))
+    assert result.status == "done" and len(seen) == 2 and seen[1] is True
 
 
 def test_text_encoder_stays_for_foreign_data(tiny_model, caplog):

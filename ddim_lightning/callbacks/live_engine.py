@@ -18,6 +18,7 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.engine.build import replace_scheduler
 from ddim_lightning.engine.config import Runtime, Schedule
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.fast import make_fast
 from ddim_lightning.engine.parts import PartSpec, make_part
 from ddim_lightning.models.source import resolve_model
 from ddim_lightning.module import DDIMInversionModule
@@ -100,7 +101,10 @@ class EngineLender:
         schedule = methods.schedule or module.schedule
         inverter = self._make(methods.inverter, Inverter, "inverter") or engine.inverter
         editor = self._make(methods.editor, Editor, "editor") or engine.editor
-        own = replace(engine, inverter=inverter, editor=editor.fast() if schedule.fast else editor)
+        step_cache = engine.step_cache
+        if schedule.fast:
+            editor, step_cache = make_fast(editor, step_cache)
+        own = replace(engine, inverter=inverter, editor=editor, step_cache=step_cache)
         guidance = module.guidance_scale if methods.guidance_scale is None else methods.guidance_scale
 
         def make_room() -> None:

@@ -157,7 +157,9 @@ class SampleSheets(Callback):
         rows = []
         for k, prompt in enumerate(prompts):
             generator = make_generator(self.seed, "noise", k)
-            noise = torch.randn((1, *clean.shape[1:]), generator=generator, dtype=torch.float32).to(engine.device)
+            noise = torch.randn((1, *clean.shape[1:]), generator=generator, dtype=torch.float32, device="cpu").to(
+                engine.device
+            )
             latents = sample(engine.denoiser, noise, prompt, schedule, self.guidance_scale)
             rows.append(Row(f"clip {k}", quantize(engine.decode(latents, num_frames)[0]), prompt))
         engine.prompts.clear_cache()

@@ -17,7 +17,7 @@ from ddim_lightning.datamodule import VideoDataModule
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.export import MANIFEST, export_network, layout_name, make_row_size
 from ddim_lightning.module import DDIMInversionModule
-from ddim_lightning.network.forward import RowLayout
+from ddim_lightning.network.layout import RowLayout
 from ddim_lightning.report.tables import make_means, print_edits
 from ddim_lightning.tiny.demo import make_demo
 

@@ -122,9 +122,9 @@ class Inversion:
         self.check_made("saving")
         tensors = {
             "levels": self.levels,
-            "angles": torch.tensor(self.schedule.angles, dtype=torch.float64),
-            "timesteps": torch.tensor(self.schedule.timesteps, dtype=torch.int64),
-            "nfe": torch.tensor(self.nfe, dtype=torch.int64),
+            "angles": torch.tensor(self.schedule.angles, dtype=torch.float64, device="cpu"),
+            "timesteps": torch.tensor(self.schedule.timesteps, dtype=torch.int64, device="cpu"),
+            "nfe": torch.tensor(self.nfe, dtype=torch.int64, device="cpu"),
         }
         # The first entry of the state is the latents themselves, level 0.
         tensors |= {f"state.{k}": value for k, value in enumerate(self.state) if k > 0}

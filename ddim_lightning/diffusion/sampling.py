@@ -18,6 +18,7 @@ from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters.base import Inverter
 from ddim_lightning.diffusion.masks import find_mask
 from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.diffusion.step_cache import CachedDenoiser, StepCache
 from ddim_lightning.diffusion.steps import denoise_step
 from ddim_lightning.types import Branch, Context, Denoiser, EditRequest, Latents, Step, StepCallback, VelocityFn
 
@@ -112,6 +113,7 @@ def edit(
     request: EditRequest,
     *,
     generator: torch.Generator | None = None,
+    cache: StepCache | None = None,
     callback: StepCallback | None = None,
 ) -> Latents:
     """Rebuild the video under a new prompt.
@@ -123,6 +125,7 @@ def edit(
         editor: How the new prompt meets the trajectory.
         request: The new prompt and its guidance.
         generator: Source of the random numbers of an editor that draws any.
+        cache: Which steps are foretold instead of evaluated; ``None`` for none.
         callback: Called after every step.
 
     Returns:
@@ -133,7 +136,9 @@ def edit(
             that was not made where the editor needs it.
     """
     tick = None if callback is None else (lambda step, latents: callback(step, latents[0]))
-    (latents,) = edit_together(denoiser, inversion, editor, [request], generators=[generator], callback=tick)
+    (latents,) = edit_together(
+        denoiser, inversion, editor, [request], generators=[generator], cache=cache, callback=tick
+    )
     return latents
 
 
@@ -145,6 +150,7 @@ def edit_together(
     *,
     generators: Sequence[torch.Generator | None],
     contexts: Sequence[Context | None] | None = None,
+    cache: StepCache | None = None,
     callback: Callable[[Step, list[Latents]], None] | None = None,
 ) -> list[Latents]:
     """Rebuild the video under several prompts, all of them in one network pass a step.
@@ -159,6 +165,7 @@ def edit_together(
         requests: The new prompts and their guidance.
         generators: One a request: source of the random numbers of an editor that draws any.
         contexts: One a request, from `make_contexts`; ``None`` makes them here.
+        cache: Which steps are foretold instead of evaluated, for all requests alike; ``None`` for none.
         callback: Called after every step with the latents of all requests.
 
     Returns:
@@ -183,11 +190,14 @@ def edit_together(
         replace(editor.start(inversion, request, generator, denoiser.num_layers), context=context)
         for request, generator, context in zip(requests, generators, contexts, strict=True)
     ]
+    evaluate = denoiser if cache is None else CachedDenoiser(denoiser, cache)
     for step in list(inversion.schedule)[editor.get_first_step(len(inversion.schedule)) :]:
         if editor.evaluates(step, inversion.schedule):
             planned = [editor.branches(state, step, inversion) for state in states]
             merged, places = merge_branches([_show_image(branches, inversion) for branches, _ in planned])
-            velocities = denoiser(merged, step, planned[0][1])
+            # Of all edits that read a source the same; one without a mask may read none where others have theirs.
+            kv_scale = next((scale for _, scale in planned if scale is not None), None)
+            velocities = evaluate(merged, step, kv_scale)
             states = [
                 editor.update(state, [velocities[k] for k in place], step, inversion)
                 for state, place in zip(states, places, strict=True)
@@ -306,4 +316,5 @@ def _make_key(k: int, branches: Sequence[Branch]) -> tuple[Any, ...]:
     image = None if branch.image_latents is None else branch.image_latents.data_ptr()
     context = None if branch.context is None else id(branch.context)
     texts = (branch.prompt, branch.negative_prompt, branch.guidance_scale)
-    return (k, latents, image, *texts, branch.timestep, context, source)
+    mask = None if branch.mask is None else branch.mask.data_ptr()
+    return (k, latents, image, *texts, branch.timestep, context, mask, source)

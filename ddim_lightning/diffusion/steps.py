@@ -79,7 +79,7 @@ def draw_noise(like: Latents, generator: torch.Generator | None) -> Latents:
         like: Gives shape, dtype and device.
         generator: On the CPU.
     """
-    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device="cpu")
     return (
         noise.pin_memory().to(like.device, non_blocking=True) if like.device.type == "cuda" else noise.to(like.device)
     )

@@ -55,9 +55,9 @@ class Windows:
             For each window a tensor (length,), float64.
         """
         starts = self.list_starts(num_frames)
-        ramp = torch.arange(self.length, dtype=torch.float64)
+        ramp = torch.arange(self.length, dtype=torch.float64, device="cpu")
         triangle = torch.minimum(ramp, self.length - ramp)
-        total = torch.zeros(num_frames, dtype=torch.float64)
+        total = torch.zeros(num_frames, dtype=torch.float64, device="cpu")
         total[0] = 1.0
         for start in starts:
             total[start : start + self.length] += triangle
@@ -98,6 +98,7 @@ def evaluate_windows(
                 branch,
                 latents=branch.latents[:, frames],
                 context=None if branch.context is None else branch.context[k : k + 1],
+                mask=None if branch.mask is None else branch.mask[:, frames],
             )
             for branch in branches
         ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.windows import Windows
 from ddim_lightning.engine.adapters import add_loras, check_before_loading, find_adapters
 from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule, Source
+from ddim_lightning.engine.editor_rules import check_for_artifacts, check_for_diffusers
 from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.engine.export import ArtifactNetwork, check_editor
+from ddim_lightning.engine.export import ArtifactNetwork
+from ddim_lightning.engine.prompts import make_prompt_encoder
 from ddim_lightning.engine.recommended import read_recommended
+from ddim_lightning.engine.rows import FittingRows
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import VideoLimits, count_latent_frames
 from ddim_lightning.models.checkpoint import read_checkpoint
-from ddim_lightning.models.loading import Components, load_components, load_text_encoder
-from ddim_lightning.models.prompt_cache import PromptCache, digest_text_encoder, find_text_encoder
+from ddim_lightning.models.loading import Components, load_components, load_tokenizer
 from ddim_lightning.models.schedulers import adopt_scheduler, make_noise_schedule
 from ddim_lightning.models.text import PromptEncoder
 from ddim_lightning.models.vae import order_channels_last, use_tiles
@@ -34,10 +37,13 @@ from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.kernels import resolve_attention
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork, check_fp8
+from ddim_lightning.network.split_rows import SplitRows
+from ddim_lightning.network.split_tokens import SplitTokens
 from ddim_lightning.network.weights import gather_block, gather_norms, place_block, place_norms
+from ddim_lightning.runtime.clip_group import ClipGroup, check_size
 from ddim_lightning.runtime.compile import apply_compile, apply_vae_compile
 from ddim_lightning.runtime.compile_cache import load_compiled
-from ddim_lightning.runtime.host_memory import HostCopy
+from ddim_lightning.runtime.host_memory import HostCopy, HostMemory
 from ddim_lightning.runtime.offload import Parkable, ParkedModule, Placement
 from ddim_lightning.runtime.streaming import WeightStream
 
@@ -69,6 +75,7 @@ def build_engine(
     lora: Sequence[Lora] = (),
     inversion_prompt: str | None = "",
     token: str | None = None,
+    first_prompts: Iterable[object] = (),
 ) -> InversionEngine:
     """Load a model onto a device, ready to work.
 
@@ -84,6 +91,8 @@ def build_engine(
             changed in place.
         inversion_prompt: The prompt of inversions; ``None`` where each clip brings its own.
         token: Of the hub; ``None`` takes what ``HF_TOKEN`` or a login says. It is kept nowhere.
+        first_prompts: Prompts of a model that is named. They are encoded, as far as they can be, before the rest of it
+            is loaded: its text encoder is gone by then, and the device never holds both.
 
     Raises:
         ValueError: An option that does not fit the model or the device; see also `load_components`.
@@ -93,6 +102,7 @@ def build_engine(
     default = "float32" if device.type == "cpu" else "bfloat16"
     dtype = DTYPES[default if runtime.dtype == "auto" else runtime.dtype]
     resolve_attention(runtime.attention, device)  # a kernel that is not there is found out before gigabytes are read
+    check_size(runtime.ranks_per_clip)
     if runtime.precision == "fp8":
         check_fp8(device)
     find_adapters(lora)
@@ -102,15 +112,19 @@ def build_engine(
         if token is not None or (source is not None and source != Source()):
             raise ValueError("source and token: must be unset for a model that is loaded already, got one of them")
         parts = _place_loaded(model, runtime, device, on_host)
+        config, dtype = parts.transformer.config, parts.transformer.dtype
+        prompts = make_prompt_encoder(model.text_encoder, parts.tokenizer, config, runtime, device, dtype)
     else:
         source = source or Source()
         if lora:
             found = read_checkpoint(model, source, token=token, **runtime.requires)
             check_before_loading(lora, found.configs["transformer"], model)
-        parts = load_components(
-            model, source, device=device, dtype=dtype, on_host=on_host, token=token, **runtime.requires
-        )
-    prompts = _make_prompt_encoder(model, parts, runtime, device)
+        checkpoint = read_checkpoint(model, source, weights=True, token=token, **runtime.requires)
+        config, tokenizer = checkpoint.configs["transformer"], load_tokenizer(checkpoint)
+        prompts = make_prompt_encoder(checkpoint, tokenizer, config, runtime, device, dtype)
+        prompts.prepare_all(first_prompts)
+        prompts.release()
+        parts = load_components(checkpoint, device=device, dtype=dtype, on_host=on_host, tokenizer=tokenizer)
     return make_engine(
         parts,
         prompts,
@@ -160,40 +174,50 @@ def make_engine(
     # After all that may be refused: a model that somebody has loaded would take the files twice with the next try.
     name = "the loaded model" if parts.checkpoint is None else parts.checkpoint.model
     adapter = add_loras(parts.transformer, lora, editor, name)
-    _prepare_vae(parts, runtime, device)
+    _prepare_vae(parts, runtime)
+    group, windows = ClipGroup(runtime.ranks_per_clip), make_windows(parts.limits, runtime.window_overlap)
+    make = partial(
+        InversionEngine,
+        parts,
+        prompts,
+        steps,
+        inverter,
+        editor,
+        inversion_prompt=inversion_prompt,
+        adapter=adapter,
+        step_cache=runtime.step_cache,
+    )
     if runtime.forward == "diffusers":
+        check_for_diffusers(editor)
         if runtime.compile:
             for block in parts.transformer.transformer_blocks:
                 block.compile(mode=None if runtime.compile is True else runtime.compile)
         theirs = DiffusersNetwork(parts.transformer, attention, runtime.context)
-        denoiser = CogVideoXDenoiser(theirs, prompts, make_windows(parts.limits, runtime.window_overlap))
-        return InversionEngine(
-            parts, prompts, steps, inverter, editor, theirs, denoiser, denoiser, inversion_prompt, adapter=adapter
-        )
+        split = SplitTokens if runtime.ranks_split == "tokens" else SplitRows
+        denoiser = CogVideoXDenoiser(theirs, prompts, windows, group, split)
+        return make(network=theirs, denoiser=denoiser, edit_denoiser=denoiser)
     network = Network(parts.transformer, attention, runtime.context)
     quantized = QuantizedNetwork(network) if runtime.precision == "fp8" else None
     placement = apply_offload(parts, network, runtime.offload, device)
-    if runtime.compile:
-        for one in filter(None, (network, quantized)):
+    for one in filter(None, (network, quantized)):
+        one.choose_rows = FittingRows(parts.transformer.config, runtime.rows_per_pass)
+        if runtime.compile:
             apply_compile(one, runtime.compile)
     exact: RunsRows = network
     if runtime.exported is not None:
         # Artifacts hold weights of their own, so that the transformer stays on the host.
-        check_editor(editor)
+        check_for_artifacts(editor)
         placement = Placement(torch.empty(0, device=device).device, {"transformer": (), "vae": ()})
         exact = ArtifactNetwork(Path(runtime.exported).expanduser(), placement.device)
         exact.check(digest_model(parts, placement.device))
     elif quantized is not None and runtime.quantize_inversion:
         exact = quantized
-    windows = make_windows(parts.limits, runtime.window_overlap)
-    denoiser = edit_denoiser = CogVideoXDenoiser(exact, prompts, windows)
+    denoiser = edit_denoiser = CogVideoXDenoiser(exact, prompts, windows, group)
     if quantized is not None and exact is not quantized:
-        edit_denoiser = CogVideoXDenoiser(quantized, prompts, windows)
+        edit_denoiser = CogVideoXDenoiser(quantized, prompts, windows, group)
     if placement is not None:
         prompts.before_load = lambda: placement.use(None)  # makes room for the text encoder
-    return InversionEngine(
-        parts, prompts, steps, inverter, editor, network, denoiser, edit_denoiser, inversion_prompt, placement, adapter
-    )
+    return make(network=network, denoiser=denoiser, edit_denoiser=edit_denoiser, placement=placement)
 
 
 def replace_scheduler(engine: InversionEngine, scheduler: Any, schedule: Schedule) -> InversionEngine:
@@ -258,11 +282,12 @@ def _stream_blocks(network: Network, device: torch.device) -> tuple[Parkable, Pa
     if any(not layer.merged and not layer.disable_adapters for layer in adapted):
         rule = "blocks are copied with the adapters in them; must be none or model, or the adapters fused and unloaded"
         raise ValueError(f"offload: {rule}, got 'blocks'")
+    memory = HostMemory.make_for(network.transformer.transformer_blocks.parameters())
     for block in network.transformer.transformer_blocks:
-        blocks.append(HostCopy(gather_block(block), device))
+        blocks.append(HostCopy(gather_block(block), device, memory))
         place_block(block, blocks[-1].weights)
         # What a timestep decides is remembered, so these travel once a timestep and not in every pass.
-        norms.append(HostCopy(gather_norms(block), device))
+        norms.append(HostCopy(gather_norms(block), device, memory))
         place_norms(block, norms[-1].weights)
     for layer in adapted:  # what may be switched on is added to the blocks once they are on the device
         for name in layer.adapter_layer_names:
@@ -284,8 +309,8 @@ def _make_steps(parts: Components, schedule: Schedule) -> NoiseSchedule:
     )
 
 
-def _prepare_vae(parts: Components, runtime: Runtime, device: torch.device) -> None:
-    if device.type == "cuda" if runtime.channels_last is None else runtime.channels_last:
+def _prepare_vae(parts: Components, runtime: Runtime) -> None:
+    if runtime.channels_last:
         order_channels_last(parts.vae)
     if runtime.vae_tiling:
         use_tiles(parts.vae)
@@ -307,29 +332,3 @@ def _place_loaded(model: LoadedModel, runtime: Runtime, device: torch.device, on
         if part.device != where:
             nn.Module.to(part, where)
     return parts
-
-
-def _make_prompt_encoder(
-    model: str | LoadedModel, parts: Components, runtime: Runtime, device: torch.device
-) -> PromptEncoder:
-    dtype, config, checkpoint = parts.transformer.dtype, parts.transformer.config, parts.checkpoint
-    cache = None
-    if runtime.prompt_cache is not None:
-        assert checkpoint is not None
-        folder = Path(runtime.prompt_cache).expanduser()
-        if checkpoint.has_text_encoder:
-            encoder = digest_text_encoder(checkpoint)
-        else:
-            encoder = find_text_encoder(folder, config.max_text_seq_length, config.text_embed_dim)
-        cache = PromptCache(folder, encoder, dtype)
-
-    def load(where: torch.device) -> T5EncoderModel:
-        if isinstance(model, LoadedModel):
-            return nn.Module.to(model.text_encoder, where)
-        assert checkpoint is not None
-        return load_text_encoder(checkpoint, device=where, dtype=dtype)
-
-    given = model.text_encoder if isinstance(model, LoadedModel) else None
-    can_load = checkpoint is None or checkpoint.has_text_encoder
-    length = config.max_text_seq_length
-    return PromptEncoder(parts.tokenizer, load if can_load else None, length, device, cache, given)

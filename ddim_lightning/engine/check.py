@@ -17,7 +17,7 @@ from ddim_lightning.engine.config import Runtime, Source
 from ddim_lightning.engine.parts import make_part
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.models.checkpoint import WEIGHTS, Checkpoint, make_limits, read_checkpoint
-from ddim_lightning.models.memory import Size, count_parameters, predict_context, predict_peaks
+from ddim_lightning.models.memory import Size, count_parameters, find_largest, predict_context, predict_peaks
 from ddim_lightning.models.source import BUNDLED, resolve_model
 from ddim_lightning.models.weight_files import Header, list_variants, read_headers
 
@@ -61,7 +61,7 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
     Args:
         model: The model, and the clip that memory is predicted for.
         source: Where its weights come from beside its name.
-        runtime: Its ``dtype``, ``context`` and ``require_rotary`` count.
+        runtime: Its ``dtype``, ``context``, ``rows_per_pass`` and ``require_rotary`` count.
 
     Returns:
         ``model``, ``form``, ``parts``, ``schedulers``, ``videos``, ``memory`` and ``tested``.
@@ -80,9 +80,20 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
     left_out = isinstance(resolve_model(model.model), Path) and not checkpoint.has_text_encoder
     parts = [part for part in WEIGHTS if not (part == "text_encoder" and left_out) and part in checkpoint.configs]
     headers = {part: _read_part(checkpoint, part) for part in parts}
-    rows, holds = _count_rows(checkpoint, source)
-    size = Size(frames, height, width, rows, _BYTES[runtime.dtype], runtime.context if holds else "none")
+    widest, holds = _find_widest(checkpoint, source)
+    size = Size(
+        frames,
+        height,
+        width,
+        widest.rows,
+        _BYTES[runtime.dtype],
+        runtime.context if holds else "none",
+        len(set(widest.reads)),
+        runtime.rows_per_pass,
+    )
     context = predict_context(checkpoint.configs["transformer"], limits, size)
+    peaks, gpu = predict_peaks(headers, checkpoint.configs, limits, size), _read_gpu()
+    largest = {offload: find_largest(needs, runtime.rows_per_pass) for offload, needs in peaks.items()}
     return {
         "model": model.model,
         "form": form,
@@ -92,7 +103,9 @@ def describe_model(model: Model, source: Source, runtime: Runtime) -> dict[str, 
         "memory": {
             **asdict(size),
             "context_gib": context,
-            "peak_gib": predict_peaks(headers, checkpoint.configs, limits, size),
+            "peak_gib": peaks,
+            "gpu": gpu,
+            "fitting": None if gpu is None else [name for name, need in largest.items() if need <= gpu["room_gib"]],
         },
         "tested": _TESTED["bundled" if checkpoint.folder == BUNDLED else form if form in _TESTED else ""],
     }
@@ -116,9 +129,11 @@ def format_model(found: Mapping[str, Any]) -> str:
     size = f"{memory['num_frames']} frames of {memory['height']} x {memory['width']}, {memory['rows']} rows in an edit"
     lines.append(f"memory: peaks in GiB as predicted, not measured, for {size}, {memory['bytes_each']} bytes a value")
     stages = next(iter(memory["peak_gib"].values()))
-    lines.append("  offload " + "".join(f"{stage:>9}" for stage in stages))
+    lines.append("  offload " + "".join(f"{stage:>10}" for stage in stages))
     for offload, peaks in memory["peak_gib"].items():
-        lines.append(f"  {offload:<8}" + "".join(f"{peak:>9.2f}" for peak in peaks.values()))
+        fits = "" if memory["gpu"] is None else "  fits" if offload in memory["fitting"] else "  does not fit"
+        lines.append(f"  {offload:<8}" + "".join(f"{peak:>10.2f}" for peak in peaks.values()) + fits)
+    lines.append(f"  {_format_gpu(memory['gpu'])}")
     sizes = ", ".join(f"{gib:.2f} with {where}" for where, gib in memory["context_gib"].items())
     there = "an edit holds" if memory["holds"] != "none" else "an InContextEdit would add in edits"
     lines.append(f"  context: keys and values of a source, which {there}: {sizes}")
@@ -135,6 +150,27 @@ def _format_limits(videos: Mapping[str, Any]) -> str:
         sides = f"{sides}, {' x '.join(map(str, videos['largest']))} at most"
     native = f"{videos['num_frames']} frames of {videos['height']} x {videos['width']}"
     return f"{native}, {lengths}; {videos['temporal']}k + 1 frames, {sides}"
+
+
+def _read_gpu() -> dict[str, Any] | None:
+    """Read how much memory the GPU has that a run would take; ``None`` where there is none."""
+    import torch
+
+    from ddim_lightning.runtime.timing import read_room_gib
+
+    if not torch.cuda.is_available():
+        return None
+    device = torch.device("cuda", torch.cuda.current_device())
+    total = torch.cuda.get_device_properties(device).total_memory / 2**30
+    return {"name": torch.cuda.get_device_name(device), "total_gib": total, "room_gib": read_room_gib(device)}
+
+
+def _format_gpu(gpu: Mapping[str, Any] | None) -> str:
+    if gpu is None:
+        return "there is no GPU here to hold against it"
+    return (
+        f"{gpu['name']} has {gpu['total_gib']:.2f}, {gpu['room_gib']:.2f} of it free; some more is taken than allocated"
+    )
 
 
 def _name_form(transformer: Mapping[str, Any]) -> str:
@@ -189,24 +225,22 @@ def _describe_schedulers(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"class": config.get("_class_name"), "corrected": corrected}
 
 
-def _count_rows(checkpoint: Checkpoint, source: Source) -> tuple[int, bool]:
-    """Count the rows of the widest pass of an edit by the recommended methods, and say whether it holds a context."""
+def _find_widest(checkpoint: Checkpoint, source: Source) -> tuple[Any, bool]:  # a RowLayout, which imports torch
+    """Find the widest pass of an edit by the recommended methods, and say whether it holds a context."""
     from ddim_lightning.diffusion.editors import Editor
     from ddim_lightning.diffusion.inverters import Inverter
-    from ddim_lightning.engine.export import record_layouts
+    from ddim_lightning.engine.rows import find_widest
     from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER, make_noise_schedule, make_schedulers
 
     taken = read_recommended(checkpoint.model, source.subfolder)
     # Which rows there are does not depend on the noise levels.
     schedule = make_noise_schedule(make_schedulers(COGVIDEOX_5B_SCHEDULER)[0], taken["num_inference_steps"])
     editor = make_part(taken["editor"], Editor, "ddim_lightning.diffusion.editors", "editor")
-    layouts = record_layouts(
+    widest = find_widest(
         make_part(taken["inverter"], Inverter, "ddim_lightning.diffusion.inverters", "inverter"),
         editor,
         schedule,
         num_layers=int(checkpoint.configs["transformer"].get("num_layers", 30)),
-        size=(1, 1, 2, 2),
-        channels=1,
         guidance_scale=float(taken["guidance_scale"]),
     )
-    return max(layout.rows for layout in layouts), editor.context_nfe > 0
+    return widest, editor.context_nfe > 0

@@ -88,6 +88,8 @@ class ClipJob:
     batch_prompts: bool = False
     on_progress: Callable[[Progress], None] = lambda progress: None
     nfe: dict[str, int] = field(default_factory=dict, init=False)
+    stage: Stage = field(default="encode", init=False)
+    """Which one is at work."""
 
     def __post_init__(self) -> None:
         clip = self.clip = _move_to_host(self.clip)
@@ -135,8 +137,9 @@ class ClipJob:
         with self._stage("encode", "encode", 1) as tick:
             given = self.clip.latents
             latents = engine.encode(source) if given is None else given.to(engine.device, torch.float32)
+            latents = engine.group.take_first(latents)
             if engine.components.limits.needs_image:
-                image = engine.encode_image(source[0], latents.shape[1])
+                image = engine.group.take_first(engine.encode_image(source[0], latents.shape[1]))
                 self._place_first_frame(latents)
             # Those of a long clip, and with them its trajectory, stay on the host; windows come to the device.
             latents = latents.cpu() if self.num_windows > 1 else latents
@@ -198,6 +201,7 @@ class ClipJob:
                     requests,
                     generators=generators,
                     contexts=contexts[k - 1 :][: len(requests)],
+                    cache=engine.make_step_cache(),
                     callback=tick,
                 )
         for latents in edited:
@@ -220,7 +224,7 @@ class ClipJob:
         """Bring the clip's first frame to the size of its latents, and into the requests."""
         if self.clip.first_frame is None or not self.requests:
             return
-        image = self.engine.encode_image(self.clip.first_frame, latents.shape[1])
+        image = self.engine.group.take_first(self.engine.encode_image(self.clip.first_frame, latents.shape[1]))
         self.requests = [replace(request, image_latents=image) for request in self.requests]
 
     def _finish(
@@ -283,7 +287,7 @@ class ClipJob:
     @contextmanager
     def _stage(self, stage: Stage, label: str, total: int, nfe: int = 0) -> Iterator[Tick]:
         """Time a stage, count its NFE, and hand out the function to call after each of its steps."""
-        done, before = 0, self.engine.nfe
+        done, before, self.stage = 0, self.engine.nfe, stage
         self.nfe_left -= nfe
         uses_network = stage in ("invert", "reconstruct", "edit")
         windows = self.num_windows if uses_network else 1

@@ -10,6 +10,7 @@ from ddim_lightning.diffusion.masks import count_probe_nfe
 from ddim_lightning.engine.clip_rules import find_unread
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.rehearsal import count_edit_nfe
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.types import Clip, EditRequest
 
@@ -78,12 +79,19 @@ def make_plan(
         else:
             warnings.append(f"trajectory_dir: {path} is not there, so the clip was inverted")
     num_steps = len(engine.schedule)
+    edit_nfe = _count_edit_nfe(engine, masked, batch_prompts)
+    if (
+        requests
+        and engine.step_cache
+        and edit_nfe == _count_edit_nfe(replace(engine, step_cache=None), masked, batch_prompts)
+    ):
+        warnings.append(f"step_cache: skips no step of these edits; a higher one skips more, got {engine.step_cache:g}")
     return ClipPlan(
         inverts=inverts,
         stored=stored,
         invert_nfe=num_windows * engine.inverter.count_nfe(num_steps) if inverts and stored is None else 0,
         reconstruct_nfe=num_windows * num_steps if outputs.reconstruct else 0,
-        edit_nfe=num_windows * _count_edit_nfe(engine, masked, batch_prompts),
+        edit_nfe=num_windows * edit_nfe,
         warnings=tuple(warnings),
     )
 
@@ -92,6 +100,8 @@ def _count_edit_nfe(engine: InversionEngine, requests: Sequence[EditRequest], ba
     """Return the NFE of all edits in one window."""
     if not requests:
         return 0
+    if engine.step_cache is not None:  # which steps are skipped depends on more than an editor can say
+        return count_edit_nfe(engine, requests, batch_prompts)
     editor, count = engine.editor, len(requests)
     together = count if batch_prompts else 1
     shared = editor.context_nfe  # by all passes, though each pass counts it
@@ -108,10 +118,15 @@ def _find_ignored(
         ignored.append("negative_prompt: has no effect at a guidance_scale of 1, which turns guidance off")
     if requests and clip.mask is not None and engine.editor.velocity_mask is not None:
         ignored.append("velocity_mask: has no effect on a clip that brings a mask")
+    masked = clip.mask is not None or engine.editor.velocity_mask is not None
+    if requests and engine.editor.splits_tokens and not masked:
+        ignored.append("outside: has no effect on a clip without a mask")
     if not requests and clip.first_frame is not None:
         ignored.append("first_frame: has no effect on a clip without prompts")
     if not requests and engine.edit_denoiser is not engine.denoiser:
         ignored.append("precision: has no effect on a clip without prompts, unless with quantize_inversion")
+    if not requests and engine.step_cache is not None:
+        ignored.append("step_cache: has no effect on a clip without prompts")
     if not inverts:
         quantizes = engine.edit_denoiser is engine.denoiser and isinstance(engine.denoiser.network, QuantizedNetwork)
         for_it = {"trajectory_dir": outputs.trajectory_dir is not None, "quantize_inversion": quantizes}

@@ -6,7 +6,10 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+
+import torch
 
 from ddim_lightning.engine.batch_forms import Item
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
@@ -14,6 +17,8 @@ from ddim_lightning.engine.clips import find_id, make_clip
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.fingerprint import make_clip_fingerprint
+from ddim_lightning.engine.shortage import tell_shortage
+from ddim_lightning.runtime.clip_group import GroupError
 from ddim_lightning.types import Clip, ClipResult, FindResult, Progress, UnreadableClip
 
 _log = logging.getLogger(__name__)
@@ -54,27 +59,43 @@ class ClipRunner:
             Its result; of one that failed, or is none, a ``skipped`` one with the reason.
 
         Raises:
-            Exception: With ``on_error="raise"``, whatever it fails with.
+            Exception: With ``on_error="raise"``, whatever it fails with; out of memory is told by `tell_shortage`.
+            GroupError: The processes of a clip do not work together any more.
         """
-        clip, seed = self._make_clip(item), 0
-        if isinstance(clip, UnreadableClip):
-            return self._skip(clip, clip.reason)
+        clip, seed, group = self._make_clip(item), 0, self.engine.group
         try:
-            seed = make_clip_seed(self.seed, clip.id) if clip.seed is None else clip.seed
-            job = self._make_job(clip, seed)
-            fingerprint = make_clip_fingerprint(self.engine, job.clip, seed=seed, settings=self.settings)
-            # A list, because each of them may say that it could not take the result.
-            found = [find(job.clip, fingerprint) for find in self.find_results]
-            result = ClipResult(job.clip, "finished", seed=seed) if found and all(found) else job.run()
-            result.fingerprint, result.settings = fingerprint, self.settings
+            with group.together():
+                if isinstance(clip, UnreadableClip):
+                    raise ValueError(clip.reason)
+                seed = make_clip_seed(self.seed, clip.id) if clip.seed is None else clip.seed
+                job = self._make_job(clip, seed)
+                fingerprint = make_clip_fingerprint(self.engine, job.clip, seed=seed, settings=self.settings)
+                group.check_same("clip", (clip.id, fingerprint))
+                is_found = group.ask_first(partial(self._find, job.clip, fingerprint))
+                result = ClipResult(job.clip, "finished", seed=seed) if is_found else self._do(job)
+                result.fingerprint, result.settings = fingerprint, self.settings
         except Exception as error:
-            if self.outputs.on_error == "raise":
+            if self.outputs.on_error == "raise" or isinstance(error, GroupError):
                 raise
             _log.debug("clip %s was skipped", clip.id, exc_info=True)  # with the traceback
-            return self._skip(clip, f"{type(error).__name__}: {' '.join(str(error).split())}", seed)
-        for sentence in result.warnings:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            return self._skip(clip, clip.reason if isinstance(clip, UnreadableClip) else reason, seed)
+        for sentence in result.warnings if group.is_first else ():
             warnings.warn(f"clip {clip.id}: {sentence}", stacklevel=3)
         return result
+
+    def _find(self, clip: Clip, fingerprint: Mapping[str, str]) -> bool:
+        # A list, because each of them may say that it could not take the result.
+        found = [find(clip, fingerprint) for find in self.find_results]
+        return bool(found) and all(found)
+
+    def _do(self, job: ClipJob) -> ClipResult:
+        try:
+            return job.run()
+        except torch.OutOfMemoryError as error:
+            runtime = self.settings["runtime"]
+            told = tell_shortage(self.engine, job.clip, job.stage, runtime, self.guidance_scale)
+            raise torch.OutOfMemoryError(told) from error
 
     def _make_clip(self, item: Item) -> Clip | UnreadableClip:
         try:
@@ -99,7 +120,8 @@ class ClipRunner:
         )
 
     def _skip(self, clip: Clip | UnreadableClip, reason: str, seed: int = 0) -> ClipResult:
-        warnings.warn(f"clip {clip.id}: skipped: {reason}", stacklevel=4)
+        if self.engine.group.is_first:
+            warnings.warn(f"clip {clip.id}: skipped: {reason}", stacklevel=4)
         return ClipResult(clip, "skipped", reason, seed=seed, settings=self.settings)
 
 

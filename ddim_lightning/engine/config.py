@@ -12,13 +12,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
+from ddim_lightning.engine.choices import (
+    CompileMode,
+    ContextStorage,
+    Dtype,
+    Forward,
+    Kernel,
+    Offload,
+    Precision,
+    check_choice,
+)
+from ddim_lightning.engine.runtime_options import Runtime
 from ddim_lightning.engine.training_options import Training
 from ddim_lightning.models.adapter_card import find_edit_adapter
 from ddim_lightning.models.source import Source
 
 __all__ = [
+    "CompileMode",
     "ContextStorage",
     "Dtype",
     "Forward",
@@ -37,16 +49,6 @@ __all__ = [
     "make_options",
 ]
 
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Offload = Literal["none", "model", "blocks"]
-Precision = Literal["none", "fp8"]
-Kernel = Literal["auto", "sdpa", "cudnn", "flash", "efficient", "xformers"]
-Forward = Literal["fused", "diffusers"]
-ContextStorage = Literal["device", "host", "fp8"]
-CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-
-_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -59,8 +61,9 @@ class Schedule:
             that every step is the same rotation.
         zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
             taken.
-        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between; see
-            `Editor.fast`. Inversions and reconstructions stay exact.
+        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between: by
+            `Editor.fast`, or by a ``step_cache`` of 0.3 for an editor that has no such form. Inversions and
+            reconstructions stay exact.
 
     Raises:
         ValueError: An option out of its range.
@@ -75,120 +78,7 @@ class Schedule:
         steps = self.num_inference_steps
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"num_inference_steps: must be an integer of at least 1, got {steps!r}")
-        _check_choice("timestep_spacing", self.timestep_spacing, ("trailing", "angle"))
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """The `Runtime` says how the model runs: in which precision, with which kernels, with what in device memory.
-
-    Args:
-        dtype: Dtype of all weights: ``auto`` is that of the Trainer's precision where it is another than 32-true, else
-            bfloat16 on an accelerator and float32 on a CPU.
-        forward: Forward pass of the transformer: ``fused`` is ours over its weights, the fast one; ``diffusers`` runs
-            its own blocks, in which hooks, caches, attention processors, group offload, and quantized or sharded
-            weights act.
-        attention: Attention kernel: ``auto`` measures those of a GPU once for each shape, ``sdpa``, ``cudnn``,
-            ``flash``, ``efficient`` and ``xformers`` name one, and so does the dotted path of a function of your own.
-        precision: Precision of the large products in the transformer's blocks while edits are made: ``none`` is the
-            dtype's; ``fp8`` is 8 bits for weights and activations, on a CUDA device of compute capability 8.9 or more.
-            The exact weights stay in memory beside those in 8 bits.
-        quantize_inversion: Make inversions and reconstructions in that precision, too.
-        compile: Compile the transformer's blocks: true, or a mode of `torch.compile`.
-        compile_vae: Compile the VAE, too; worth it for many clips of one size.
-        compile_cache: Folder that keeps compiled graphs, so that another machine of the same kind starts warm. Its
-            files hold code that will run, so a folder or a file that others can write to is refused.
-        channels_last: Store the VAE's convolution weights with their channels last; null does so on a GPU.
-        exported: Folder that ``ddim-lightning export`` wrote: its artifacts stand in for the network. They must be of
-            the same model, dtype and size, and hold the row layouts of this editor and guidance.
-        offload: What waits in host memory: ``none`` of the model; ``model``, the VAE or the transformer, whichever does
-            not work; ``blocks``, also all but two blocks of the transformer. Results are the same bytes.
-        context: Where the keys and values of a source wait that all steps of an edit attend to (`InContextEdit`):
-            ``device``; ``host``, from where they come layer by layer, the same bytes; or ``fp8``, on the device in 8
-            bits, no longer exact.
-        vae_tiling: Encode and decode overlapping tiles of the frame, one at a time: least memory, but two fifths more
-            work and blended seams.
-        prompt_cache: Folder that keeps prompt embeddings from run to run; under known prompts no text encoder is
-            loaded. Any number of models share a folder.
-        batch_prompts: Make all edits of a clip in one network pass a step, with the source evaluated once. Results then
-            depend, within rounding, on how many prompts a clip has.
-        window_overlap: Share of a window, 0 .. 1, over which it is blended with the next one, for clips longer than the
-            model takes at once. One latent frame more leads the later window in. The more, the more windows it takes.
-        require_rotary: Refuse models without rotary position embeddings (CogVideoX-2B).
-
-    Raises:
-        ValueError: An option out of its range, or beside one that it does not go with.
-    """
-
-    dtype: Dtype = "auto"
-    forward: Forward = "fused"
-    attention: str = "auto"
-    precision: Precision = "none"
-    quantize_inversion: bool = False
-    compile: bool | CompileMode = False
-    compile_vae: bool = False
-    compile_cache: str | None = None
-    channels_last: bool | None = None
-    exported: str | None = None
-    offload: Offload = "none"
-    context: ContextStorage = "device"
-    vae_tiling: bool = False
-    prompt_cache: str | None = None
-    batch_prompts: bool = False
-    window_overlap: float = 0.25
-    require_rotary: bool = True
-
-    def __post_init__(self) -> None:
-        _check_choice("dtype", self.dtype, get_args(Dtype))
-        _check_choice("forward", self.forward, get_args(Forward))
-        _check_choice("precision", self.precision, get_args(Precision))
-        _check_choice("offload", self.offload, get_args(Offload))
-        _check_choice("context", self.context, get_args(ContextStorage))
-        if self.attention not in get_args(Kernel) and "." not in str(self.attention):
-            known = ", ".join(get_args(Kernel))
-            raise ValueError(f"attention: must be {known} or the dotted path of a function, got {self.attention!r}")
-        modes = get_args(CompileMode)
-        if not isinstance(self.compile, bool) and self.compile not in modes:
-            raise ValueError(f"compile: must be true, false or one of {', '.join(modes)}, got {self.compile!r}")
-        if not 0.0 <= self.window_overlap <= 1.0:
-            raise ValueError(f"window_overlap: must lie in 0 .. 1, got {self.window_overlap}")
-        for name in ("prompt_cache", "compile_cache"):
-            folder = getattr(self, name)
-            if folder is not None and Path(folder).expanduser().is_file():
-                raise ValueError(f"{name}: must be a folder, got the file {folder!r}")
-        self._check_together()
-
-    @property
-    def requires(self) -> dict[str, Any]:
-        """What a model must have, by the arguments of `read_checkpoint`."""
-        return {"require_rotary": self.require_rotary, "require_text": self.prompt_cache is None}
-
-    def _check_together(self) -> None:
-        if self.compile_cache is not None and not (self.compile or self.compile_vae):
-            rule = "there is nothing to keep; must be unset without compile or compile_vae"
-            raise ValueError(f"compile_cache: {rule}, got {self.compile_cache!r}")
-        if self.quantize_inversion and self.precision == "none":
-            raise ValueError("quantize_inversion: must be false with a precision of none, got True")
-        if self.exported is not None and self.compile:
-            raise ValueError(
-                f"exported: artifacts cannot be compiled; must be unset with compile, got {self.exported!r}"
-            )
-        if self.exported is not None and self.precision != "none":
-            raise ValueError(f"precision: artifacts keep their own; must be none with exported, got {self.precision!r}")
-        if self.forward == "diffusers":
-            for name, off in (("precision", "none"), ("exported", None), ("offload", "none")):
-                if (got := getattr(self, name)) != off:
-                    raise ValueError(f"{name}: must be {off or 'unset'} with forward='diffusers', got {got!r}")
-        for rule, broken in (
-            ("artifacts hold weights of their own; must be none with exported", self.exported is not None),
-            ("weights in 8 bits stay on the device; must be none with precision", self.precision != "none"),
-            (
-                f"CUDA graphs want weights to stay; must be none with compile={self.compile}",
-                self.compile in _CUDA_GRAPHS,
-            ),
-        ):
-            if broken and self.offload != "none":
-                raise ValueError(f"offload: {rule}, got {self.offload!r}")
+        check_choice("timestep_spacing", self.timestep_spacing, ("trailing", "angle"))
 
 
 @dataclass(frozen=True)
@@ -213,7 +103,7 @@ class Outputs:
     on_error: Literal["skip", "raise"] = "skip"
 
     def __post_init__(self) -> None:
-        _check_choice("on_error", self.on_error, ("skip", "raise"))
+        check_choice("on_error", self.on_error, ("skip", "raise"))
 
 
 @dataclass(frozen=True)
@@ -310,13 +200,11 @@ def check_options(runtime: Runtime, training: Training | None, lora: Sequence[Lo
     if runtime.offload != "none":
         rule = "weights that train stay on the device; must be none with training"
         raise ValueError(f"offload: {rule}, got {runtime.offload!r}")
+    if runtime.ranks_per_clip > 1:
+        rule = "a training shares its batches; must be 1 with training"
+        raise ValueError(f"ranks_per_clip: {rule}, got {runtime.ranks_per_clip}")
     if runtime.precision != "none":
         raise ValueError(f"precision: 8 bits cannot train; must be none with training, got {runtime.precision!r}")
     if runtime.prompt_cache is not None and "text_encoder" in training.parts:
         rule = "embeddings of a text encoder that trains change; must be unset with training.parts of text_encoder"
         raise ValueError(f"prompt_cache: {rule}, got {runtime.prompt_cache!r}")
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: must be one of {', '.join(allowed)}, got {value!r}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ddim_lightning.metrics.diagnosis import describe_color
+from ddim_lightning.metrics.diagnosis import measure_color
 from ddim_lightning.metrics.functional import use_full_precision
 from ddim_lightning.metrics.running import FrameMean, compare, read_comparison
 from ddim_lightning.models.vae import quantize
@@ -52,11 +52,10 @@ def measure_decoded(
         keep: Also keep the video as it was before rounding.
     """
     like = next(iter(references.values()))
-    decoded = DecodedVideo(torch.empty(like.shape, dtype=torch.uint8))
+    decoded = DecodedVideo(torch.empty(like.shape, dtype=torch.uint8, device="cpu"))
     if keep:
-        decoded.video = torch.empty(like.shape, dtype=torch.float32)
-    comparisons = {suffix: FrameMean() for suffix in references}
-    color, done = FrameMean(), 0
+        decoded.video = torch.empty(like.shape, dtype=torch.float32, device="cpu")
+    measures, done = FrameMean(), 0
     while True:
         with timer.stage("decode"):
             piece = next(pieces, None)
@@ -66,16 +65,19 @@ def measure_decoded(
         check(video)
         with timer.stage("measure"), use_full_precision(video.device):
             where = slice(done, done + len(video))
+            values = measure_color(video)
             for suffix, reference in references.items():
                 wanted = reference[where].to(video.device)
                 wanted = wanted.float() / 255.0 if wanted.dtype == torch.uint8 else wanted
-                comparisons[suffix].add(compare(video, wanted), len(video))
-            color.add(describe_color(video), len(video))
+                values |= compare(video, wanted, suffix)
+            measures.add(values, len(video))
             decoded.frames[where] = quantize(video)
             if decoded.video is not None:
                 decoded.video[where] = video
             done = where.stop
-    decoded.color = color.read()
-    for suffix, comparison in comparisons.items():
-        decoded.metrics |= read_comparison(comparison, suffix)
+    with timer.stage("measure"):
+        means = measures.read()
+    decoded.color = {name: means[name] for name in ("saturation", "brightness")}
+    for suffix in references:
+        decoded.metrics |= read_comparison(means, suffix)
     return decoded

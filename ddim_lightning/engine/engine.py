@@ -15,6 +15,7 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.padding import pad_front
 from ddim_lightning.diffusion.sampling import edit, invert, reconstruct
 from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.diffusion.step_cache import StepCache
 from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.models.text import PromptEncoder
@@ -24,7 +25,9 @@ from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.edit_adapter import EditAdapter
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.quantized import QuantizedNetwork
+from ddim_lightning.network.timestep_changes import measure_changes
 from ddim_lightning.runtime.autocast import without_autocast
+from ddim_lightning.runtime.clip_group import ClipGroup
 from ddim_lightning.runtime.offload import Placement
 from ddim_lightning.types import EditRequest, Frames, Latents, Stage, StepCallback, Video
 
@@ -49,6 +52,7 @@ class InversionEngine:
         inversion_prompt: The prompt of an inversion that is given no other; ``None`` where each clip brings its own.
         placement: Parks the weights that are not at work; ``None`` leaves all on the device.
         adapter: Acts in the transformer while edits are made; ``None`` where nothing does.
+        step_cache: Threshold of the steps that edits skip; ``None`` where they skip none.
     """
 
     components: Components
@@ -62,6 +66,7 @@ class InversionEngine:
     inversion_prompt: str | None = ""
     placement: Placement | None = None
     adapter: EditAdapter | None = None
+    step_cache: float | None = None
 
     @property
     def device(self) -> torch.device:
@@ -72,11 +77,22 @@ class InversionEngine:
         return device
 
     @property
+    def group(self) -> ClipGroup:
+        """The processes that work on a clip together; what is done outside of its `together` is not split."""
+        return self.denoiser.group
+
+    @property
     def nfe(self) -> int:
         """Number of function evaluations so far: one latent under one embedding through the transformer counts 1."""
         if self.edit_denoiser is self.denoiser:
             return self.denoiser.nfe
         return self.denoiser.nfe + self.edit_denoiser.nfe
+
+    def make_step_cache(self) -> StepCache | None:
+        """Return which steps edits skip, by the weights as they are now; ``None`` for none."""
+        if self.step_cache is None:
+            return None
+        return StepCache(self.step_cache, measure_changes(self.components.transformer, self.schedule.timesteps))
 
     def count_windows(self, num_latent_frames: int) -> int:
         """Return how many windows a pass over a clip of so many latent frames takes; each has its own NFE."""
@@ -245,7 +261,15 @@ class InversionEngine:
         """Rebuild under a new prompt; see `diffusion.sampling.edit`."""
         generator = torch.Generator().manual_seed(seed)
         with self.stage("edit"), _gradients_of(inversion.clean):
-            return edit(self.edit_denoiser, inversion, self.editor, request, generator=generator, callback=callback)
+            return edit(
+                self.edit_denoiser,
+                inversion,
+                self.editor,
+                request,
+                generator=generator,
+                cache=self.make_step_cache(),
+                callback=callback,
+            )
 
 
 def _gradients_of(latents: Latents) -> torch.set_grad_enabled:

@@ -16,13 +16,14 @@ from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.sampling import edit, invert
 from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.engine.editor_rules import ALL_TOKENS, NOTHING_HELD, check_for_artifacts
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
-from ddim_lightning.network.forward import RowLayout, count_video_tokens
 from ddim_lightning.network.held import Held, HeldOnDevice, HeldRows
+from ddim_lightning.network.layout import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
 from ddim_lightning.types import EditRequest, KVScale
@@ -35,8 +36,6 @@ FORMATS = {"aoti": "pt2", "torch-export": "pt2", "torchscript": "pt"}
 
 ONE_ROW, GUIDED_PAIR, EDIT = RowLayout(1, 1), RowLayout(2, 2), RowLayout(3, 2, (2, 2))
 """What every export holds: one row, a guided pair, and a guided pair that reads a source row."""
-
-_NOTHING_HELD = "exported: artifacts hold no keys and values for later steps; the editor must be one that reads none"
 
 Run = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -72,19 +71,21 @@ class Manifest:
     layouts: list[dict[str, Any]]
 
 
-class _Recorder:
-    """A `_Recorder` stands where the network does, evaluates nothing, and notes which row layouts are asked for."""
+class Recorder:
+    """A `Recorder` stands where the network does, evaluates nothing, and notes which row layouts are asked for."""
 
     def __init__(self, dtype: torch.dtype, num_layers: int, in_channels: int, out_channels: int) -> None:
         self.dtype, self.num_layers, self.in_channels, self.out_channels = dtype, num_layers, in_channels, out_channels
         self.seen: dict[RowLayout, None] = {}
 
     def __call__(self, latents: Tensor, prompt_embeds: Tensor, timestep: int, **settings: Any) -> Tensor:
+        """Note the layout of rows, and find zeros; see `Network`."""
         layout = make_layout(latents, settings.get("wanted"), settings.get("reads", ()))
         self.seen[layout] = None
         return torch.zeros_like(latents[: layout.wanted, :, : self.out_channels])
 
     def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
+        """Hold nothing; see `Network`."""
         nothing = torch.zeros(latents.shape[0], 0, 1, 1)
         return HeldOnDevice([(nothing, nothing)] * self.num_layers)
 
@@ -145,7 +146,7 @@ def record_layouts(
         guidance_scale: Of the edit.
     """
     embeds = torch.zeros(1, 1, 1)
-    recorder = _Recorder(torch.float32, num_layers, size[1], channels)
+    recorder = Recorder(torch.float32, num_layers, size[1], channels)
     denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
     generator, latents = torch.Generator().manual_seed(0), torch.zeros(1, size[0], channels, *size[2:])
     image = None if size[1] == channels else latents
@@ -184,7 +185,7 @@ def export_network(
     """
     if kind not in FORMATS:
         raise ValueError(f"format: must be one of {', '.join(FORMATS)}, got {kind!r}")
-    check_editor(engine.editor)
+    check_for_artifacts(engine.editor)
     if not isinstance(engine.network, Network):
         raise ValueError("forward: must be fused for an export, got 'diffusers'")
     if engine.adapter is not None:
@@ -224,12 +225,6 @@ def layout_name(layout: RowLayout) -> str:
     """Name a layout, ``rows-3-wanted-2-reads-2-2`` for example."""
     reads = "".join(f"-{row}" for row in layout.reads)
     return f"rows-{layout.rows}-wanted-{layout.wanted}" + (f"-reads{reads}" if reads else "")
-
-
-def check_editor(editor: Editor) -> None:
-    """Raise a ValueError for an editor that attends to what is held of a former pass, which artifacts cannot."""
-    if editor.context_nfe:
-        raise ValueError(f"{_NOTHING_HELD}, got {type(editor).__name__}")
 
 
 class ArtifactNetwork:
@@ -278,12 +273,15 @@ class ArtifactNetwork:
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
+        masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
         """Evaluate the rows; see `Network`. Nothing can be held.
 
         Raises:
-            ValueError: A size or a row layout that was not exported.
+            ValueError: A size or a row layout that was not exported, or masks.
         """
+        if masks:
+            raise ValueError(ALL_TOKENS)
         layout = make_layout(latents, wanted, reads)
         if list(latents.shape[1:]) != list(self.manifest.latents):
             taken, got = tuple(self.manifest.latents), tuple(latents.shape[1:])
@@ -295,7 +293,7 @@ class ArtifactNetwork:
 
     def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
         """Raise a ValueError: nothing can be held."""
-        raise ValueError(_NOTHING_HELD)
+        raise ValueError(NOTHING_HELD)
 
     def _load(self, layout: RowLayout) -> Run:
         if layout not in self._loaded:

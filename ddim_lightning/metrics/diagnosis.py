@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddim_lightning.metrics.latents import relative_l2
+from ddim_lightning.metrics.latents import measure_distance
+from ddim_lightning.metrics.reading import read_numbers
 from ddim_lightning.types import Latents
 
 MAX_MEAN = 0.1
@@ -44,16 +45,19 @@ def describe_noise(latents: Latents) -> dict[str, float]:
         0 for noise. A correlation is left out where it is not defined: an axis of length 1, or constant latents.
     """
     values = latents.double()
-    noise = {"mean": float(values.mean()), "std": float(values.std(correction=0))}
+    measured = {"mean": values.mean(), "std": values.std(correction=0)}
     for name, axis in (("f", 1), ("h", 3), ("w", 4)):
         count = values.shape[axis] - 1
         first, second = values.narrow(axis, 0, count), values.narrow(axis, 1, count)
         if count == 0:
             continue
         first, second = first - first.mean(), second - second.mean()
-        scale = float(first.square().mean().sqrt() * second.square().mean().sqrt())
-        if scale > 0:
-            noise[f"correlation_{name}"] = float((first * second).mean()) / scale
+        scale = first.square().mean().sqrt() * second.square().mean().sqrt()
+        measured[f"correlation_{name}"] = torch.stack([(first * second).mean(), scale])
+    noise = {}
+    for name, (value, *scales) in zip(measured, read_numbers(list(measured.values())), strict=True):
+        if all(scale > 0 for scale in scales):
+            noise[name] = value / scales[0] if scales else value
     return noise
 
 
@@ -67,12 +71,18 @@ def describe_color(video: Float[Tensor, "f c h w"]) -> dict[str, float]:
         ``saturation``, the S of HSV, (max - min) / max of a pixel's channels and 0 for black; ``brightness``, the luma
         of Rec. 709. Each is a mean over pixels and frames, 0 .. 1.
     """
+    means = measure_color(video)
+    return {name: value for name, (value,) in zip(means, read_numbers(list(means.values())), strict=True)}
+
+
+def measure_color(video: Float[Tensor, "f c h w"]) -> dict[str, Tensor]:
+    """Return the same as doubles on the device, for which the host does not wait; see `describe_color`."""
     pixels = video.double()
     brightest, darkest = pixels.amax(1), pixels.amin(1)
     # The smallest normal number instead of 0: black pixels become 0 / tiny = 0.
     saturation = (brightest - darkest) / brightest.clamp_min(torch.finfo(torch.float32).tiny)
-    luma = (pixels * pixels.new_tensor(_LUMA)[:, None, None]).sum(1)
-    return {"saturation": float(saturation.mean()), "brightness": float(luma.mean())}
+    red, green, blue = (weight * channel for weight, channel in zip(_LUMA, pixels.unbind(1), strict=True))
+    return {"saturation": saturation.mean(), "brightness": (red + green + blue).mean()}
 
 
 def level_errors(levels: Iterable[Latents], returned: Iterable[Latents]) -> list[float]:
@@ -88,7 +98,8 @@ def level_errors(levels: Iterable[Latents], returned: Iterable[Latents]) -> list
     Raises:
         ValueError: When the counts or the shapes differ.
     """
-    return [relative_l2(back, level) for level, back in zip(levels, returned, strict=True)]
+    errors = [measure_distance(back, level) for level, back in zip(levels, returned, strict=True)]
+    return [error for (error,) in read_numbers(errors)]
 
 
 def find_problems(

@@ -47,17 +47,21 @@ def ssim(video: Float[Tensor, "f c h w"], reference: Float[Tensor, "f c h w"]) -
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, equation 13.
     """
+    scores: list[float] = score_frames(video, reference).tolist()
+    return sum(scores) / len(scores)
+
+
+def score_frames(video: Float[Tensor, "f c h w"], reference: Float[Tensor, "f c h w"]) -> Float[Tensor, " f"]:
+    """Structural similarity of every frame, on the device, for which the host does not wait; see `ssim`."""
     check_pair(video, reference)
     if min(video.shape[-2:]) <= _SSIM_REACH:
         raise ValueError(f"video: ssim needs at least 6 x 6 pixels, got {video.shape[-2]} x {video.shape[-1]}")
     # Frame by frame: torchmetrics convolves five copies of its input, which is gigabytes for 49 frames of 480 x 720.
     scores = [
-        float(
-            cast(Tensor, structural_similarity_index_measure(frame[None].float(), other[None].float(), data_range=1.0))
-        )
+        cast(Tensor, structural_similarity_index_measure(frame[None].float(), other[None].float(), data_range=1.0))
         for frame, other in zip(video, reference, strict=True)
     ]
-    return sum(scores) / len(scores)
+    return torch.stack(scores)
 
 
 @contextmanager

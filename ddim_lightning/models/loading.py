@@ -73,7 +73,7 @@ class Components:
 
 
 def load_components(
-    model: str,
+    model: str | Checkpoint,
     source: Source = Source(),  # noqa: B008, frozen
     *,
     device: torch.device,
@@ -82,11 +82,12 @@ def load_components(
     require_text: bool = True,
     on_host: Collection[str] = (),
     token: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Components:
     """Load a model from safetensors, straight onto its device.
 
     Args:
-        model: ``tiny``, a folder, or a hub id ``owner/name``.
+        model: ``tiny``, a folder, or a hub id ``owner/name``; or the model as it was read, with its weights.
         source: Where its weights come from beside its name.
         device: Where the weights go, without a copy on the host and without offload.
         dtype: Of all weights.
@@ -95,6 +96,7 @@ def load_components(
         require_text: Whether a model without a text encoder or a tokenizer is refused.
         on_host: Those of ``transformer`` and ``vae`` that stay on the host for now.
         token: Of the hub; ``None`` takes what ``HF_TOKEN`` or a login says.
+        tokenizer: The model's, where it is loaded already.
 
     Raises:
         FileNotFoundError: No such folder, or a part of it is missing.
@@ -102,14 +104,15 @@ def load_components(
         ValueError: A model that is not supported, schedulers that disagree, or weights that do not fit their config.
         OSError: The hub cannot be reached or has no such model.
     """
-    checkpoint = read_checkpoint(
-        model, source, weights=True, require_rotary=require_rotary, require_text=require_text, token=token
-    )
+    checkpoint = model
+    if isinstance(checkpoint, str):
+        needs = {"require_rotary": require_rotary, "require_text": require_text}
+        checkpoint = read_checkpoint(checkpoint, source, weights=True, token=token, **needs)
     configs = checkpoint.configs
     if not configs["transformer"]["use_rotary_positional_embeddings"]:
         warnings.warn(
-            f"model: {model} has no rotary position embeddings; DDIM inversion of such models was not validated on "
-            "released weights, only on small random ones",
+            f"model: {checkpoint.model} has no rotary position embeddings; DDIM inversion of such models was not "
+            "validated on released weights, only on small random ones",
             stacklevel=2,
         )
     scheduler, inverse_scheduler = make_schedulers(configs["scheduler"])
@@ -122,7 +125,7 @@ def load_components(
         return Components(
             transformer=load(CogVideoXTransformer3DModel, "transformer"),
             vae=load(AutoencoderKLCogVideoX, "vae"),
-            tokenizer=_load_tokenizer(checkpoint) if checkpoint.has_tokenizer else None,
+            tokenizer=load_tokenizer(checkpoint) if tokenizer is None else tokenizer,
             scheduler=scheduler,
             inverse_scheduler=inverse_scheduler,
             limits=make_limits(configs["transformer"], configs["vae"]),
@@ -253,7 +256,10 @@ def _check_weights(kind: Any, checkpoint: Checkpoint, part: str) -> None:
             raise ValueError(f"{name} is {found[name].dtype}, no floating point{_SCALED}")
 
 
-def _load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a model; ``None`` where it was left out."""
+    if not checkpoint.has_tokenizer:
+        return None
     try:
         tokenizer: PreTrainedTokenizerBase = T5Tokenizer.from_pretrained(
             checkpoint.folder / "tokenizer", local_files_only=True

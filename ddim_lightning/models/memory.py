@@ -15,18 +15,24 @@ from typing import Any, Literal
 from ddim_lightning.limits import VideoLimits
 from ddim_lightning.models.weight_files import Header
 
-ROW_TENSORS = 18
-"""Tensors (tokens, width) that are alive at once, a row, where a block is at its widest."""
+BLOCK_TENSORS = 8.6
+"""Tensors (tokens, width) that are alive at once, a row that is in a block, where it is at its widest."""
+TOKEN_TENSORS, LENT_TENSORS = 1, 2
+"""Tensors of each row of a pass, in the block or not; and of each row whose keys and values wait for another group."""
 TRAINED_TENSORS = 43
 """Tensors (tokens, width), a row, beside the inputs of all blocks, where a training computes a block a second time.
 
 It is that of LoRA layers in float32 in a transformer in bfloat16; in bfloat16 themselves they take 29.
 """
-DECODER_TENSORS, ENCODER_TENSORS = 20.0, 8.6
-"""Tensors (first channels, 9 frames, height, width) that are alive at once in the VAE."""
+DECODER_TENSORS, ENCODER_TENSORS, DIVIDED_ENCODER_TENSORS = 8.6, 5.4, 6.5
+"""Tensors (first channels, 9 frames, height, width) that are alive at once in the VAE, as `LeanCoder` runs it.
+
+The encoder takes more where frames are so large that convolutions divide their input; the decoder does not.
+"""
 CHUNK_FRAMES = 9
 """Frames of the largest piece that the VAE takes at once."""
-_BLOCKS = "transformer_blocks."
+_BLOCKS, _TEXT_BLOCKS = "transformer_blocks.", "encoder.block."
+_TOGETHER, _BY_ONE = "edit", "edit by 1"
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Size:
         rows: Rows of the widest pass of an edit.
         bytes_each: Of a value; 2 for bfloat16.
         holds: Whether the edit holds a context, and where: ``none``, or what `Runtime.context` says.
+        sources: How many of the rows are read by others.
+        rows_per_pass: Most rows that go through a block together; ``None`` for all.
     """
 
     num_frames: int
@@ -48,6 +56,8 @@ class Size:
     rows: int
     bytes_each: int = 2
     holds: Literal["none", "device", "host", "fp8"] = "none"
+    sources: int = 0
+    rows_per_pass: int | None = None
 
 
 def count_parameters(headers: Mapping[str, Header], prefix: str = "") -> int:
@@ -70,32 +80,68 @@ def predict_peaks(
         size: Of the clip and of the edit.
 
     Returns:
-        By ``none``, ``model`` and ``blocks``: ``prompts``, ``encode``, ``invert``, ``edit`` and ``decode``.
+        By ``none``, ``model`` and ``blocks``: ``prompts`` of a run that lists them, which are encoded before the rest
+        of the model is loaded, ``encode``, ``invert``, ``edit`` with the rows together as the size says, ``edit by 1``
+        with one row at a time, and ``decode``.
     """
     gib = size.bytes_each / 2**30
     transformer, vae = (count_parameters(headers[part]) * gib for part in ("transformer", "vae"))
-    blocks = count_parameters(headers["transformer"], _BLOCKS) * gib
     text = count_parameters(headers.get("text_encoder", {})) * gib
-    names = {name.split(".")[1] for name in headers["transformer"] if name.startswith(_BLOCKS)}
-    outside = transformer - blocks
-    streamed = outside + 2 * blocks / max(1, len(names))
-    row = count_row_values(configs["transformer"], limits, size) * gib
+    outside, block = (values * gib for values in _count_layers(headers["transformer"], _BLOCKS))
+    streamed = outside + 2 * block
+    text_layer = sum(_count_layers(headers.get("text_encoder", {}), _TEXT_BLOCKS)) * gib
+    tensor = _count_tensor_values(configs["transformer"], limits, size) * gib
+    row, together, by_one = (
+        tensor * count_pass_tensors(rows, sources, most)
+        for rows, sources, most in (
+            (1, 0, None),
+            (size.rows, size.sources, size.rows_per_pass),
+            (size.rows, size.sources, 1),
+        )
+    )
     context = {"none": 0.0, **predict_context(configs["transformer"], limits, size)}[size.holds]
     picture = CHUNK_FRAMES * configs["vae"]["block_out_channels"][0] * size.height * size.width * gib
+    divides = picture / gib * (CHUNK_FRAMES + 1) / CHUNK_FRAMES > 2**30
+    encoder = DIVIDED_ENCODER_TENSORS if divides else ENCODER_TENSORS
     peaks = {}
-    for offload, (alone, with_vae, with_transformer) in {
-        "none": (transformer + vae, transformer + vae, transformer + vae),
-        "model": (0.0, vae, transformer),
-        "blocks": (outside, vae + outside, streamed),
+    for offload, (first, with_vae, with_transformer) in {
+        "none": (text, transformer + vae, transformer + vae),
+        "model": (text_layer, vae, transformer),
+        "blocks": (text_layer, vae + outside, streamed),
     }.items():
         peaks[offload] = {
-            "prompts": alone + text,
-            "encode": with_vae + ENCODER_TENSORS * picture,
+            "prompts": first,
+            "encode": with_vae + encoder * picture,
             "invert": with_transformer + row,
-            "edit": with_transformer + size.rows * row + context,
+            _TOGETHER: with_transformer + together + context,
+            _BY_ONE: with_transformer + by_one + context,
             "decode": with_vae + DECODER_TENSORS * picture,
         }
     return peaks
+
+
+def find_largest(needs: Mapping[str, float], rows_per_pass: int | None = None) -> float:
+    """Find what the largest stage needs, in GiB.
+
+    Args:
+        needs: By stage, what `predict_peaks` returns of an offload.
+        rows_per_pass: See `Runtime`; where it is ``None``, an edit whose rows do not fit together takes them in groups.
+    """
+    other = _TOGETHER if rows_per_pass is None else _BY_ONE
+    return max(need for stage, need in needs.items() if stage != other)
+
+
+def _count_layers(headers: Mapping[str, Header], prefix: str) -> tuple[int, int]:
+    """Count the values outside the layers whose names begin with a prefix, and those of one of them."""
+    layers: dict[str, int] = {}
+    outside = 0
+    for name, header in headers.items():
+        if name.startswith(prefix):
+            layer = name.removeprefix(prefix).partition(".")[0]
+            layers[layer] = layers.get(layer, 0) + prod(header.shape)
+        else:
+            outside += prod(header.shape)
+    return outside, max(layers.values(), default=0)
 
 
 def predict_training(
@@ -153,9 +199,32 @@ def predict_context(config: Mapping[str, Any], limits: VideoLimits, size: Size) 
     return {"device": layers * exact, "host": 2 * exact, "fp8": layers * values / 2**30}
 
 
-def count_row_values(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> int:
-    """Count the values that a row of a pass needs at its peak beside the weights."""
-    return ROW_TENSORS * _count_tensor_values(config, limits, size)
+def count_pass_tensors(rows: int, sources: int = 0, rows_per_pass: int | None = None) -> float:
+    """Count the tensors (tokens, width) of one row that a pass needs at its peak beside the weights.
+
+    Where rows go through a block in groups, the tokens of all of them stay, and what is on its way is of one group.
+
+    Args:
+        rows: Of the pass.
+        sources: How many of them others read.
+        rows_per_pass: Most rows of a group; ``None`` for all.
+    """
+    if rows_per_pass is None or rows_per_pass >= rows:
+        return rows * (TOKEN_TENSORS + BLOCK_TENSORS)
+    lent = LENT_TENSORS * min(sources, rows_per_pass)
+    return rows * TOKEN_TENSORS + rows_per_pass * BLOCK_TENSORS + lent
+
+
+def fit_rows(rows: int, sources: int, room: float) -> int:
+    """Return how many rows can go through a block together: all of them, or the largest group that fits, at least 1.
+
+    Args:
+        rows: Of the pass.
+        sources: How many of them others read.
+        room: Tensors (tokens, width) of one row that have room beside the weights.
+    """
+    fitting = (group for group in range(rows, 1, -1) if count_pass_tensors(rows, sources, group) <= room)
+    return next(fitting, 1)
 
 
 def _count_tensor_values(config: Mapping[str, Any], limits: VideoLimits, size: Size) -> int:

@@ -21,7 +21,8 @@ class PromptCache:
     """A `PromptCache` keeps a file for each prompt, so that runs under known prompts need no text encoder.
 
     A file is named by a digest of the prompt, the tokenizer, the text encoder's config and weights, the dtype and the
-    kind of device: another model or another dtype finds nothing, and any number of models and runs share a folder.
+    kind of device: another model or another dtype finds nothing, and any number of models and runs share a folder. What
+    was made on the other kind of device, which rounds differently, is taken where there is nothing of one's own.
 
     A model that has no text encoder, or no tokenizer, finds what was made by the text encoder of another one: see
     `find_text_encoder`.
@@ -36,8 +37,13 @@ class PromptCache:
         self.folder, self.encoder, self.dtype = folder, encoder, dtype
 
     def find(self, prompt: str, device: torch.device) -> Path:
-        """Return where the embeddings of a prompt, made on a kind of device, lie or would lie."""
-        key = "\0".join((self.encoder, str(self.dtype), device.type, prompt))
+        """Return where the embeddings of a prompt lie, or would lie that are made on a kind of device."""
+        own = self._name(prompt, device.type)
+        others = (self._name(prompt, kind) for kind in ("cuda", "cpu"))
+        return own if own.is_file() else next((other for other in others if other.is_file()), own)
+
+    def _name(self, prompt: str, kind: str) -> Path:
+        key = "\0".join((self.encoder, str(self.dtype), kind, prompt))
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
 
     def read(self, prompt: str, device: torch.device) -> Tensor:
@@ -59,7 +65,7 @@ class PromptCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / f"{uuid4().hex}.part"
         save_file({"embeds": embeds.contiguous()}, part, metadata={"prompt": prompt, "encoder": self.encoder})
-        part.replace(self.find(prompt, embeds.device))
+        part.replace(self._name(prompt, embeds.device.type))
 
 
 def digest_text_encoder(checkpoint: Checkpoint) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ _NO_ENCODER = "the model has no text encoder or no tokenizer"
 _MOST_ON_DEVICE = 64  # what the edits of a clip need; 2 MB each for CogVideoX
 
 
-def is_text(prompt: object) -> bool:
+def is_text(prompt: object) -> TypeGuard[str]:
     """Whether a prompt is text that can be written in UTF-8; JSON can hold half an emoji."""
     try:
         return isinstance(prompt, str) and prompt.encode() is not None
@@ -26,7 +27,8 @@ def is_text(prompt: object) -> bool:
 class PromptEncoder:
     """A `PromptEncoder` turns prompts into embeddings, and alone owns the text encoder.
 
-    The text encoder is loaded when a prompt needs it, and can be released again. Prompts are encoded one at a time: a
+    The text encoder is loaded when a prompt needs it, and can be released again. It may be released before the rest of
+    the model is loaded. Prompts are encoded one at a time: a
     batch could change a prompt's last bits with its neighbors. Embeddings are kept on the host, since a run of
     thousands of prompts would fill a device with them, and those that were asked for last on the device, too.
 
@@ -58,6 +60,8 @@ class PromptEncoder:
         """The text encoder, or ``None`` where it was released or was not needed yet."""
         self.before_load: Callable[[], None] = lambda: None
         """Called before the text encoder is loaded; weights that are not at work leave the device here."""
+        self.on_release: Callable[[], None] = lambda: None
+        """Called once when the text encoder is released: what it has on a device leaves here."""
         self._load_text_encoder = load_text_encoder
         self._embeds: dict[str, Tensor] = {}
         self._on_device: dict[str, Tensor] = {}
@@ -83,6 +87,12 @@ class PromptEncoder:
             with torch.inference_mode(False), torch.no_grad(), without_autocast(self.device):
                 self._embeds[prompt] = self._find_or_encode(prompt).cpu()
             self._warnings[prompt] = self._find_warnings(prompt)
+
+    def prepare_all(self, prompts: Iterable[object]) -> None:
+        """Encode prompts, each once; what is no text or cannot be encoded is left to whoever asks for it."""
+        for prompt in prompts:
+            if is_text(prompt) and (self.can_encode or self.is_known(prompt)):
+                self.prepare(prompt)
 
     @property
     def can_encode(self) -> bool:
@@ -128,6 +138,8 @@ class PromptEncoder:
     def release(self) -> None:
         """Drop the text encoder; what was encoded stays."""
         self.text_encoder = None
+        self.on_release()
+        self.on_release = lambda: None
 
     def clear_cache(self) -> None:
         """Drop what was encoded, for a text encoder whose weights have changed; files in the cache stay."""

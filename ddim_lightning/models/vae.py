@@ -10,14 +10,15 @@ from diffusers import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
+from ddim_lightning.models.lean_vae import make_coder
 from ddim_lightning.types import Latents, Video
 
 
 def order_channels_last(vae: AutoencoderKLCogVideoX) -> None:
     """Store the weights of convolutions with their channels last, the order that tensor cores want them in.
 
-    What a convolution returns then has that order too, so that nothing is turned around between them. Results are the
-    same up to rounding.
+    What a convolution returns then has that order too. The group norms of a GPU turn it back, and the next convolution
+    turns it again, so that only a measurement tells whether it is faster. Results are the same up to rounding.
     """
     for module in vae.modules():
         if isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -84,9 +85,9 @@ def _encode(vae: AutoencoderKLCogVideoX, video: Video, generator: torch.Generato
     if vae.use_tiling:
         posterior = vae.encode(torch.cat([_prepare(vae, frame) for frame in video.split(1, dim=1)], dim=2)).latent_dist
     else:
-        encoded, cache = [], None
+        encoded, encode = [], make_coder(vae.encoder, video)
         for piece in split_frames(video.shape[1], vae.num_sample_frames_batch_size):
-            moments, cache = vae.encoder(_prepare(vae, video[:, piece]), conv_cache=cache)
+            moments = encode(_prepare(vae, video[:, piece]))
             encoded.append(moments if vae.quant_conv is None else vae.quant_conv(moments))
         posterior = DiagonalGaussianDistribution(torch.cat(encoded, dim=2))
     latents: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
@@ -117,7 +118,7 @@ def stream_decoded(vae: AutoencoderKLCogVideoX, latents: Latents) -> Iterator[Vi
         # diffusers decodes frames in pairs and keeps the first one single only where their number is odd: of two latent
         # frames it would make eight. The decoder is causal, so one more at the end makes the number odd and is cut off.
         latents = torch.cat([latents, latents[:, -1:]], dim=1)
-    cache = None
+    decode = make_coder(vae.decoder, latents)
     pieces = [slice(None)] if vae.use_tiling else split_frames(latents.shape[1], vae.num_latent_frames_batch_size)
     for piece in pieces:
         unscaled = (latents[:, piece].to(vae.device) / vae.config.scaling_factor).to(vae.dtype).transpose(1, 2)
@@ -125,7 +126,7 @@ def stream_decoded(vae: AutoencoderKLCogVideoX, latents: Latents) -> Iterator[Vi
             decoded = vae.decode(unscaled).sample
         else:
             unscaled = unscaled if vae.post_quant_conv is None else vae.post_quant_conv(unscaled)
-            decoded, cache = vae.decoder(unscaled, conv_cache=cache)
+            decoded = decode(unscaled)
         video = decoded.transpose(1, 2)[:, :frames].float()
         frames -= video.shape[1]
         yield (video / 2.0 + 0.5).clamp(0.0, 1.0)

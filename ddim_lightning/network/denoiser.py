@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,10 @@ from torch import Tensor
 from ddim_lightning.diffusion.guidance import combine
 from ddim_lightning.diffusion.windows import Windows, evaluate_windows, hold_windows
 from ddim_lightning.network.held import Held, HeldRows
+from ddim_lightning.network.split_rows import SplitRows
+from ddim_lightning.network.split_tokens import SplitTokens
 from ddim_lightning.runtime.autocast import without_autocast
+from ddim_lightning.runtime.clip_group import ClipGroup
 from ddim_lightning.types import Branch, Context, KVScale, Latents, Step
 
 
@@ -43,6 +46,7 @@ class RunsRows(Protocol):
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
+        masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
         """Evaluate the rows; see `Network`."""
         ...
@@ -64,12 +68,21 @@ class CogVideoXDenoiser:
         network: What evaluates rows: a `Network`, or an artifact of one.
         encode_prompt: Prompt to embeddings, (1, tokens, width).
         windows: Pieces in which longer clips are evaluated; ``None`` evaluates clips of any length at once.
+        group: Processes that work on a clip together, over which passes are split; ``None`` is this one alone.
+        split: What splits them; `SplitTokens` is the other one.
     """
 
     def __init__(
-        self, network: RunsRows, encode_prompt: Callable[[str], Tensor], windows: Windows | None = None
+        self,
+        network: RunsRows,
+        encode_prompt: Callable[[str], Tensor],
+        windows: Windows | None = None,
+        group: ClipGroup | None = None,
+        split: Callable[[Any, ClipGroup], SplitRows | SplitTokens] = SplitRows,
     ) -> None:
         self.network = network
+        self.group = ClipGroup() if group is None else group
+        self._run = network if self.group.size == 1 else split(network, self.group)
         self.encode_prompt = encode_prompt
         self.windows = windows
         self.nfe = 0
@@ -83,9 +96,12 @@ class CogVideoXDenoiser:
     def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: KVScale | None = None) -> list[Latents | None]:
         """Evaluate all branches in one pass, or in one for each window of a long clip; see `Denoiser`.
 
+        Evaluations that are equal in all that enters are made once, and count once.
+
         Raises:
             ValueError: Image latents that are missing, of no use, or of another shape than the latents; branches of
-                which some have a context and others none, or that want a timestep of their own.
+                which some have a context and others none, or that want a timestep of their own; a mask without a
+                source, or for several videos.
         """
         for branch in branches:
             self._check_image(branch)
@@ -93,29 +109,38 @@ class CogVideoXDenoiser:
                 raise ValueError(f"timestep: must be the step's, {step.timestep}, or None, got {branch.timestep}")
         if self.windows is not None and branches[0].latents.shape[1] > self.windows.length:
             return evaluate_windows(self, self.windows, branches, step, kv_scale)
-        prompts = [branch.prompts for branch in branches]
-        # Branches with a source come first, those that are only a source come last, as the network wants its rows.
-        order = sorted(
-            range(len(branches)), key=lambda b: (branches[b].kv_source is None, not branches[b].needs_velocity)
-        )
+        kinds = [[_make_evaluation(b, k, branches) for k in range(len(one.prompts))] for b, one in enumerate(branches)]
+        found = {kind: branch for branch, own in zip(branches, kinds, strict=True) for kind in own}
+        wanted = {kind for branch, own in zip(branches, kinds, strict=True) if branch.needs_velocity for kind in own}
+        # Those with a source come first, those that are only a source come last, as the network wants its rows.
+        order = sorted(found, key=lambda kind: (kind.source is None, kind not in wanted))
         size = branches[0].latents.shape[0]
-        start = dict(zip(order, _cumulate([len(prompts[b]) * size for b in order]), strict=False))
-        latents = torch.cat([branches[b].latents for b in order for _ in prompts[b]])
-        images = [image for b in order for _ in prompts[b] if (image := branches[b].image_latents) is not None]
-        embeds = torch.cat([self.encode_prompt(p).expand(size, -1, -1) for b in order for p in prompts[b]])
-        reads = tuple(row for b in order for row in _list_reads(b, branches, prompts, start, size))
-        held = _find_held([branches[b] for b in order for _ in prompts[b]], size)
-        wanted = sum(len(prompts[b]) * size for b in order if branches[b].needs_velocity)
+        start = {kind: k * size for k, kind in enumerate(order)}
+        latents = torch.cat([found[kind].latents for kind in order])
+        images = [image for kind in order if (image := found[kind].image_latents) is not None]
+        embeds = torch.cat([self.encode_prompt(kind.prompt).expand(size, -1, -1) for kind in order])
+        reads = tuple(start[kind.source] + k for kind in order if kind.source is not None for k in range(size))
+        masks = tuple(found[kind].mask for kind in order if kind.source is not None for _ in range(size))
+        held = _find_held([found[kind] for kind in order], size)
         self.nfe += latents.shape[0]
         rows, embeds = self._make_rows(latents, images, embeds)
         with without_autocast(embeds.device):
-            velocity = self.network(
-                rows, embeds, step.timestep, wanted=wanted, reads=reads, kv_scale=kv_scale, held=held
+            velocity = self._run(
+                rows,
+                embeds,
+                step.timestep,
+                wanted=size * len(wanted),
+                reads=reads,
+                kv_scale=kv_scale,
+                held=held,
+                masks=masks if any(mask is not None for mask in masks) else (),
             )
         velocity = velocity.to(latents)  # its dtype, and its device
         return [
-            _guide(velocity[start[b] : start[b] + len(prompts[b]) * size], branch) if branch.needs_velocity else None
-            for b, branch in enumerate(branches)
+            _guide([velocity[start[kind] : start[kind] + size] for kind in own], branch.guidance_scale)
+            if branch.needs_velocity
+            else None
+            for branch, own in zip(branches, kinds, strict=True)
         ]
 
     def hold(self, branch: Branch) -> Context:
@@ -135,7 +160,7 @@ class CogVideoXDenoiser:
         rows, embeds = self._make_rows(latents, images, self.encode_prompt(branch.prompt).expand(size, -1, -1))
         self.nfe += size
         with without_autocast(embeds.device):
-            return (self.network.hold(rows, embeds, branch.timestep),)
+            return (self._run.hold(rows, embeds, branch.timestep),)
 
     def _make_rows(self, latents: Tensor, images: Sequence[Latents], embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows and embeddings as the network takes them."""
@@ -162,20 +187,37 @@ class CogVideoXDenoiser:
             raise ValueError(f"latents: {rule} first frame, got {latents.shape[1]} latent frames")
 
 
-def _cumulate(sizes: list[int]) -> list[int]:
-    return [sum(sizes[:k]) for k in range(len(sizes))]
+class _Evaluation(NamedTuple):
+    """An `_Evaluation` is a branch under one of its prompts; of equal ones in a pass one is made.
+
+    Latents are equal when they have the same cache key or, without one, the same memory. Values are not compared, for
+    the host would wait for them.
+    """
+
+    latents: int | tuple[int, ...]
+    prompt: str
+    image: int | None
+    context: int | None
+    mask: int | None
+    source: _Evaluation | None
 
 
-def _list_reads(
-    b: int, branches: Sequence[Branch], prompts: list[tuple[str, ...]], start: dict[int, int], size: int
-) -> list[int]:
-    """For each row of branch ``b``, the row it reads: paired if the source has as many, else the source's last."""
-    source = branches[b].kv_source
-    if source is None:
-        return []
-    own, read = len(prompts[b]), len(prompts[source])
-    picked = range(own) if own == read else [read - 1] * own
-    return [start[source] + row * size + k for row in picked for k in range(size)]
+def _make_evaluation(b: int, k: int, branches: Sequence[Branch]) -> _Evaluation:
+    """Return a branch under its k-th prompt; it reads the k-th of its source if that has as many, else the last."""
+    branch, source = branches[b], None
+    if branch.kv_source is not None:
+        own, read = len(branch.prompts), len(branches[branch.kv_source].prompts)
+        source = _make_evaluation(branch.kv_source, k if own == read else read - 1, branches)
+    elif branch.mask is not None:
+        raise ValueError("mask: must be None for a branch without a kv_source, got a tensor")
+    return _Evaluation(
+        branch.latents.data_ptr() if branch.cache_key is None else branch.cache_key,
+        branch.prompts[k],
+        None if branch.image_latents is None else branch.image_latents.data_ptr(),
+        id(branch.context[0]) if branch.context else None,
+        None if branch.mask is None else branch.mask.data_ptr(),
+        source,
+    )
 
 
 def _find_held(rows: Sequence[Branch], size: int) -> HeldRows | None:
@@ -195,8 +237,5 @@ def _find_held(rows: Sequence[Branch], size: int) -> HeldRows | None:
     return HeldRows([one for one, _ in held.values()], tuple(places))
 
 
-def _guide(velocity: Tensor, branch: Branch) -> Tensor:
-    if branch.guidance_scale == 1.0:
-        return velocity
-    negative, positive = velocity.chunk(2)
-    return combine(negative, positive, branch.guidance_scale)
+def _guide(velocities: Sequence[Tensor], scale: float) -> Tensor:
+    return velocities[0] if len(velocities) == 1 else combine(velocities[0], velocities[1], scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from ddim_lightning.network.held import Held, HeldRows, Storage, hold_layers
 from ddim_lightning.network.kernels import MeasuredAttention
 from ddim_lightning.network.over_model import OverModel
 from ddim_lightning.network.source_mark import marked
+from ddim_lightning.network.split_tokens import TokenSplit, check_whole_tokens
 from ddim_lightning.types import KVScale
 
 
@@ -39,6 +40,8 @@ class ReadingProcessor:
         """For each row the held row that it attends to."""
         self.lend: Callable[[Tensor, Tensor], None] | None = None
         """Called with the keys and values of the pass at hand, where they are to be held."""
+        self.split: TokenSplit | None = None
+        """Brings together what processes have of the tokens; ``None`` where this one has all."""
 
     def __call__(
         self,
@@ -54,6 +57,9 @@ class ReadingProcessor:
         query, key, value = (
             project(tokens).unflatten(-1, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
         )
+        if self.split is not None:  # from here on all tokens of some heads
+            num_text = self.split.num_text
+            query, key, value = map(self.split.to_heads, (query, key, value))
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
         if image_rotary_emb is not None:
@@ -63,8 +69,10 @@ class ReadingProcessor:
         if self.lend is not None:
             self.lend(key, value)
         held = None if self.held is None else self.held()
-        attended = attend_reading(query, key, value, self.reads, self.kv_scale, kernel, held, self.held_rows).flatten(2)
-        output = attn.to_out[1](attn.to_out[0](attended))
+        attended = attend_reading(query, key, value, self.reads, self.kv_scale, kernel, held, self.held_rows)
+        attended = attended if self.split is None else self.split.to_tokens(attended, attn.heads)
+        output = attn.to_out[1](attn.to_out[0](attended.flatten(2)))
+        num_text = encoder_hidden_states.shape[1]
         return output[:, num_text:], output[:, :num_text]
 
 
@@ -95,7 +103,8 @@ class DiffusersNetwork(OverModel):
                 block.attn1.set_processor(ReadingProcessor(attention))
 
     def start_stage(self) -> None:
-        """Let caches forget what they hold of the stage before."""
+        """Let caches forget what they hold of the stage before; see also `check_whole_tokens`."""
+        check_whole_tokens(self.transformer)
         self._seen.clear()
         self.transformer._reset_stateful_cache()
 
@@ -109,8 +118,15 @@ class DiffusersNetwork(OverModel):
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
+        masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
-        """Evaluate the rows; see `Network`."""
+        """Evaluate the rows; see `Network`. All of them have all tokens.
+
+        Raises:
+            ValueError: Masks.
+        """
+        if any(mask is not None for mask in masks):
+            raise ValueError("masks: must be none with forward='diffusers', whose blocks compute all tokens, got some")
         try:
             self._place_reads(reads, kv_scale, latents.device)
             self._place_held(held)
@@ -150,7 +166,8 @@ class DiffusersNetwork(OverModel):
         self.check_rows(latents)
         table = self.get_rotary(latents)
         text = prompt_embeds.shape[1]
-        with self.transformer.cache_context(self._name_pass(form, timestep)):
+        kernel = self.choose_attention(latents, prompt_embeds)  # the one that every processor chooses, too
+        with kernel.active(), self.transformer.cache_context(self._name_pass(form, timestep)):
             output: Tensor = self.transformer(
                 latents,
                 prompt_embeds,

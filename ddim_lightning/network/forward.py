@@ -2,69 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from ddim_lightning.network.attention import Attention, KeyValue
-from ddim_lightning.network.block import Layout, Rotary, lend_block, run_block
+from ddim_lightning.network.attention import Attention, KeyValue, Lent, pick_rows
+from ddim_lightning.network.block import Rotary, lend_block, run_block
+from ddim_lightning.network.layout import Group, Layout
 from ddim_lightning.network.weights import BlockWeights, Modulation
-from ddim_lightning.types import KVScale
 
 RunBlock = Callable[..., tuple[Tensor, Tensor]]
 LendBlock = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
-class RowLayout(NamedTuple):
-    """A `RowLayout` says which rows a pass has.
+@dataclass
+class _Working:
+    """A `_Working` group is on its way through the blocks.
 
     Args:
-        rows: How many.
-        wanted: How many of them, the first, have velocities that are wanted.
-        reads: For each of the first rows the row whose keys and values it also attends to.
+        group: Its rows.
+        video: (rows at hand, video tokens, width).
+        text: (rows at hand, text tokens, width).
+        rotary: Of its tokens.
+        attention: Its kernel.
+        places: Where in the sequence of a row the tokens are that its rows have of their own, and the others; none
+            without a mask.
     """
 
-    rows: int
-    wanted: int
-    reads: tuple[int, ...] = ()
-
-
-def plan_layers(
-    layout: RowLayout,
-    kv_scale: KVScale | None,
-    num_layers: int,
-    heads: int,
-    eps: float,
-    held_rows: tuple[int, ...] = (),
-) -> list[Layout]:
-    """Lay out every layer: who reads there, and which rows go on.
-
-    Args:
-        layout: The rows of the pass.
-        kv_scale: How much is read; a layer at 0 reads nothing. ``None`` reads in every layer.
-        num_layers: How many layers.
-        heads: Attention heads.
-        eps: Of the modulated norms.
-        held_rows: For each row the held row that it attends to in every layer; empty where none are held.
-    """
-    reading = [bool(layout.reads) and (kv_scale is None or float(kv_scale[k]) > 0.0) for k in range(num_layers)]
-    last = max((k for k in range(num_layers) if reading[k]), default=-1)
-    layouts, rows = [], layout.rows
-    for k in range(num_layers):
-        goes_on = rows if k < last else layout.wanted
-        reads = layout.reads if reading[k] else ()
-        layouts.append(Layout(rows, goes_on, reads, heads, eps, held_rows[:goes_on]))
-        rows = goes_on
-    return layouts
-
-
-def count_video_tokens(config: Any, frames: int, height: int, width: int) -> int:
-    """Return how many tokens a transformer of this config makes of latents of this size."""
-    patch, patch_frames = int(config.patch_size), int(config.patch_size_t or 1)
-    return (frames // patch_frames) * (height // patch) * (width // patch)
+    group: Group
+    video: Tensor
+    text: Tensor
+    rotary: Rotary | None
+    attention: Attention
+    places: tuple[Tensor, ...] = ()
 
 
 def run_rows(
@@ -75,12 +50,13 @@ def run_rows(
     prompt_embeds: Tensor,
     rotary: Rotary | None,
     kv_scales: Tensor | None,
-    layouts: Sequence[Layout],
-    attention: Attention,
+    groups: Sequence[Group],
+    choose: Callable[[int, int], Attention],
     run: RunBlock = run_block,
+    lend: LendBlock = lend_block,
     held: Iterable[KeyValue] | None = None,
 ) -> Tensor:
-    """Evaluate the rows.
+    """Evaluate the rows, in every block one group after the other.
 
     Args:
         parts: ``patch_embed``, ``norm_final``, ``norm_out`` and ``proj_out`` of the model, and its ``config``.
@@ -90,27 +66,57 @@ def run_rows(
         prompt_embeds: (rows, tokens, width), same dtype.
         rotary: Of the tokens, or ``None``.
         kv_scales: (layers,) on the device, or ``None`` for 1.
-        layouts: Of every layer.
-        attention: The kernel.
+        groups: See `plan_pass`.
+        choose: Returns the kernel for a number of rows and of their tokens.
         run: Runs a block.
+        lend: Runs a block whose keys and values a later group attends to.
         held: Keys and values that the rows attend to, of every layer; ``None`` where none are held.
 
     Returns:
-        (wanted rows, f, out_channels, h, w) velocities, same dtype.
+        (wanted rows, f, out_channels, h, w) velocities, same dtype; 0 at tokens that a row does not have of its own.
     """
-    video, text = _embed(parts, latents, prompt_embeds)
-    lents = [None] * len(layouts) if held is None else held
-    for k, (weights, layout, lent) in enumerate(zip(blocks, layouts, lents, strict=True)):
+    working = [_start(parts, latents, prompt_embeds, rotary, group, choose) for group in groups]
+    pairs = [None] * len(groups[0].layouts) if held is None else held
+    with working[0].attention.active():  # once for all layers, where no group has another kernel
+        for k, (weights, pair) in enumerate(zip(blocks, pairs, strict=True)):
+            _run_layer(working, k, weights, modulation.blocks[k], kv_scales, pair, run, lend)
+    made = [_finish(parts, modulation, latents.shape, one) for one in working]
+    if len(made) == 1:
+        return made[0]
+    rows = {
+        row: one
+        for of_group, group in zip(made, groups, strict=True)
+        for row, one in zip(group.rows, of_group, strict=False)
+    }
+    return torch.stack([rows[row] for row in sorted(rows)])
+
+
+def _run_layer(
+    working: Sequence[_Working],
+    k: int,
+    weights: BlockWeights,
+    modulation: Tensor,
+    kv_scales: Tensor | None,
+    pair: KeyValue | None,
+    run: RunBlock,
+    lend: LendBlock,
+) -> None:
+    """Run a block over all groups; what is lent there is let go of with it."""
+    lent: Sequence[Tensor] = ()
+    for one in working:
+        layout = one.group.layouts[k]
+        if not (layout.kept or layout.lends):  # its rows are neither wanted nor read any more
+            one.video, one.text = one.video[:0], one.text[:0]
+            continue
         kv_scale = kv_scales[k] if kv_scales is not None and layout.reads else None
-        video, text = run(video, text, weights, modulation.blocks[k], rotary, kv_scale, layout, attention, lent)
-    _, frames, _, height, width = latents.shape
-    patch, patch_frames = parts.config.patch_size, parts.config.patch_size_t or 1
-    weight, bias = modulation.final.unbind(0)
-    video = layer_norm(parts.norm_final(video), video.shape[-1:], weight, bias, parts.norm_out.norm.eps)
-    patches = parts.proj_out(video).unflatten(1, (frames // patch_frames, height // patch, width // patch))
-    patches = patches.unflatten(-1, (-1, patch_frames, patch, patch))
-    output: Tensor = patches.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(1, 2)
-    return output
+        asks = one.group.source is not None and (layout.reads or layout.outside)
+        read = Lent(*lent, *one.places) if asks else None
+        others = (weights, modulation, one.rotary, kv_scale, layout, one.attention, pair, read)
+        with one.attention.active():
+            if layout.lends:
+                one.video, one.text, *lent = lend(one.video, one.text, *others)
+            else:
+                one.video, one.text = run(one.video, one.text, *others)
 
 
 def lend_rows(
@@ -142,8 +148,45 @@ def lend_rows(
     video, text = _embed(parts, latents, prompt_embeds)
     video = video if mark is None else mark(video)
     for k, (weights, layout) in enumerate(zip(blocks, layouts, strict=True)):
-        video, text, key, value = lend(video, text, weights, modulation.blocks[k], rotary, layout, attention)
+        video, text, key, value = lend(video, text, weights, modulation.blocks[k], rotary, None, layout, attention)
         yield key, value
+
+
+def _start(
+    parts: Any,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    rotary: Rotary | None,
+    group: Group,
+    choose: Callable[[int, int], Attention],
+) -> _Working:
+    """Make the tokens of a group."""
+    video, text = _embed(parts, pick_rows(latents, group.rows), pick_rows(prompt_embeds, group.rows))
+    places: tuple[Tensor, ...] = ()
+    if group.split is not None:
+        video = video[:, group.split.inside]
+        first, num_text = torch.arange(text.shape[1], device=video.device), text.shape[1]
+        places = torch.cat([first, num_text + group.split.inside]), num_text + group.split.outside
+        if rotary is not None:
+            rotary = rotary[places[0]] if isinstance(rotary, Tensor) else (rotary[0][places[0]], rotary[1][places[0]])
+    attention = choose(len(group.rows), text.shape[1] + video.shape[1])
+    return _Working(group, video, text, rotary, attention, places)
+
+
+def _finish(parts: Any, modulation: Modulation, size: Sequence[int], one: _Working) -> Tensor:
+    """Make the velocities of a group, (rows, f, out_channels, h, w), for latents of a size."""
+    _, frames, _, height, width = size
+    patch, patch_frames = parts.config.patch_size, parts.config.patch_size_t or 1
+    weight, bias = modulation.final.unbind(0)
+    video = layer_norm(parts.norm_final(one.video), one.video.shape[-1:], weight, bias, parts.norm_out.norm.eps)
+    patches = parts.proj_out(video)
+    grid = (frames // patch_frames, height // patch, width // patch)
+    if one.group.split is not None:
+        everywhere = patches.new_zeros(len(patches), math.prod(grid), patches.shape[-1])
+        patches = everywhere.index_copy(1, one.group.split.inside, patches)
+    patches = patches.unflatten(1, grid).unflatten(-1, (-1, patch_frames, patch, patch))
+    output: Tensor = patches.permute(0, 1, 5, 4, 2, 6, 3, 7).flatten(6, 7).flatten(4, 5).flatten(1, 2)
+    return output
 
 
 def _embed(parts: Any, latents: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, Tensor]:

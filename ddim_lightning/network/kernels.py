@@ -7,8 +7,8 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddim_lightning.network.attention import Attention, AttentionFn, sdpa_attention
+from ddim_lightning.network.flash import find_version
 
 aten = torch.ops.aten
 
@@ -60,10 +61,14 @@ def xformers_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor |
 
 
 def _pin(backend: SDPBackend) -> AttentionFn:
-    """Return PyTorch's attention with one kernel; where it cannot run, PyTorch says why."""
+    """Return PyTorch's attention with one kernel; where it cannot run, PyTorch says why.
+
+    FlashAttention takes no bias. Calls that have one, those of passes with gradients, get the memory-efficient kernel.
+    """
+    takes_bias = backend != SDPBackend.FLASH_ATTENTION
 
     def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-        with sdpa_kernel(backend):
+        with sdpa_kernel(backend if bias is None or takes_bias else SDPBackend.EFFICIENT_ATTENTION):
             return sdpa_attention(query, key, value, bias)
 
     return attend
@@ -73,11 +78,20 @@ CPU_KERNELS = {"sdpa": Attention("sdpa", sdpa_attention, _cpu_lse)}
 CUDA_KERNELS = {
     "sdpa": Attention("sdpa", sdpa_attention),
     "cudnn": Attention("cudnn", _pin(SDPBackend.CUDNN_ATTENTION), _cudnn_lse),
-    "flash": Attention("flash", _pin(SDPBackend.FLASH_ATTENTION), _flash_lse),
+    "flash": Attention("flash", _pin(SDPBackend.FLASH_ATTENTION), _flash_lse, "FA2"),
+    "flash3": Attention("flash3", _pin(SDPBackend.FLASH_ATTENTION), _flash_lse, "FA3"),
+    "flash4": Attention("flash4", _pin(SDPBackend.FLASH_ATTENTION), _flash_lse, "FA4"),
     "efficient": Attention("efficient", _pin(SDPBackend.EFFICIENT_ATTENTION), _efficient_lse),
     "xformers": Attention("xformers", xformers_attention, _xformers_lse),
 }
 """``sdpa`` is PyTorch's own choice, which does not say its log-sum-exp; the others are one kernel each."""
+
+_NEEDS = {
+    "flash3": "a CUDA device and FlashAttention 3 (flash_attn_interface)",
+    "flash4": "a CUDA device and FlashAttention 4 (the package flash-attn-4)",
+    "xformers": f"a CUDA device and an xformers that was built for torch {torch.__version__}",
+}
+"""What a kernel needs that is more than a CUDA device."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class MeasuredAttention:
 
     Args:
         candidates: The kernels; one that cannot run a shape is passed over.
-        memory: JSON file of what was measured, by device, PyTorch, dtype and shape.
+        memory: JSON file of what was measured, by device, PyTorch, FlashAttention, dtype and shape.
         rounds: Timed calls of each kernel; the median counts.
     """
 
@@ -104,7 +118,7 @@ class MeasuredAttention:
             RuntimeError: No candidate runs the shape.
         """
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        key = f"{where}, torch {torch.__version__}, {dtype}, {'x'.join(map(str, shape))}"
+        key = f"{where}, torch {torch.__version__}, {self._packages}{dtype}, {'x'.join(map(str, shape))}"
         by_name = {kernel.name: kernel for kernel in self.candidates}
         if key not in self.chosen:
             remembered = self._read().get(key, {})
@@ -114,20 +128,28 @@ class MeasuredAttention:
             self.chosen[key] = min(remembered, key=remembered.__getitem__)
         return by_name[self.chosen[key]]
 
+    @cached_property
+    def _packages(self) -> str:
+        versions = {kernel.name: find_version(kernel.flash) for kernel in self.candidates}
+        return "".join(f"{name} {version}, " for name, version in versions.items() if version)
+
     def _measure(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> dict[str, float]:
         """Return the milliseconds of each kernel that runs, on random data: zeros would flatter."""
         generator = torch.Generator().manual_seed(0)
         rows, heads, tokens, channels = shape
         query, key, value = (
-            torch.randn(rows, tokens, heads, channels, generator=generator).to(device, dtype).transpose(1, 2)
+            torch.randn(rows, tokens, heads, channels, generator=generator, device="cpu")
+            .to(device, dtype)
+            .transpose(1, 2)
             for _ in range(3)
         )
         measured, failures = {}, []
         for kernel in self.candidates:
             try:
-                measured[kernel.name] = self._time(kernel, query, key, value)
-            except (ImportError, NotImplementedError, RuntimeError) as error:
-                failures.append(f"{kernel.name}: {str(error).partition(chr(10))[0]}")
+                with kernel.active():
+                    measured[kernel.name] = self._time(kernel, query, key, value)
+            except Exception as error:  # packages raise what they like: assertions, values to unpack, ...
+                failures.append(f"{kernel.name}: {_say(error)}")
         if not measured:
             raise RuntimeError(f"attention: no kernel runs {shape} in {dtype} on {device}: {'; '.join(failures)}")
         return measured
@@ -171,8 +193,8 @@ def resolve_attention(name: str, device: torch.device) -> Attention | MeasuredAt
 
     Args:
         name: ``auto`` (the fastest of one kernel each, measured once a shape; on a CPU there is only ``sdpa``),
-            ``sdpa`` (PyTorch's own choice), ``cudnn``, ``flash``, ``efficient``, ``xformers``, or the dotted path of a
-            function of your own with the signature of `AttentionFn`.
+            ``sdpa`` (PyTorch's own choice), ``cudnn``, ``flash``, ``flash3``, ``flash4``, ``efficient``, ``xformers``,
+            or the dotted path of a function of your own with the signature of `AttentionFn`.
         device: Where the model will run.
 
     Raises:
@@ -182,20 +204,43 @@ def resolve_attention(name: str, device: torch.device) -> Attention | MeasuredAt
     if name == "auto":
         if device.type != "cuda":
             return kernels["sdpa"]
-        return MeasuredAttention(_list_single(kernels.values()), get_memory_file())  # pragma: no cover - cuda
+        return MeasuredAttention(list_measured(), get_memory_file())  # pragma: no cover - cuda
     if name in CUDA_KERNELS:
-        if name not in kernels or (name == "xformers" and not _xformers_runs()):
-            build = " and an xformers build for this torch" if name == "xformers" else ""
-            raise ValueError(
-                f"attention: {name!r} needs a CUDA device{build}; "
-                f"on {device.type} here only {', '.join(map(repr, ['auto', *kernels]))} are available"
-            )
+        got = None if name in kernels else device.type
+        if got is None and name in _NEEDS:
+            got = find_fault(kernels[name], device)
+        if got is not None:
+            others = ", ".join(repr(other) for other in ("auto", *kernels) if other not in _NEEDS)
+            needs = _NEEDS.get(name, "a CUDA device")
+            raise ValueError(f"attention: {name!r} needs {needs}, got {got}; on {device.type} here are {others}")
         return kernels[name]
     return Attention(name, _import_function(name))
 
 
-def _list_single(kernels: Iterable[Attention]) -> tuple[Attention, ...]:  # pragma: no cover - cuda
-    return tuple(kernel for kernel in kernels if kernel.attend_lse is not None)
+def list_measured() -> tuple[Attention, ...]:
+    """List the kernels of a GPU among which ``auto`` chooses.
+
+    Not PyTorch's own choice, which is one of the others; and not xformers, which no compiled block can hold.
+    """
+    return tuple(kernel for name, kernel in CUDA_KERNELS.items() if name not in ("sdpa", "xformers"))
+
+
+def find_fault(kernel: Attention, device: torch.device) -> str | None:
+    """Return what a kernel says when it is tried on a device; ``None`` where it runs.
+
+    Operators of a package may be registered even where their kernels are missing, so that only a call tells.
+    """
+    try:
+        probe = torch.zeros(1, 1, 8, 64, dtype=torch.bfloat16, device=device)
+        with kernel.active():
+            kernel.attend(probe, probe, probe, None)
+    except Exception as error:  # packages raise what they like
+        return _say(error)
+    return None
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _import_function(name: str) -> AttentionFn:
@@ -207,13 +252,3 @@ def _import_function(name: str) -> AttentionFn:
     if not callable(function):
         raise ValueError(f"attention: must be the dotted path of a function, got {name!r}")
     return function
-
-
-def _xformers_runs() -> bool:
-    """Whether xformers can attend on this GPU; its operators are registered even where their kernels are missing."""
-    try:
-        probe = torch.zeros(1, 1, 8, 64, dtype=torch.bfloat16, device="cuda")
-        xformers_attention(probe, probe, probe, None)
-    except (ImportError, NotImplementedError, RuntimeError):
-        return False
-    return True

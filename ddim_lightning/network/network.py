@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -11,20 +12,14 @@ from torch import Tensor, nn
 
 from ddim_lightning.network.adapters import State, has_adapter, read_state
 from ddim_lightning.network.attention import Attention
-from ddim_lightning.network.block import Layout, Rotary, lend_block, run_block
-from ddim_lightning.network.forward import (
-    LendBlock,
-    RowLayout,
-    RunBlock,
-    count_video_tokens,
-    lend_rows,
-    plan_layers,
-    run_rows,
-)
+from ddim_lightning.network.block import Rotary, lend_block, run_block
+from ddim_lightning.network.forward import LendBlock, RunBlock, lend_rows, run_rows
 from ddim_lightning.network.held import Held, HeldRows, Storage, hold_layers
 from ddim_lightning.network.ignored import check_nothing_ignored
 from ddim_lightning.network.kernels import MeasuredAttention, resolve_attention
+from ddim_lightning.network.layout import Layout, RowLayout, plan_pass
 from ddim_lightning.network.over_model import OverModel
+from ddim_lightning.network.token_masks import TokenMasks
 from ddim_lightning.network.weights import (
     BlockWeights,
     Modulation,
@@ -38,6 +33,7 @@ from ddim_lightning.network.weights import (
 from ddim_lightning.types import KVScale
 
 T = TypeVar("T")
+ChooseRows = Callable[[RowLayout, Tensor, Tensor], int]
 
 
 class Network(OverModel):
@@ -64,11 +60,14 @@ class Network(OverModel):
         """The function that runs a block; a compiled one may take its place."""
         self.lend_block: LendBlock = lend_block
         """The function that runs a block whose keys and values are to be held, likewise."""
+        self.choose_rows: ChooseRows = lambda layout, latents, prompt_embeds: layout.rows
+        """Says how many rows of a pass go through a block together, given what enters the pass."""
         self.before_pass: Callable[[], None] = lambda: None
         """Called before every pass; parked weights come back here."""
         self._blocks: list[BlockWeights] = []
         self._streams: tuple[Iterable[BlockWeights], Iterable[NormPair]] | None = None
         self._modulations: dict[int, Modulation] = {}
+        self._masks = TokenMasks(transformer.config)
         self._gathered_from: State = []
         self._modulated_by: State = []
         # Copying them to the device in every step would make the host wait for it.
@@ -107,6 +106,7 @@ class Network(OverModel):
             ValueError: A hook, a cache, a processor or a kind of weights that only diffusers' forward pass honors.
         """
         check_nothing_ignored(self.transformer)
+        self._masks.clear()
         if self._streams is None:  # those that are streamed do not change, and travel anew for each timestep
             self._gathered_from, self._modulations = [], {}
 
@@ -154,6 +154,7 @@ class Network(OverModel):
         reads: tuple[int, ...] = (),
         kv_scale: KVScale | None = None,
         held: HeldRows | None = None,
+        masks: Sequence[Tensor | None] = (),
     ) -> Tensor:
         """Evaluate the rows.
 
@@ -165,17 +166,30 @@ class Network(OverModel):
             reads: For each of the first rows the row it reads.
             kv_scale: How much they attend to what they read; ``None`` is 1 in every layer.
             held: What all rows attend to as well, fully; see `hold`.
+            masks: For each row that reads (1, f, 1, h, w), 1 where a latent may change: it has tokens of its own there
+                alone, and those of the row it reads elsewhere, in every layer, whatever the kv_scale. ``None``, or
+                nothing at all, where a row has all tokens.
 
         Returns:
-            (wanted rows, f, out_channels, h, w) velocities, same dtype.
+            (wanted rows, f, out_channels, h, w) velocities, same dtype; 0 at tokens that are not a row's own.
 
         Raises:
-            ValueError: See `check_rows`.
+            ValueError: See `check_rows`; and rows that are read and read others, where rows go in groups.
         """
         self.check_rows(latents)
         self.before_pass()
         layout = RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, reads)
-        config, held_rows = self.transformer.config, () if held is None else held.rows
+        config = self.transformer.config
+        groups = plan_pass(
+            layout,
+            self.choose_rows(layout, latents, prompt_embeds),
+            kv_scale,
+            self.num_layers,
+            config.num_attention_heads,
+            config.norm_eps,
+            held_rows=() if held is None else held.rows,
+            splits=[None if mask is None else self._masks.get(mask, latents.device) for mask in masks],
+        )
         return run_rows(
             self.transformer,
             self.blocks,
@@ -184,9 +198,10 @@ class Network(OverModel):
             prompt_embeds,
             self._take_rotary(latents),
             None if kv_scale is None or bool((kv_scale == 1.0).all()) else self._move(kv_scale, latents.device),
-            plan_layers(layout, kv_scale, self.num_layers, config.num_attention_heads, config.norm_eps, held_rows),
-            self._choose_attention(latents, prompt_embeds),
+            groups,
+            partial(self.choose_kernel, latents),
             self.run_block,
+            self.lend_block,
             held,
         )
 
@@ -205,6 +220,7 @@ class Network(OverModel):
         self.before_pass()
         config, rows = self.transformer.config, latents.shape[0]
         layout = Layout(rows, rows, (), config.num_attention_heads, config.norm_eps)
+        attention = self.choose_attention(latents, prompt_embeds)
         layers = lend_rows(
             self.transformer,
             self.blocks,
@@ -213,17 +229,12 @@ class Network(OverModel):
             prompt_embeds,
             self._take_rotary(latents),
             [*[layout] * (self.num_layers - 1), layout._replace(kept=0)],
-            self._choose_attention(latents, prompt_embeds),
+            attention,
             self.lend_block,
             self.mark,
         )
-        return hold_layers(layers, self.context)
-
-    def _choose_attention(self, latents: Tensor, prompt_embeds: Tensor) -> Attention:
-        config = self.transformer.config
-        tokens = prompt_embeds.shape[1] + count_video_tokens(config, *latents[0, :, 0].shape)
-        shape = (latents.shape[0], config.num_attention_heads, tokens, config.attention_head_dim)
-        return self.attention.choose(shape, latents.dtype, latents.device)
+        with attention.active():
+            return hold_layers(layers, self.context)
 
     def _take_rotary(self, latents: Tensor) -> Rotary | None:
         """Return the table in the form that suits the way blocks are run."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.held import Storage
 from ddim_lightning.network.kernels import MeasuredAttention
+from ddim_lightning.network.layout import count_video_tokens
 from ddim_lightning.network.rotary import RotaryTables
 from ddim_lightning.network.source_mark import SourceMark, find_mark
 from ddim_lightning.network.weights import OFS
@@ -55,6 +56,17 @@ class OverModel:
     def mark(self) -> SourceMark | None:
         """What marks the tokens of a source whose keys and values are held; ``None`` where nothing was trained to."""
         return find_mark(self.transformer)
+
+    def choose_attention(self, latents: Tensor, prompt_embeds: Tensor) -> Attention:
+        """Return the kernel for a pass over rows (rows, f, c, h, w) under embeddings (rows, tokens, width)."""
+        tokens = prompt_embeds.shape[1] + count_video_tokens(self.transformer.config, *latents[0, :, 0].shape)
+        return self.choose_kernel(latents, latents.shape[0], tokens)
+
+    def choose_kernel(self, latents: Tensor, rows: int, tokens: int) -> Attention:
+        """Return the kernel for a number of rows and of their tokens, in the dtype and on the device of latents."""
+        config = self.transformer.config
+        shape = (rows, config.num_attention_heads, tokens, config.attention_head_dim)
+        return self.attention.choose(shape, latents.dtype, latents.device)
 
     def make_ofs(self, latents: Tensor) -> Tensor | None:
         """Return what the model is told beside the timestep, (1,), ``None`` where it takes nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -18,6 +19,9 @@ FP8_CAPABILITY = (8, 9)
 _FP8 = torch.float8_e4m3fn
 _FP8_MAX = 448.0
 _FP8_MULTIPLE = 16
+
+_CHUNK = 2**25
+"""Values that are divided at a time, 128 MiB of float32."""
 
 
 class Fp8Linear(NamedTuple):
@@ -38,9 +42,9 @@ class Fp8Linear(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it to (..., in); the result has the dtype of ``x`` and the precision of bfloat16, the kernel's."""
-        tokens, scale = _scale_rows(x.reshape(-1, x.shape[-1]), _FP8_MAX)
+        tokens, scale = _quantize_rows(x.reshape(-1, x.shape[-1]))
         product = torch._scaled_mm(
-            tokens.to(_FP8),
+            tokens,
             self.weight.t(),
             scale_a=scale,
             scale_b=self.scale[None],
@@ -48,7 +52,7 @@ class Fp8Linear(NamedTuple):
             use_fast_accum=True,
         )
         output: Tensor = product.to(x.dtype).unflatten(0, x.shape[:-1])
-        return output if self.bias is None else output + self.bias
+        return output if self.bias is None else output.add_(self.bias)
 
     def take(self, start: int, stop: int | None = None) -> Fp8Linear:
         """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
@@ -96,15 +100,26 @@ def quantize_fp8(layer: Linear) -> Fp8Linear:
     if any(size % _FP8_MULTIPLE for size in layer.weight.shape):
         rule = f"fp8 needs projections whose sizes are multiples of {_FP8_MULTIPLE}"
         raise ValueError(f"precision: {rule}, got {tuple(layer.weight.shape)}")
-    scaled, scale = _scale_rows(layer.weight, _FP8_MAX)
-    return Fp8Linear(scaled.to(_FP8), scale[:, 0], layer.bias)
+    weight, scale = _quantize_rows(layer.weight)
+    return Fp8Linear(weight, scale[:, 0], layer.bias)
 
 
-def _scale_rows(x: Tensor, largest: float) -> tuple[Tensor, Tensor]:
-    """Return rows with ``largest`` as their largest magnitude, and their scales (rows, 1), both in float32."""
-    x = x.float()
-    scale = (x.abs().amax(dim=1, keepdim=True) / largest).clamp(min=torch.finfo(torch.float32).tiny)
-    return x / scale, scale
+def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows whose largest magnitude is 448, in 8 bits, and their float32 scales (rows, 1).
+
+    They are divided in float32, which a compiler does on the way. Without one it takes memory, four times that of the
+    result, so that only some rows are divided at a time.
+    """
+    # A maximum is exact in any dtype. The norm is that of the magnitudes, which `abs` would write down first.
+    largest = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=True).float()
+    scale = (largest / _FP8_MAX).clamp(min=torch.finfo(torch.float32).tiny)
+    if torch.compiler.is_compiling():
+        return (x / scale).to(_FP8), scale
+    quantized = torch.empty_like(x, dtype=_FP8, memory_format=torch.contiguous_format)
+    count = max(1, _CHUNK // x.shape[1])
+    for part in map(slice, range(0, len(x), count), range(count, len(x) + count, count)):
+        quantized[part] = x[part] / scale[part]
+    return quantized, scale
 
 
 def _cut(bias: Tensor | None, start: int, stop: int | None) -> Tensor | None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ddim_lightning.network.adapters import Linear
 from ddim_lightning.network.attention import Attention
-from ddim_lightning.network.forward import RowLayout, plan_layers, run_rows
+from ddim_lightning.network.forward import run_rows
+from ddim_lightning.network.layout import RowLayout, plan_pass
 from ddim_lightning.network.rotary import make_rotary_table
 from ddim_lightning.network.weights import BlockWeights, Norm, gather_block, make_modulation
 
@@ -27,6 +28,9 @@ class StandaloneNetwork(nn.Module):
         layout: The rows.
         size: (f, h, w) of the latents.
         attention: The kernel.
+
+    Raises:
+        ValueError: A kernel that is switched on around a pass, by what is not part of a graph.
     """
 
     def __init__(
@@ -37,6 +41,9 @@ class StandaloneNetwork(nn.Module):
         attention: Attention,
     ) -> None:
         super().__init__()
+        if attention.flash not in (None, "FA2"):
+            rule = "FlashAttention 3 and 4 are switched on around a pass, which no artifact does; must be another"
+            raise ValueError(f"attention: {rule}, got {attention.name!r}")
         self.config, self.layout, self.attention = transformer.config, layout, attention
         for name in _PARTS:
             self.add_module(name, getattr(transformer, name))
@@ -75,8 +82,8 @@ class StandaloneNetwork(nn.Module):
             prompt_embeds,
             None if self.cos is None else (self.cos, self.sin),  # type: ignore[arg-type]
             kv_scale,
-            plan_layers(self.layout, None, len(blocks), heads, eps),
-            self.attention,
+            plan_pass(self.layout, self.layout.rows, None, len(blocks), heads, eps),
+            lambda rows, tokens: self.attention,
         )
 
 

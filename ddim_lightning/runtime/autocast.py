@@ -7,6 +7,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 
+def has_autocast(device: torch.device) -> bool:
+    """Whether autocast acts on a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which autocast is off.
 
@@ -16,7 +21,4 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     Args:
         device: Where the network computes.
     """
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return nullcontext()
-    return torch.autocast(kind, enabled=False)
+    return torch.autocast(device.type, enabled=False) if has_autocast(device) else nullcontext()

@@ -29,7 +29,7 @@ def apply_compile(network: RunsBlocks, mode: str | bool) -> None:
         network: What runs blocks; changed in place.
         mode: ``True`` for torch.compile's default mode, else the name of a mode.
     """
-    network.run_block = _compile(network.run_block, mode)
+    network.run_block = _compile(network.run_block, mode, _mark_sizes)
     network.lend_block = _compile(network.lend_block, mode)
 
 
@@ -43,12 +43,25 @@ def apply_vae_compile(vae: AutoencoderKLCogVideoX) -> None:
         part.forward = _compile(part.forward, True)
 
 
-def _compile(function: Callable[..., Any], mode: str | bool) -> Callable[..., Any]:
+def _compile(
+    function: Callable[..., Any], mode: str | bool, mark: Callable[..., None] = lambda *_: None
+) -> Callable[..., Any]:
     named = mode if isinstance(mode, str) else None
     compiled = torch.compile(function, fullgraph=True, dynamic=False, mode=named)
 
     def run(*arguments: Any, **named_arguments: Any) -> Any:
+        mark(*arguments)
         with torch._dynamo.config.patch(recompile_limit=GRAPHS):
             return compiled(*arguments, **named_arguments)
 
     return run
+
+
+def _mark_sizes(video: Any, text: Any, weights: Any, modulation: Any, rotary: Any, *others: Any) -> None:
+    """Let one graph serve any number of tokens where a mask decides how many a row has of its own."""
+    lent = others[-1]
+    if lent is None or lent.outside is None:
+        return
+    torch._dynamo.maybe_mark_dynamic(video, 1)
+    for tensor in (lent.inside, lent.outside, *(rotary or ())):
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)

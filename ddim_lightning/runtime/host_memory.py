@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -27,6 +27,36 @@ class _Place(NamedTuple):
     dtype: torch.dtype
 
 
+class HostMemory:
+    """A `HostMemory` hands out page-locked memory, many pieces of one allocation.
+
+    PyTorch takes allocations of page-locked memory in powers of two, which would make up to twice of each piece.
+
+    Args:
+        total: Bytes of all pieces that will be asked for.
+        chunk: Bytes of an allocation, a power of two, unless a single piece is larger or less is left to ask for.
+    """
+
+    def __init__(self, total: int, chunk: int = 2**30) -> None:
+        self._left, self._chunk = total, chunk
+        self._free = torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    @classmethod
+    def make_for(cls, tensors: Iterable[Tensor]) -> HostMemory:
+        """Make it for copies of tensors."""
+        return cls(sum(_align(tensor.nbytes) for tensor in tensors))
+
+    def take(self, nbytes: int) -> Tensor:
+        """Return (nbytes,) uint8, page-locked, that begins at a multiple of `ALIGNMENT`."""
+        taken = _align(nbytes)
+        if len(self._free) < taken:
+            size = max(taken, min(self._chunk, self._left))
+            self._free = torch.empty(size, dtype=torch.uint8, device="cpu", pin_memory=True)
+        piece, self._free = self._free[:nbytes], self._free[taken:]
+        self._left -= taken
+        return piece
+
+
 class HostCopy(Generic[T]):
     """A `HostCopy` is a copy of weights in host memory that can see any copy of that memory as these weights.
 
@@ -39,14 +69,18 @@ class HostCopy(Generic[T]):
     Args:
         weights: Tensors in tuples, named or not, that may hold other tuples and plain values; copied.
         device: Where they will be used. For CUDA the memory is page-locked, as transfers beside computation want it.
+        memory: Where the copy goes on CUDA; ``None`` makes an allocation of its own.
     """
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __init__(self, weights: T, device: torch.device) -> None:
+    def __init__(self, weights: T, device: torch.device, memory: HostMemory | None = None) -> None:
         tensors = list(_iterate(weights))
         self._places, self.nbytes = _lay_out(tensors, keep=device.type == "cpu")
-        self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
+        if device.type == "cuda":
+            self.buffer = (memory or HostMemory(self.nbytes)).take(self.nbytes)
+        else:
+            self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device="cpu")
         """(bytes,) uint8, never written to again."""
         self.weights: T = self._fill(weights, self.buffer)
         """The weights, on the host."""
@@ -68,12 +102,16 @@ class HostCopy(Generic[T]):
         def view(_: Tensor) -> Tensor:
             place = next(places)
             # Not a view in autograd's sense: compilers would follow one back to the bytes it is of.
-            empty = torch.empty(0, dtype=place.dtype, device=buffer.device)
+            empty = buffer.new_empty(0, dtype=place.dtype)
             start = buffer.storage_offset() + place.start
             return empty.set_(buffer.untyped_storage(), start // empty.itemsize, place.shape, place.stride)
 
         filled: T = _map(weights, view)
         return filled
+
+
+def _align(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _map(weights: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -109,7 +147,7 @@ def _lay_out(tensors: list[Tensor], keep: bool) -> tuple[list[_Place], int]:
             starts[id(tensor)] = starts[id(family[0])] + tensor.data_ptr() - family[0].data_ptr()
             continue
         begin = storage.data_ptr() if together else tensor.data_ptr()
-        size = -(-size // ALIGNMENT) * ALIGNMENT + (begin % _HOST_ALIGNMENT if keep else 0)
+        size = _align(size) + (begin % _HOST_ALIGNMENT if keep else 0)
         starts[id(tensor)] = size + tensor.data_ptr() - begin
         size += storage.nbytes() if together else _span(tensor)
     return [_Place(starts[id(one)], one.shape, one.stride(), one.dtype) for one in tensors], size

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ddim_lightning.runtime.host_memory import HostCopy
 
@@ -87,7 +88,7 @@ class ParkedModule:
         self.parked = True
         self._chunks: list[tuple[list[Tensor], HostCopy[tuple[Tensor, ...]]]] = []
         clear_cache()
-        for tensors in _divide([*module.parameters(), *module.buffers()], chunk):
+        for tensors in _divide(_list_tensors(module), chunk):
             copy = HostCopy(tuple(tensors), device)
             _point(tensors, copy.weights)
             self._chunks.append((tensors, copy))
@@ -115,6 +116,47 @@ class ParkedModule:
         except BaseException:
             self.park()
             raise
+
+
+class StreamedModule:
+    """A `StreamedModule` stays in host memory; each of its layers is on the device while it computes, and no longer.
+
+    Nothing travels ahead and no memory is page-locked: it is for modules that run a few times.
+
+    Args:
+        module: Its weights are frozen, and are moved to the host first.
+        layers: Those of its modules that come one at a time; all others come now and stay until it is parked.
+        device: Where it works.
+    """
+
+    def __init__(self, module: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
+        nn.Module.to(module, "cpu")
+        layers = list(layers)
+        inside = {id(tensor) for layer in layers for tensor in _list_tensors(layer)}
+        self._outside = [tensor for tensor in _list_tensors(module) if id(tensor) not in inside]
+        self._on_host = [tensor.data for tensor in self._outside]
+        _point(self._outside, [tensor.to(device) for tensor in self._on_host])
+        self._hooks = [hook for layer in layers for hook in _stream_layer(layer, device)]
+
+    def park(self) -> None:
+        """Leave the device, and be an ordinary module on the host."""
+        for hook in self._hooks:
+            hook.remove()
+        _point(self._outside, self._on_host)
+
+
+def _stream_layer(layer: nn.Module, device: torch.device) -> tuple[RemovableHandle, RemovableHandle]:
+    """Bring a layer's weights to the device when it is called; once it is done, or failed, they are the host's."""
+    tensors = _list_tensors(layer)
+    on_host = [tensor.data for tensor in tensors]
+    return (
+        layer.register_forward_pre_hook(lambda *_: _point(tensors, [tensor.to(device) for tensor in on_host])),
+        layer.register_forward_hook(lambda *_: _point(tensors, on_host), always_call=True),
+    )
+
+
+def _list_tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _divide(tensors: Sequence[Tensor], chunk: int) -> Iterator[list[Tensor]]:

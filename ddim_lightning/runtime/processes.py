@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 
 _Result = TypeVar("_Result")
-_LONG = timedelta(days=365)
+LONG = timedelta(days=365)
+"""How long a process waits for another one that has much to do."""
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def share_work(count: int, work: Callable[[int], _Result]) -> list[_Result]:
         mine = error
     shares: list[Any] = [None] * world
     # A group of its own: that of a GPU run ends after minutes in which one process had nothing to say.
-    group: Any = distributed.new_group(backend="gloo", timeout=_LONG)
+    group: Any = distributed.new_group(backend="gloo", timeout=LONG)
     distributed.all_gather_object(shares, mine, group=group)
     distributed.destroy_process_group(group)
     if failed := [share for share in shares if isinstance(share, Exception)]:

@@ -105,6 +105,14 @@ def summarize_ms(samples_ms: Sequence[float], warm_up: int = 1) -> dict[str, Any
     }
 
 
+def read_room_gib(device: torch.device) -> float | None:
+    """Read how much memory of a GPU this process has or can get, in GiB; ``None`` on a device that does not say."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)  # pragma: no cover - cuda
+    return float(free + torch.cuda.memory_reserved(device)) / 2**30  # pragma: no cover - cuda
+
+
 def read_memory_gib(device: torch.device) -> dict[str, float]:
     """Read what this process has of memory now; waits for nothing.
 

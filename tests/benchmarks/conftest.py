@@ -15,6 +15,8 @@ from benchmarks import environment, loading
 _AT_WORK = (
     *(
         "ablation",
+        "budget",
+        "claims",
         "consistency",
         "edit_quality",
         "end_to_end",
@@ -24,7 +26,8 @@ _AT_WORK = (
         "inversion_error",
         "kernels",
     ),
-    *("layer_scan", "memory", "new_word", "scaling", "step_latency", "tiny_model", "versus_reference"),
+    *("layer_scan", "memory", "new_word", "predicted_memory", "scaling"),
+    *("step_cache", "step_latency", "tiny_model", "versus_reference"),
 )
 """Benchmarks whose tests run them."""
 

@@ -58,7 +58,7 @@ def sample(
     positive, negative = pipeline.encode_prompt(prompt, None, True, device=latents.device)
     copies = 1 if reference_latents is None else 2
     embeds = torch.cat([negative, positive] * copies)
-    scheduler.set_timesteps(num_inference_steps)
+    scheduler.set_timesteps(num_inference_steps, device=latents.device)
     _, frames, _, height, width = latents.shape
     factor = pipeline.vae_scale_factor_spatial
     rotary = pipeline._prepare_rotary_positional_embeddings(height * factor, width * factor, frames, latents.device)

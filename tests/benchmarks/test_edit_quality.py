@@ -122,7 +122,7 @@ class TestClip:
     @torch.inference_mode()
     def test_limits_begin_with_the_truth(self, clip: Clip):
         for variant in (LIMITS[name] for name in TRUTH_FROM):
-            inversion, seconds = clip._find_inversion(variant, 0)
+            inversion, seconds = clip.find_inversion(variant, 0)
             assert all(torch.equal(level, clip.truth) for level in inversion.levels)
             assert (inversion.nfe, seconds) == (0, 0.0)
         assert torch.equal(clip.truth, clip.engine.encode(clip.edit.truth))
@@ -144,22 +144,22 @@ class TestClip:
         assert nfe[name] == [2 * 3, 0]
         assert nfe[NO_INVERSION] == [2 * 2, 0]
         found = {
-            name: clip._find_inversion(VARIANTS[name], seed)[0]
+            name: clip.find_inversion(VARIANTS[name], seed)[0]
             for seed, name in enumerate((INJECTION, "plain inversion"))
         }
         assert found[INJECTION] is found["plain inversion"]
-        friendly = [clip._find_inversion(VARIANTS["EditFriendly"], seed)[0] for seed in (0, 1)]
+        friendly = [clip.find_inversion(VARIANTS["EditFriendly"], seed)[0] for seed in (0, 1)]
         assert not torch.equal(friendly[0].levels[0], friendly[1].levels[0])
 
     def test_what_the_request_tells(self, clip: Clip):
-        told = clip._make_request(VARIANTS["the true mask"], 3.0)
+        told = clip.make_request(VARIANTS["the true mask"], 3.0)
         assert (told.prompt, told.source_prompt) == (clip.edit.target.caption, clip.edit.source.caption)
         assert told.guidance_scale == 3.0
         assert told.mask is not None
         assert told.mask.shape == (1, 3, 1, 16, 16)
         covered = clip.edit.inside[5:9].any(dim=0)  # the last latent frame's
         assert torch.equal(told.mask[0, 2, 0].bool(), covered.view(16, 4, 16, 4).any(dim=3).any(dim=1))
-        assert clip._make_request(VARIANTS[REFERENCE], 6.0).source_prompt is None
+        assert clip.make_request(VARIANTS[REFERENCE], 6.0).source_prompt is None
 
 
 def test_limits_are_drawn_where_all_of_them_were_measured(tmp_path: Path):

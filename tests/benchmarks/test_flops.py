@@ -186,6 +186,53 @@ def test_our_pass_of_the_tiny_model(tiny: CogVideoXTransformer3DModel, case: str
     assert first == later + count_modulation(sizes)
 
 
+def make_mask(latents: tuple[int, ...], share: float) -> Tensor:
+    """Whole rows of patches, in every frame alike."""
+    frames, _, height, width = latents
+    mask = torch.zeros(1, frames, 1, height, width)
+    mask[..., : 2 * round(share * height / 2), :] = 1.0
+    return mask
+
+
+@pytest.mark.parametrize("together", [None, 1])
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("case", ["two read a third", "paired", "kv_scales", "paired, kv_scales", "no kv_scale at all"])
+def test_rows_in_groups_and_under_masks(
+    tiny: CogVideoXTransformer3DModel, case: str, kernel: Attention, together: int | None
+):
+    rows, options = make_pass(case)
+    sizes, network, tensors = make_sizes(tiny.config), Network(tiny, kernel), make_rows(tiny, rows, (3, 8, 16, 16))
+    network.choose_rows = lambda layout, *_: together or layout.rows
+    inputs = (tensors["hidden_states"], tensors["encoder_hidden_states"], 500)
+    network.get_modulation(500)
+    if together is None or case != "no kv_scale at all":  # a row that nobody reads does nothing in a group of its own
+        assert measure(lambda: network(*inputs, **options)) == count_pass(sizes, rows, **options)
+    half, quarter = (make_mask((3, 8, 16, 16), share) for share in (0.5, 0.25))
+    for masks, inside in (([half, half], [96, 96]), ([quarter, None], [48, None])):
+        if None in masks and case.startswith("paired") and together:
+            continue  # a source that no masked row reads ends earlier where it is in a group of its own
+        counted = count_pass(sizes, rows, **options, inside=inside)
+        assert measure(lambda masks=masks: network(*inputs, masks=masks, **options)) == counted
+
+
+def test_a_masked_edit_of_the_5b_architecture(published: Components, full: TransformerSizes):
+    """The closed form: (1 + k m') / (1 + k) of a pass of a source and k rows of edits, m' the share of their tokens."""
+    network, mask = Network(published.transformer, Attention("buffer", sdpa_attention)), make_mask(LATENTS, 0.2)
+    tensors, nothing = make_rows(published.transformer, 3, LATENTS), torch.zeros(full.layers)
+    inputs = (tensors["hidden_states"], tensors["encoder_hidden_states"], 500)
+    network.get_modulation(500)
+    reading = {"wanted": 2, "reads": (2, 2), "kv_scale": nothing}
+    counted = count_pass(full, 3, **reading, inside=(3510, 3510))
+    assert measure(lambda: network(*inputs, masks=[mask] * 2, **reading)) == counted
+    share = (3510 + 226) / 17_776
+    for prompts, ratio in ((1, 0.47), (4, 0.30)):
+        rows, reads = 2 * prompts + 1, (2 * prompts,) * 2 * prompts
+        masked = count_pass(full, rows, reads=reads, kv_scale=nothing, inside=(3510,) * 2 * prompts)
+        found = masked.total / count_pass(full, rows).total
+        assert found == pytest.approx((1 + 2 * prompts * share) / rows, abs=1e-4)
+        assert found == pytest.approx(ratio, abs=5e-3)
+
+
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_what_is_held_and_a_pass_that_attends_to_it(tiny: CogVideoXTransformer3DModel, kernel: Attention):
     sizes, network, tensors = make_sizes(tiny.config), Network(tiny, kernel), make_rows(tiny, 2, (3, 8, 16, 16))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks import environment
 from benchmarks.arguments import QUICK_STEPS, add_steps, make_parser
 from benchmarks.environment import Start, read_block, read_start
 from benchmarks.loading import FULL_SIZE, load_parts, name_model
-from benchmarks.output import tell_place, write_files
+from benchmarks.output import tell_place, write_files, write_growing
 from benchmarks.plots import Line, plot_steps
 
 
@@ -55,6 +56,33 @@ def test_without_matplotlib_the_result_is_kept(
     write_files(tmp_path, {"schema": "mine/1"}, "report", draw)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "result.json"]
     assert f"`python -m benchmarks.check --write {tmp_path}` draws them elsewhere" in capsys.readouterr().out
+
+
+def test_a_result_stays_as_far_as_it_has_grown(tmp_path: Path, is_drawn, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def grow() -> Iterator[Mapping[str, Any]]:
+        yield {"cases": 1}
+        assert json.loads((tmp_path / "result.json").read_text("utf-8")) == {"cases": 1}
+        assert (tmp_path / "README.md").read_text("utf-8") == "1 cases\n"
+        if cut_off:
+            raise KeyboardInterrupt
+        yield {"cases": 2}
+
+    def report(result: Mapping[str, Any]) -> str:
+        return f"{result['cases']} cases\n"
+
+    cut_off = True
+    with pytest.raises(KeyboardInterrupt):
+        write_growing(tmp_path, grow(), report, draw)
+    assert json.loads((tmp_path / "result.json").read_text("utf-8")) == {"cases": 1}
+    cut_off = False
+    assert write_growing(tmp_path, grow(), report, draw) == {"cases": 2}
+    assert capsys.readouterr().out == (tmp_path / "README.md").read_text("utf-8") == "2 cases\n"
+    assert is_drawn(tmp_path / "plot.png")
+
+
+def test_without_a_result_the_budget_is_named():
+    with pytest.raises(ValueError, match=r"^budget: "):
+        write_growing(None, (), str)
 
 
 @pytest.mark.parametrize(

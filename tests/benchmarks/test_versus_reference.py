@@ -34,7 +34,14 @@ def test_every_case_is_timed_in_every_round(result) -> None:  # type: ignore[no-
         *(
             f"{variant}: {part}"
             for variant in variants
-            for part in ("inversion", "edit, four rows", "edit, shared row", "four edits, one pass")
+            for part in (
+                "inversion",
+                "edit, four rows",
+                "edit, shared row",
+                "four edits, one pass",
+                "edit under a mask",
+                "default edit",
+            )
         ),
     }
     assert all(len(times) == 2 and min(times) > 0 for times in samples.values())

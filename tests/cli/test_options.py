@@ -69,10 +69,10 @@ def test_options_of_the_module_and_the_data_module_are_theirs(kind, face):
         (["--reconstruct"], "reconstruct", True),
         (["--no-require-rotary"], "require_rotary", False),
         (["--compile"], "compile", True),
-        (["--compile", "max-autotune"], "compile", "max-autotune"),
+        (["--compile", "max-autotune-no-cudagraphs"], "compile", "max-autotune-no-cudagraphs"),
         (["--compile=false"], "compile", False),
         (["--channels-last"], "channels_last", True),
-        (["--channels-last", "null"], "channels_last", None),
+        (["--no-channels-last"], "channels_last", False),
         (["--editor", "mine.Editor"], "editor", "mine.Editor"),
         (
             ["--editor", '{"class_path": "no.such.Editor", "init_args": {"kv_scale": 0.5}}'],

@@ -290,7 +290,7 @@ def test_denoising_from_noise_knows_nothing_of_the_source(toy, inversion):
 
 
 def test_denoising_takes_no_options_of_a_source():
-    for option in ("layers", "steps", "kv_scale", "source_rows", "source_text", "eval_every"):
+    for option in ("layers", "steps", "kv_scale", "source_rows", "source_text", "eval_every", "outside"):
         with pytest.raises(TypeError, match=option):
             Denoise(**{option: 1})
 
@@ -301,6 +301,7 @@ def test_defaults_are_those_of_the_papers():
     plain |= {"velocity_mask": None}
     denoise = plain | {"initial": "inverted", "order": 3}
     source = denoise | {"layers": (0, None), "steps": (0, None), "source_rows": "shared", "source_text": "auto"}
+    source |= {"outside": "edit"}
     assert asdict(Denoise()) == denoise
     # The reference script attends fully, in every layer and at every step.
     assert asdict(KVInjection()) == source | {"kv_scale": 1.0, "eval_every": 1}
@@ -308,5 +309,6 @@ def test_defaults_are_those_of_the_papers():
     assert asdict(DirectInversion()) == source | {"kv_scale": 0.0, "replay_steps": (0, None)}
     # Stable Diffusion 3 in the paper: n_max = 33 of 50 steps, one noise, the source guided by 3.5.
     flow = {"noise": "fresh", "num_noise_samples": 1, "source_guidance": 3.5, "kv_scale": 0.0, "eval_every": 1}
+    flow |= {"outside": "edit"}
     assert asdict(FlowEdit()) == plain | {"first_step": 0.34} | flow
     assert FlowEdit().get_first_step(50) == 50 - 33

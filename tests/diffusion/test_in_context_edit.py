@@ -227,8 +227,6 @@ def test_a_source_and_its_copy_are_shown_the_image_of_the_source(model, inversio
 def test_options_out_of_their_range(options, message):
     with pytest.raises(ValueError, match=message):
         InContextEdit(**options)
-    with pytest.raises(ValueError, match=r"^fast: InContextEdit needs every step"):
-        InContextEdit().fast()
 
 
 @pytest.fixture

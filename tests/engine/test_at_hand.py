@@ -55,8 +55,8 @@ def test_a_pipeline_that_is_loaded_is_taken_as_it_is(pipeline, module, monkeypat
         raise AssertionError("weights were loaded again")
 
     wanted = module.engine.invert(make_latents(), prompt="a red circle")
-    for name in ("load_components", "load_text_encoder"):
-        monkeypatch.setattr(f"ddim_lightning.engine.build.{name}", fail)
+    for name in ("build.load_components", "prompts.load_text_encoder"):
+        monkeypatch.setattr(f"ddim_lightning.engine.{name}", fail)
     ours = DDIMInversionModule.from_pipeline(pipeline, schedule=STEPS, inverter=DDIM())
     assert ours.video_limits == module.video_limits
     ours.load("cpu")

@@ -71,7 +71,9 @@ def test_a_model_on_the_hub_is_told_by_its_configs(hub):
     }
     assert not any(part["dtypes"] or part["files"] for part in found["parts"].values())
     peaks = found["memory"]["peak_gib"]
-    assert peaks["none"]["prompts"] > peaks["none"]["invert"] > peaks["model"]["invert"] > peaks["blocks"]["invert"]
+    assert peaks["none"]["decode"] > peaks["none"]["invert"] > peaks["model"]["invert"] > peaks["blocks"]["invert"]
+    assert peaks["none"]["decode"] < 22 and peaks["model"]["decode"] < 14
+    assert max(peaks["blocks"][stage] for stage in ("prompts", "encode", "invert", "decode")) < 7.5
     assert found["memory"]["rows"] == 4  # a guided pair, and the two source rows it reads
     smaller = look("someone/video", source=source, num_frames=25, height=320, width=480)
     assert smaller["memory"]["peak_gib"]["blocks"]["decode"] < peaks["blocks"]["decode"]
@@ -100,6 +102,18 @@ def test_what_an_in_context_edit_holds_is_told_and_counted_where_it_is_recommend
         row = (peaks["edit"] - peaks["invert"]) - memory["context_gib"][context]
         assert row == pytest.approx((before["memory"]["peak_gib"]["none"]["edit"] - peaks["invert"]) / others)
     assert memory["context_gib"] == before["memory"]["context_gib"]
+
+
+def test_what_fits_the_gpu_that_is_here_is_marked(hub, monkeypatch):
+    source = Source(cache_dir=str(hub), local_files_only=True)
+    assert "no GPU" in format_model(look("someone/video", source=source))
+    gpu = {"name": "a card", "total_gib": 16.0, "room_gib": 15.25}
+    monkeypatch.setattr("ddim_lightning.engine.check._read_gpu", lambda: gpu)
+    found = look("someone/video", source=source)
+    assert found["memory"]["gpu"] == gpu and found["memory"]["fitting"] == ["model", "blocks"]
+    lines = {line.split()[0]: line for line in format_model(found).splitlines() if line.startswith("  ")}
+    assert ["not" in lines[offload] for offload in ("none", "model", "blocks")] == [True, False, False]
+    assert "a card" in format_model(found) and "15.25" in format_model(found)
 
 
 def test_image_to_video_models_have_no_windows(folder, tmp_path):

@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ddim_lightning import BDIA, Clip, EditFriendly, KVInjection, Outputs, UniInv
+from ddim_lightning import BDIA, Clip, DirectInversion, EditFriendly, FlowEdit, KVInjection, Outputs, UniInv
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
 from ddim_lightning.engine.trajectory import make_fingerprint, write_trajectory
+from ddim_lightning.types import EditRequest
 from tests.modules import make_module
 
 PROMPTS = ("a red circle moving right", "a blue square moving left")
@@ -181,7 +182,8 @@ def test_seed_of_a_clip():
 
 def test_edits_in_one_pass_share_the_source_row(engine):
     apart, together = run(engine, make_clip()), run(engine, make_clip(), batch_prompts=True)
-    assert apart.nfe["edit"] == 3 * 2 * (2 + 1) and together.nfe["edit"] == 3 * (2 * 2 + 1)
+    assert apart.nfe["edit"] == 3 * 2 * (2 + 1) and together.nfe["edit"] == 3 * (2 * 2 + 1) - 1
+    # Both begin in the same latents: their first rows under the empty prompt are equal, and one.
     for one, other in zip(apart.edits, together.edits, strict=True):
         assert one.prompt == other.prompt
         torch.testing.assert_close(one.latents, other.latents, rtol=0, atol=1e-4)
@@ -272,6 +274,64 @@ def test_edits_stay_within_the_clips_mask(batch_prompts, engine):
     for edit in result.edits:
         changed = edit.latents != result.trajectory["levels"][-1]
         assert bool(changed[inside].all()) and not bool(changed[~inside].any())
+
+
+@pytest.mark.parametrize(
+    ("editor", "nfe"),
+    [
+        (KVInjection(outside="source", steps=(0, 1)), 3 * 3),
+        (KVInjection(outside="source", source_rows="paired"), 3 * 4),
+        (DirectInversion(outside="source", replay_steps=(0, 1)), 3 * 3),
+        (FlowEdit(outside="source", first_step=0, num_noise_samples=2, source_guidance=1.0), 3 * 2 * 3),
+        (FlowEdit(outside="source", first_step=0, kv_scale=0.1, velocity_mask=0.8), 3 * 4 + 2 * 2),
+    ],
+    ids=repr,
+)
+def test_edits_that_compute_what_is_inside_alone(editor, nfe, engine):
+    """Another method than where all is computed: the source stands outside; but not by much, and with the same mask."""
+    mask = torch.zeros(9, 24, 40, dtype=torch.bool)
+    mask[:, 4:20, 8:24] = True
+    clip = make_clip(
+        mask=None if editor.finds_mask(EditRequest("")) else mask, prompts=PROMPTS[:1], source_prompt="a blue circle"
+    )
+    seen, inside = [], replace(engine, editor=editor)
+    result = run(inside, clip, save_trajectory=True, on_progress=seen.append)
+    assert result.nfe["edit"] == nfe and seen[-1].nfe_left == 0 and get_warnings(result) == []
+    everywhere = run(replace(engine, editor=replace(editor, outside="edit")), clip)
+    clean, edited, other = result.trajectory["levels"][-1], result.edits[0].latents, everywhere.edits[0].latents
+    kept = edited == clean
+    if clip.mask is not None:
+        changes = torch.zeros(1, 3, 8, 6, 10, dtype=torch.bool)
+        changes[:, :, :, 1:5, 2:6] = True
+        assert torch.equal(~kept, changes)
+    assert torch.equal(kept, other == clean) and not torch.equal(edited, other)
+    assert (edited - other).norm() < 0.5 * (edited - clean).norm()
+    together = run(inside, replace(clip, prompts=PROMPTS), batch_prompts=True).edits[0].latents
+    torch.testing.assert_close(together, edited, rtol=0, atol=1e-4)
+
+
+def test_rows_in_groups_make_the_same_edits(engine):
+    editor = KVInjection(outside="source", kv_scale=0.5)
+    mask = torch.zeros(9, 24, 40, dtype=torch.bool)
+    mask[2:5, 4:20, 8:24] = True
+    for clip in (make_clip(), make_clip(mask=mask)):
+        at_work = engine if clip.mask is None else replace(engine, editor=editor)
+        whole = run(at_work, clip, batch_prompts=True)
+        try:
+            engine.network.choose_rows = lambda *_: 1
+            parts = run(at_work, clip, batch_prompts=True)
+        finally:
+            engine.network.choose_rows = lambda layout, *_: layout.rows
+        assert parts.nfe == whole.nfe
+        for one, other in zip(parts.edits, whole.edits, strict=True):
+            torch.testing.assert_close(one.latents, other.latents, rtol=0, atol=1e-4)
+
+
+def test_taking_the_outside_from_the_source_without_a_mask_has_no_effect_and_says_so(engine):
+    (warning,) = get_warnings(
+        run(replace(engine, editor=KVInjection(outside="source")), make_clip(prompts=PROMPTS[:1]))
+    )
+    assert warning.startswith("outside: ")
 
 
 def test_a_mask_of_another_size_is_refused(engine):

@@ -24,7 +24,7 @@ from ddim_lightning.engine.export import (
     layout_name,
     list_layouts,
 )
-from ddim_lightning.network.forward import RowLayout
+from ddim_lightning.network.layout import RowLayout
 from tests import modules
 
 SIZE = (3, 8, 8, 8)  # 9 frames of 32 x 32 pixels

@@ -50,6 +50,19 @@ def run(engine, clip, on_progress=lambda progress: None, **outputs):
     return job.run()
 
 
+def test_a_mask_goes_window_by_window(engine):
+    """In the first window nothing may change: the source is all there is, and no velocity of the edit."""
+    mask = torch.zeros(21, 24, 40, dtype=torch.bool)
+    mask[12:, 8:16, 16:32] = True
+    inside = replace(engine, editor=KVInjection(outside="source"))
+    result = run(inside, make_clip(mask=mask), save_trajectory=True)
+    assert result.nfe["edit"] == 4 * 2 * 3
+    changed = (result.edits[0].latents != result.trajectory["levels"][-1])[0].any(dim=1)
+    wanted = torch.zeros(6, 6, 10, dtype=torch.bool)
+    wanted[3:, 2:4, 4:8] = True
+    assert torch.equal(changed, wanted)
+
+
 def test_the_job_counts_and_tells_its_windows(engine):
     seen, mask = [], torch.zeros(21, 24, 40, dtype=torch.bool)
     mask[:, :12] = True

@@ -7,9 +7,17 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ddim_lightning.network.attention import Attention, attend_reading, sdpa_attention
-from ddim_lightning.network.kernels import CPU_KERNELS, CUDA_KERNELS, MeasuredAttention, resolve_attention
+from ddim_lightning.network.kernels import (
+    CPU_KERNELS,
+    CUDA_KERNELS,
+    MeasuredAttention,
+    find_fault,
+    list_measured,
+    resolve_attention,
+)
 
 CPU = torch.device("cpu")
 BUFFERED = Attention("buffered", sdpa_attention)
@@ -55,14 +63,21 @@ def test_reading_is_attention_over_both_sets_of_keys(kept, reads, kv_scale, atte
         torch.testing.assert_close(ours[row], theirs, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["flash", "cudnn", "efficient"])
-def test_kernels_of_a_gpu_say_their_log_sum_exp(name):
-    """Their operators, called on no data at all: names, arguments and shapes are right."""
-    query, key, value = (torch.empty(2, 3, 40, 64, dtype=torch.bfloat16, device="meta") for _ in range(3))
+@pytest.mark.parametrize("tokens", [35, 40, 64, 226 + 17_550])
+@pytest.mark.parametrize("name", ["flash", "flash3", "flash4", "cudnn", "efficient"])
+def test_kernels_of_a_gpu_say_their_log_sum_exp(name, tokens):
+    """Their operators on a device that is not there: names, arguments, shapes and strides are right."""
     attend_lse = CUDA_KERNELS[name].attend_lse
     assert attend_lse is not None
-    output, lse = attend_lse(query, key, value)
-    assert output.shape == (2, 3, 40, 64) and lse.shape == (2, 3, 40) and lse.dtype == torch.float32
+    with FakeTensorMode():
+        # Turned, and parts of one product, as blocks make them.
+        product = torch.empty(2, tokens, 3, 4, 64, dtype=torch.bfloat16, device="cuda")
+        query, key, value = (part.transpose(1, 2) for part in product.unbind(2))
+        for keys in (tokens, 2 * tokens):
+            many = (torch.cat([part] * (keys // tokens), dim=2) for part in (key, value))
+            output, lse = attend_lse(query, *many)
+            assert output.shape == (2, 4, tokens, 64) and output.transpose(1, 2).is_contiguous()
+            assert lse.shape == (2, 4, tokens) and lse.dtype == torch.float32
 
 
 def slow_attention(query, key, value, bias):
@@ -94,6 +109,39 @@ def test_the_fastest_kernel_is_chosen_and_remembered(tmp_path):
     assert len(json.loads(memory.read_text())) == 2
 
 
+def test_another_flash_attention_is_measured_anew(tmp_path, monkeypatch):
+    """The package is not there, so that its kernel is passed over; the key says which one would have run."""
+    candidates = (BUFFERED, Attention("flash3", plain_attention, None, "FA3"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    keys = []
+    for version in ("3.0.0b1", "3.0.0"):
+        for old in tmp_path.glob("*.dist-info"):
+            old.rename(tmp_path / "gone")
+        write_package(tmp_path, f"flash_attn_3-{version}", f"Name: flash-attn-3\nVersion: {version}\n")
+        choice = MeasuredAttention(candidates, tmp_path / "attention.json")
+        assert choice.choose((1, 2, 8, 16), torch.float32, CPU) is BUFFERED
+        keys += choice.chosen
+        assert f", flash3 {version}, torch.float32, " in keys[-1]
+    assert list(json.loads((tmp_path / "attention.json").read_text())) == keys
+
+
+def write_package(folder, name, metadata):
+    (folder / f"{name}.dist-info").mkdir()
+    (folder / f"{name}.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\n{metadata}")
+
+
+def test_auto_measures_what_may_be_part_of_a_graph():
+    assert {kernel.name for kernel in list_measured()} == {"cudnn", "flash", "flash3", "flash4", "efficient"}
+    assert all(kernel.attend_lse is not None for kernel in list_measured())
+
+
+def test_a_kernel_that_does_not_run_says_why():
+    assert find_fault(BUFFERED, CPU) is None
+    assert find_fault(Attention("broken", broken_attention), CPU) == "RuntimeError: no kernel for this GPU"
+    fault = find_fault(Attention("flash3", sdpa_attention, None, "FA3"), CPU)
+    assert fault is not None and "flash_attn_interface" in fault
+
+
 def test_a_choice_without_a_place_to_remember_it(tmp_path):
     (tmp_path / "file").write_text("")
     choice = MeasuredAttention((BUFFERED,), tmp_path / "file" / "attention.json")
@@ -103,7 +151,7 @@ def test_a_choice_without_a_place_to_remember_it(tmp_path):
 def test_no_kernel_at_all_says_why(tmp_path):
     choice = MeasuredAttention((Attention("broken", broken_attention),), tmp_path / "attention.json")
     with pytest.raises(
-        RuntimeError, match=r"^attention: no kernel runs \(1, 2, 8, 16\) .*: broken: no kernel for this"
+        RuntimeError, match=r"^attention: no kernel runs \(1, 2, 8, 16\) .*: broken: RuntimeError: no kernel for this"
     ):
         choice.choose((1, 2, 8, 16), torch.float32, CPU)
 
@@ -132,8 +180,13 @@ def test_automatic_backend_of_a_cpu_is_sdpa():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("xformers", "'xformers' needs a CUDA device .*on cpu .*'auto', 'sdpa'"),
-        ("cudnn", "'cudnn' needs a CUDA device.*on cpu .*'auto', 'sdpa'"),
+        ("xformers", "'xformers' needs a CUDA device and an xformers .* torch .*, got cpu; on cpu .*'auto', 'sdpa'"),
+        ("cudnn", "'cudnn' needs a CUDA device, got cpu; on cpu .*'auto', 'sdpa'"),
+        ("flash3", "'flash3' needs a CUDA device and FlashAttention 3 .*, got cpu; on cpu .*'auto', 'sdpa'"),
+        (
+            "flash4",
+            "'flash4' needs a CUDA device and FlashAttention 4 .*flash-attn-4.*, got cpu; on cpu .*'auto', 'sdpa'",
+        ),
         ("fastest", "'fastest' could not be imported"),
         ("no_such_module.attend", "'no_such_module.attend' could not be imported"),
         ("math.attend", "'math.attend' could not be imported"),

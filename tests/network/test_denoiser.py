@@ -100,6 +100,47 @@ def test_batch_of_latents_keeps_its_samples_apart(denoiser, latents):
         torch.testing.assert_close(together[k : k + 1], denoiser(pair, STEP, torch.ones(3))[0], rtol=1e-5, atol=1e-5)
 
 
+def test_equal_evaluations_are_made_once(denoiser, latents):
+    """Of the same latents, by memory or by key, under the same text, reading the same."""
+    video, other = latents[:1], latents[1:2]
+    (alone,) = denoiser([Branch(video, "cat")], STEP)
+    denoiser.nfe = 0
+    (equal,) = denoiser([Branch(video, "cat", "cat", guidance_scale=6.0)], STEP)
+    assert denoiser.nfe == 1 and torch.equal(equal, alone)
+    target, source = Branch(video, "cat", "dog", 6.0), Branch(video, "dog")
+    apart = denoiser([target], STEP) + denoiser([source], STEP)
+    denoiser.nfe = 0
+    together = denoiser([target, source], STEP)
+    assert denoiser.nfe == 2
+    torch.testing.assert_close(together, apart, rtol=0, atol=1e-5)
+    for pair, nfe in (
+        ([Branch(video, "cat"), Branch(video.clone(), "cat")], 2),  # values are not compared
+        ([Branch(video, "cat", cache_key=(1,)), Branch(video.clone(), "cat", cache_key=(1,))], 1),
+        ([Branch(video, "cat", kv_source=1), Branch(video, "cat")], 2),
+        ([Branch(video, "cat", kv_source=2), Branch(video, "cat", kv_source=2), Branch(other, "dog")], 2),
+        ([Branch(video, "cat"), Branch(video, "cat", needs_velocity=False)], 1),
+    ):
+        denoiser.nfe = 0
+        found = denoiser(pair, STEP, torch.ones(3))
+        assert denoiser.nfe == nfe and [one is None for one in found] == [not branch.needs_velocity for branch in pair]
+
+
+def test_a_branch_that_is_its_source_outside_a_mask(denoiser, latents):
+    mask = torch.zeros(1, 3, 1, 8, 12)
+    mask[:, 1:, :, 2:4, 4:8] = 1.0
+    target = Branch(latents[:1], "cat", "", 6.0, kv_source=1, mask=mask)
+    source = Branch(latents[1:2], "bird", needs_velocity=False)
+    found, _ = denoiser([target, source], STEP, torch.zeros(3))
+    out = run_rows(
+        denoiser, [latents[:1]] * 2 + [latents[1:2]], ["", "cat", "bird"],
+        reads=(2, 2), wanted=2, kv_scale=torch.zeros(3), masks=[mask, mask],
+    )  # fmt: skip
+    torch.testing.assert_close(found, out[:1] + 6.0 * (out[1:] - out[:1]))
+    assert torch.equal(found != 0, mask.bool().expand_as(found))
+    with pytest.raises(ValueError, match=r"^mask: .*kv_source"):
+        denoiser([replace(target, kv_source=None)], STEP)
+
+
 def test_network_in_bfloat16_latents_in_float32(transformer, embeds, latents):
     branch = Branch(latents[:1], "cat", "", 6.0)
     (exact,) = CogVideoXDenoiser(Network(transformer), embeds.__getitem__)([branch], STEP)

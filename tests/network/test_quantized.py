@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.network.adapters import Linear
@@ -73,6 +74,29 @@ def test_the_products_are_close(dtype):
         output = ours(x)
         assert output.dtype == dtype
         assert relative_error(output, layer(x)) <= 0.05
+
+
+class Largest(TorchDispatchMode):
+    """`Largest` keeps how many values the largest float32 tensor had that was made."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float32:
+            self.count = max(self.count, made.numel())
+        return made
+
+
+def test_tokens_are_brought_to_8_bits_some_at_a_time(monkeypatch):
+    layer, x = make_linear(torch.bfloat16), make_tokens(torch.bfloat16).repeat(1, 20, 1)
+    ours = quantize_fp8(layer)
+    whole = ours(x)
+    monkeypatch.setattr("ddim_lightning.network.quantized._CHUNK", 32 * 9)  # 280 tokens, 9 at a time and 1 at last
+    with Largest() as largest:
+        in_parts = ours(x)
+    assert torch.equal(in_parts, whole)
+    assert largest.count == 32 * 9
 
 
 def check_fp8_kernel(device):

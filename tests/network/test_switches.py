@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import CogVideoXDDIMScheduler, FirstBlockCacheConfig
+from diffusers import CogVideoXDDIMScheduler, ContextParallelConfig, FirstBlockCacheConfig
 from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
+from diffusers.hooks.context_parallel import apply_context_parallel
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -225,3 +227,13 @@ def test_what_only_our_forward_pass_can_do_is_refused(option):
     (name,) = option
     with pytest.raises(ValueError, match=f"^{name}: must be .* with forward='diffusers'"):
         Runtime(forward="diffusers", **option)
+
+
+def test_context_parallelism_of_diffusers_is_refused():
+    """Its attention of CogVideoX would attend to the tokens of one process alone."""
+    transformer = make_variant()
+    plan = {"transformer_blocks.0": {"hidden_states": ContextParallelInput(1, 3)}, "proj_out": ContextParallelOutput(1)}
+    apply_context_parallel(transformer, ContextParallelConfig(ulysses_degree=2), plan)
+    for kind in (DiffusersNetwork, Network):
+        with pytest.raises(ValueError, match=r"^forward: .* transformer\.transformer_blocks\.0"):
+            kind(transformer, SDPA).start_stage()

@@ -9,7 +9,7 @@ from benchmarks.published import COGVIDEOX_5B_VAE, make_random_components
 from ddim_lightning.limits import VideoLimits, count_latent_frames
 from ddim_lightning.models.schedulers import COGVIDEOX_5B_SCHEDULER
 from ddim_lightning.network.diffusers_network import DiffusersNetwork
-from ddim_lightning.network.forward import RowLayout, count_video_tokens
+from ddim_lightning.network.layout import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
 from ddim_lightning.runtime.compile import apply_compile

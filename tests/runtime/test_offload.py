@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim_lightning.runtime.host_memory import ALIGNMENT, HostCopy
-from ddim_lightning.runtime.offload import ParkedModule, Placement
+from ddim_lightning.runtime.offload import ParkedModule, Placement, StreamedModule
 from ddim_lightning.runtime.streaming import WeightStream
 
 CPU = torch.device("cpu")
@@ -369,3 +369,32 @@ def test_a_placement_is_for_one_device():
     placement.check(CPU)
     with pytest.raises(ValueError, match=r"^offload: .*cpu .*got device 'meta'"):
         placement.check(torch.device("meta"))
+
+
+def test_a_streamed_module_has_one_layer_at_a_time_on_the_device(monkeypatch):
+    class Fails(nn.Linear):
+        def forward(self, x):
+            assert len(x) == 2
+            return super().forward(x)
+
+    layers = [Fails(3, 3) for _ in range(3)]
+    module = nn.Sequential(nn.Linear(3, 3), *layers).requires_grad_(False)
+    host, seen = [one.weight.data_ptr() for one in module], []
+
+    def find_moved():
+        return [one.weight.data_ptr() != place for one, place in zip(module, host, strict=True)]
+
+    wanted = module(torch.ones(2, 3))
+    monkeypatch.setattr(nn.Module, "to", lambda module, device: module)
+    monkeypatch.setattr(Tensor, "to", lambda tensor, device: tensor.clone())
+    streamed = StreamedModule(module, layers, CPU)
+    hooks = [layer.register_forward_pre_hook(lambda *_: seen.append(find_moved())) for layer in layers]
+    assert torch.equal(module(torch.ones(2, 3)), wanted)
+    assert seen == [[True, *(k == j for j in range(3))] for k in range(3)]
+    with pytest.raises(AssertionError):
+        module(torch.ones(1, 3))
+    assert find_moved() == [True, False, False, False]
+    streamed.park()
+    for hook in hooks:
+        hook.remove()
+    assert find_moved() == [False] * 4 and not any(layer._forward_pre_hooks for layer in layers)

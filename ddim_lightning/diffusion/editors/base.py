@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import torch
+from torch import Tensor
 
 from ddim_lightning.diffusion.editors.places import Place, Range, check_fits, check_range, find_place, pick
 from ddim_lightning.diffusion.guidance import SCHEDULES
@@ -201,12 +202,8 @@ class Editor(ABC):
         raise TypeError(f"{type(self).__name__} evaluates every step")
 
     def fast(self) -> Self:
-        """Return the same editor with fewer evaluated steps.
-
-        Raises:
-            ValueError: An editor that needs every step.
-        """
-        raise ValueError(f"fast: {type(self).__name__} needs every step; must be off with it")
+        """Return the same editor with fewer evaluated steps; itself, as here, where it has no such form of its own."""
+        return self
 
     def evaluates(self, step: Step, schedule: NoiseSchedule) -> bool:
         """Return whether the network is evaluated at a step that is not before the first."""
@@ -239,6 +236,10 @@ class Editor(ABC):
             image_latents=request.image_latents,
         )
 
+    def get_token_mask(self, request: EditRequest) -> Tensor | None:
+        """Return the mask inside which the network evaluates the edit's tokens alone; ``None`` where it does all."""
+        return request.mask if self.splits_tokens else None
+
     def count_target_nfe(self, request: EditRequest, schedule: NoiseSchedule) -> list[int]:
         """Return the NFE of the edited video at each step: 2 with guidance, 0 where the network is not evaluated."""
         first = self.get_first_step(len(schedule))
@@ -255,6 +256,11 @@ class Editor(ABC):
     def context_nfe(self) -> int:
         """Of the NFE of an edit those of its context, which edits of a clip share: 1 with `make_context`, else 0."""
         return 0
+
+    @property
+    def splits_tokens(self) -> bool:
+        """Whether it has the network evaluate the tokens inside a mask alone, which not every forward pass can."""
+        return False
 
     @property
     def _every(self) -> int:

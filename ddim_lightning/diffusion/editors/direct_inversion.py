@@ -25,7 +25,7 @@ class DirectInversion(SourceBranch):
     Args:
         first_step: See `Editor`; likewise ``guidance``, ``guidance_steps``, ``negative`` and ``velocity_mask``.
         initial: See `Denoise`; likewise ``order``.
-        layers: See `SourceBranch`; likewise ``steps``, ``source_rows`` and ``source_text``.
+        layers: See `SourceBranch`; likewise ``steps``, ``source_rows``, ``source_text`` and ``outside``.
         kv_scale: See `SourceBranch`; 0 by default: the source corrects the edit, which does not attend to it.
         replay_steps: Half-open range of steps that are corrected, counted from noise.
 
@@ -69,8 +69,8 @@ class DirectInversion(SourceBranch):
 
     def count_nfe(self, request: EditRequest, schedule: NoiseSchedule, together: int = 1) -> int:  # noqa: D102
         target_nfe = self.count_target_nfe(request, schedule)
-        attending = self.list_attending_steps(len(schedule))
-        needed = [step.i for step in schedule if self._replays(step, schedule) or step.i in attending]
+        with_tokens = self.list_source_steps(request, len(schedule))
+        needed = [step.i for step in schedule if self._replays(step, schedule) or step.i in with_tokens]
         return together * sum(target_nfe) + self.count_source_nfe(target_nfe, needed, together)
 
     needs = SourceBranch.needs  # the steps that are corrected evaluate the source, too

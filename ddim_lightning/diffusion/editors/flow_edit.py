@@ -54,6 +54,8 @@ class FlowEdit(Editor):
             leaves alone.
         eval_every: Evaluate the network at every n-th step alone, >= 1. The difference that it found is carried on to
             the steps between: an approximation, the same for all prompts.
+        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own there, too; ``source``
+            takes those of the source beside it, in every layer, and evaluates the edit inside alone, for less work.
 
     Raises:
         ValueError: An option out of its range.
@@ -68,6 +70,7 @@ class FlowEdit(Editor):
     source_guidance: float = 3.5
     kv_scale: float = 0.0
     eval_every: int = 1
+    outside: Literal["edit", "source"] = "edit"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,11 +81,12 @@ class FlowEdit(Editor):
             raise ValueError(f"source_guidance: must not be negative, got {self.source_guidance}")
         check_kv_scale(self.kv_scale)
         check_eval_every(self.eval_every)
+        check_choice("outside", self.outside, ("edit", "source"))
 
     def start(  # noqa: D102
         self, inversion: Inversion, request: EditRequest, generator: torch.Generator | None, num_layers: int
     ) -> EditState:
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         return EditState(inversion.clean, request, num_layers, seed=seed)
 
     def check_request(self, request: EditRequest, schedule: NoiseSchedule, inversion_prompt: str) -> list[str]:  # noqa: D102
@@ -93,17 +97,19 @@ class FlowEdit(Editor):
 
     def branches(self, state: EditState, step: Step, inversion: Inversion) -> tuple[list[Branch], KVScale | None]:  # noqa: D102
         branches: list[Branch] = []
-        prompt = get_source_prompt(state.request, inversion)
+        prompt, mask = get_source_prompt(state.request, inversion), self.get_token_mask(state.request)
+        has_source = self.kv_scale > 0.0 or mask is not None
         for k, (target, source) in enumerate(self._make_pairs(state, step, inversion)):
-            kv_source = len(branches) + 1 if self.kv_scale > 0.0 else None
+            kv_source = len(branches) + 1 if has_source else None
             branch = self.make_target(target, state.request, step, inversion.schedule, kv_source)
+            branch = replace(branch, mask=mask)
             scale = 1.0 if branch.guidance_scale == 1.0 else self.source_guidance
             # Edits under one seed noise the source alike.
             cache_key = (state.seed, step.i, k)
             branches += [branch, Branch(source, prompt, branch.negative_prompt, scale, cache_key=cache_key)]
         # Its dtype by name: a Trainer's precision may change the default.
-        kv_scale = torch.full((state.num_layers,), self.kv_scale, dtype=torch.float32)
-        return branches, kv_scale if self.kv_scale > 0.0 else None
+        kv_scale = torch.full((state.num_layers,), self.kv_scale, dtype=torch.float32, device="cpu")
+        return branches, kv_scale if has_source else None
 
     def update(  # noqa: D102
         self, state: EditState, velocities: Sequence[Latents | None], step: Step, inversion: Inversion
@@ -134,6 +140,10 @@ class FlowEdit(Editor):
     def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
         """Return ``clean``, unless a mask is made from velocities."""
         return "levels" if self.finds_mask(request) else "clean"
+
+    @property
+    def splits_tokens(self) -> bool:  # noqa: D102
+        return self.outside == "source"
 
     @property
     def _every(self) -> int:

@@ -21,7 +21,7 @@ class KVInjection(SourceBranch):
     Args:
         first_step: See `Editor`; likewise ``guidance``, ``guidance_steps``, ``negative`` and ``velocity_mask``.
         initial: See `Denoise`; likewise ``order``.
-        layers: See `SourceBranch`; likewise ``steps``, ``kv_scale``, ``source_rows`` and ``source_text``.
+        layers: See `SourceBranch`; likewise ``steps``, ``kv_scale``, ``source_rows``, ``source_text`` and ``outside``.
         eval_every: Evaluate the network at every n-th step alone, >= 1. The velocity is carried on to the steps between
             along a line through the last two: an approximation, the same for all prompts.
 

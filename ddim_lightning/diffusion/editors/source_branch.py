@@ -36,6 +36,9 @@ class SourceBranch(Denoise):
         source_text: Text of the source: ``source`` the source prompt, or the inversion's own prompt when there is none;
             ``inversion`` the inversion's own; ``edit`` the edit's; ``auto`` is ``edit`` for paired rows, as the script
             has it, and ``source`` for a shared one.
+        outside: Whose tokens the network sees outside a mask: ``edit`` evaluates the edit's own there, too; ``source``
+            takes those of the source, in every layer and at every step, and evaluates the edit inside alone, for less
+            work.
 
     Raises:
         ValueError: An option out of its range.
@@ -46,6 +49,7 @@ class SourceBranch(Denoise):
     kv_scale: float = 1.0
     source_rows: Literal["shared", "paired"] = "shared"
     source_text: Literal["auto", "source", "inversion", "edit"] = "auto"
+    outside: Literal["edit", "source"] = "edit"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +58,7 @@ class SourceBranch(Denoise):
         check_range("steps", self.steps)
         check_choice("source_rows", self.source_rows, ("shared", "paired"))
         check_choice("source_text", self.source_text, ("auto", "source", "inversion", "edit"))
+        check_choice("outside", self.outside, ("edit", "source"))
 
     def check(self, num_layers: int, num_steps: int) -> None:  # noqa: D102
         super().check(num_layers, num_steps)
@@ -62,10 +67,14 @@ class SourceBranch(Denoise):
 
     def branches(self, state: EditState, step: Step, inversion: Inversion) -> tuple[list[Branch], KVScale | None]:  # noqa: D102
         kv_scale = self._make_kv_scale(state.num_layers, step, len(inversion.schedule))
+        mask = self.get_token_mask(state.request)
+        if kv_scale is None and mask is not None:  # nothing is read of the source, which stands outside the mask
+            kv_scale = torch.zeros(state.num_layers, dtype=torch.float32, device="cpu")
         kv_source = None if kv_scale is None else 1
         target = self.make_target(state.latents, state.request, step, inversion.schedule, kv_source)
         if kv_scale is None:
             return [target], None
+        target = replace(target, mask=mask)
         source = self.make_source(inversion.levels[step.i], target, state.request, inversion)
         return [target, replace(source, needs_velocity=False)], kv_scale
 
@@ -75,7 +84,7 @@ class SourceBranch(Denoise):
         text = {"edit": request.prompt, "inversion": inversion.prompt, "source": source}[self._text]
         if self.source_rows == "paired":
             image = inversion.image_latents
-            return replace(target, latents=latents, prompt=text, kv_source=None, image_latents=image)
+            return replace(target, latents=latents, prompt=text, kv_source=None, image_latents=image, mask=None)
         return Branch(latents, text)
 
     def list_attending_steps(self, num_steps: int) -> range:
@@ -83,11 +92,20 @@ class SourceBranch(Denoise):
         attends = self.kv_scale > 0.0 and self.layers[0] != self.layers[1]
         return pick(self.steps, num_steps) if attends else range(0)
 
+    def list_source_steps(self, request: EditRequest, num_steps: int) -> range:
+        """Return the positions of the steps that need the source's tokens: all of them where it is outside a mask."""
+        masked = request.mask is not None or self.finds_mask(request)
+        return range(num_steps) if self.splits_tokens and masked else self.list_attending_steps(num_steps)
+
     def count_source_nfe(self, target_nfe: list[int], needed: Container[int], together: int) -> int:
         """Return the NFE of the source at the steps that need it, evaluated once for all requests if it can be."""
         paired = self.source_rows == "paired"
         per_step = [nfe if paired else min(nfe, 1) for nfe in target_nfe]
         return (together if self._text == "edit" else 1) * sum(nfe for i, nfe in enumerate(per_step) if i in needed)
+
+    @property
+    def splits_tokens(self) -> bool:  # noqa: D102
+        return self.outside == "source"
 
     @property
     def _text(self) -> str:
@@ -97,14 +115,14 @@ class SourceBranch(Denoise):
 
     def _make_kv_scale(self, num_layers: int, step: Step, num_steps: int) -> KVScale | None:
         """Return the kv_scale per layer at this step, ``None`` where no layer attends to the source."""
-        kv_scale = torch.zeros(num_layers, dtype=torch.float32)
+        kv_scale = torch.zeros(num_layers, dtype=torch.float32, device="cpu")
         kv_scale[list(pick(self.layers, num_layers))] = self.kv_scale
         return kv_scale if step.i in pick(self.steps, num_steps) and kv_scale.any() else None
 
     def count_nfe(self, request: EditRequest, schedule: NoiseSchedule, together: int = 1) -> int:  # noqa: D102
         target_nfe = self.count_target_nfe(request, schedule)
-        attending = self.list_attending_steps(len(schedule))
-        return together * sum(target_nfe) + self.count_source_nfe(target_nfe, attending, together)
+        needed = self.list_source_steps(request, len(schedule))
+        return together * sum(target_nfe) + self.count_source_nfe(target_nfe, needed, together)
 
     def needs(self, request: EditRequest, schedule: NoiseSchedule, inverter: Inverter) -> Needs:
         """Return ``levels`` where the source is evaluated at any step, for it is at them; see also `Denoise`."""

@@ -41,7 +41,7 @@ class EditFriendly(Inverter):
 
     def init(self, latents: Latents, generator: torch.Generator | None) -> State:  # noqa: D102
         # While inverting: latents, clean latents, the seed of the noises, and the maps so far.
-        return (latents, latents, torch.randint(2**62, (), generator=generator))
+        return (latents, latents, torch.randint(2**62, (), generator=generator, device="cpu"))
 
     def invert_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:  # noqa: D102
         cleaner, clean, seed, *maps = state

@@ -62,7 +62,7 @@ class UniInv(Inverter):
 
     def init(self, latents: Latents, generator: torch.Generator | None) -> State:
         """Return the clean latents and the number of extra evaluations spent; the velocities follow."""
-        return latents, torch.zeros((), dtype=torch.int64)
+        return latents, torch.zeros((), dtype=torch.int64, device="cpu")
 
     def invert_step(self, velocity_fn: VelocityFn, state: State, schedule: NoiseSchedule, i: int) -> State:  # noqa: D102
         latents, spent, *velocities = state

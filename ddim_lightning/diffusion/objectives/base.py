@@ -138,12 +138,12 @@ def compute_losses(
 
 def make_noise(latents: Latents, generator: torch.Generator) -> Latents:
     """Draw standard normal noise for latents, on the CPU."""
-    return torch.randn(latents.shape, generator=generator).to(latents)
+    return torch.randn(latents.shape, generator=generator, device="cpu").to(latents)
 
 
 def drop_captions(prompts: Sequence[str], chance: float, generator: torch.Generator) -> list[str]:
     """Replace each caption by the empty one with a chance of 0 .. 1."""
-    dropped = torch.rand(len(prompts), generator=generator) < chance
+    dropped = torch.rand(len(prompts), generator=generator, device="cpu") < chance
     return ["" if drop else prompt for prompt, drop in zip(prompts, dropped.tolist(), strict=True)]
 
 

@@ -84,7 +84,7 @@ class InversionConsistency(Objective):
         caption_dropout: float = 0.0,
     ) -> Tensor:
         latents = samples.latents
-        visited = torch.tensor(levels.list_timesteps(self.num_inference_steps))
+        visited = torch.tensor(levels.list_timesteps(self.num_inference_steps), device="cpu")
         steps = levels.draw_steps(len(latents), generator, self.num_inference_steps)
         noise = make_noise(latents, generator)
         angles = torch.cat([levels.angles[visited], levels.angles.new_tensor([levels.clean])])

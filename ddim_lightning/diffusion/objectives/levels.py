@@ -26,8 +26,8 @@ def draw_timesteps(count: int, num_train_timesteps: int, generator: torch.Genera
     Returns:
         (b,) int64, 0 .. ``num_train_timesteps - 1``.
     """
-    parts = torch.randperm(count, generator=generator)
-    drawn = (parts + torch.rand(count, generator=generator)) / count * num_train_timesteps
+    parts = torch.randperm(count, generator=generator, device="cpu")
+    drawn = (parts + torch.rand(count, generator=generator, device="cpu")) / count * num_train_timesteps
     return drawn.long().clamp_(max=num_train_timesteps - 1)
 
 
@@ -104,11 +104,14 @@ class TrainingLevels:
         """
         visited = self.list_timesteps(num_inference_steps)
         angles = torch.cat([self.angles[visited], self.angles.new_tensor([self.clean])])
-        within = torch.tensor([self.part is None or timestep in self.part for timestep in visited])
+        within = torch.tensor([self.part is None or timestep in self.part for timestep in visited], device="cpu")
         turned = ((angles[:-1] - angles[1:]) * within).cumsum(0)
         if not within.any():
             raise NoLevelError(f"levels: must hold one of {visited}, got the part {self.part}")
-        places = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        places = (
+            torch.randperm(count, generator=generator, device="cpu")
+            + torch.rand(count, generator=generator, device="cpu")
+        ) / count
         return torch.searchsorted(turned, places * turned[-1], right=True).clamp_(max=int(within.nonzero()[-1]))
 
     def get_angles(self, timesteps: Tensor, like: Tensor) -> Tensor:
@@ -117,7 +120,7 @@ class TrainingLevels:
 
     def _pick(self, timesteps: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
         """Draw from timesteps those that lie in `part`."""
-        within = torch.tensor([t for t in timesteps if self.part is None or t in self.part])
+        within = torch.tensor([t for t in timesteps if self.part is None or t in self.part], device="cpu")
         if not len(within):
             raise NoLevelError(f"levels: must hold one of {list(timesteps)}, got the part {self.part}")
         return within[draw_timesteps(count, len(within), generator)]
