@@ -85,7 +85,7 @@ def read_content(output):
             content[name] = drop_times(json.loads(path.read_text("utf-8")))
         elif path.name == "results.jsonl":
             content[name] = [drop_times(record) for record in read_list(output)]
-        elif path.is_file():
+        elif path.is_file() and path.name != "index.html":  # which tells the times, too
             content[name] = path.read_bytes()
     return content
 

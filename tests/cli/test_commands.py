@@ -454,7 +454,8 @@ def test_demo_prints_a_table_and_the_sheets(tmp_path, capsys, monkeypatch):
     header, *rows = told.out.splitlines()
     assert header.split() == ["clip", "edit", "VAE", "reconstruction", "edit", "in", "context", "source"]
     assert [row.split()[0] for row in rows[:5]] == ["shapes-000"] * 2 + ["shapes-001"] * 2 + ["mean"]
-    assert rows[-2:] == [str(tmp_path / "out" / f"shapes-00{i}" / "sheet.png") for i in range(2)]
+    written = ("shapes-000/sheet.png", "shapes-001/sheet.png", "index.html")
+    assert rows[-3:] == [str(tmp_path / "out" / name) for name in written]
     assert "clip 2/2 shapes-001: decode 4/4" in told.err
 
 
@@ -506,7 +507,7 @@ def make_bytes(folder):
             content[str(path.relative_to(folder))] = {
                 key: value for key, value in record.items() if key not in {"seconds", "peak_gib", "versions"}
             }
-        elif path.is_file() and path.name != "results.jsonl":
+        elif path.is_file() and path.name not in ("results.jsonl", "index.html"):
             content[str(path.relative_to(folder))] = path.read_bytes()
     return content
 

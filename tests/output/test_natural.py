@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from ddim_lightning.cli.main import main
 from ddim_lightning.output.folder import RunFolder
 from ddim_lightning.output.natural import warn_of_natural
 from tests.clip_results import make_small_result
@@ -46,3 +47,12 @@ def test_anything_else_is_not(made, real_clip, capsys):
 def test_other_models_are_not_spoken_of(real_clip, model, capsys):
     warn_of_natural(model, [real_clip])
     assert capsys.readouterr().err == ""
+
+
+def test_the_first_line_of_predict_says_so(carphone, tmp_path, capsys):
+    words = ["--data.videos", str(carphone), "--data.prompts", "a clip", "--model.schedule.num_inference_steps", "1"]
+    size = ["--data.num_frames", "5", "--data.height", "16", "--data.width", "16", "--trainer.accelerator", "cpu"]
+    assert main(["predict", *words, *size, "--writer.output_dir", str(tmp_path / "out")]) == 0
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("warning: tiny ")
+    assert len([line for line in others if line.startswith("warning: tiny ")]) == 0
