@@ -16,17 +16,18 @@ from ddim_lightning.engine.export import record_layouts
 from ddim_lightning.models.memory import fit_rows
 from ddim_lightning.network.layout import RowLayout, count_video_tokens
 
-SHARE = 0.85
-"""Share of the free memory that rows may take: pieces of it, workspaces of kernels and streamed blocks come on top."""
+RESERVE = 0.125
+"""Share of a GPU's memory that rows leave free, for what no count of tensors knows: pieces of the allocator, workspaces of
+kernels, blocks that are streamed, the driver."""
 
 
-def get_free_memory(device: torch.device) -> float:
-    """Return the bytes that are free or kept for reuse on a GPU; infinity elsewhere, where nothing says."""
+def get_room(device: torch.device) -> float:
+    """Return the bytes of a GPU that rows may take, of those that are free or kept for reuse; elsewhere infinity."""
     if device.type != "cuda":
         return math.inf
-    free, _ = torch.cuda.mem_get_info(device)  # pragma: no cover - cuda
+    free, total = torch.cuda.mem_get_info(device)  # pragma: no cover - cuda
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # pragma: no cover - cuda
-    return free + kept  # pragma: no cover - cuda
+    return free + kept - RESERVE * total  # pragma: no cover - cuda
 
 
 def find_widest(
@@ -53,17 +54,17 @@ class FittingRows:
     Args:
         config: Of the transformer.
         most: Most rows of a group whatever is free; ``None`` goes by what is free.
-        get_free: Returns the free bytes of a device.
+        get_room: Returns the bytes of a device that they may take.
     """
 
     def __init__(
         self,
         config: Mapping[str, Any],
         most: int | None = None,
-        get_free: Callable[[torch.device], float] = get_free_memory,
+        get_room: Callable[[torch.device], float] = get_room,
     ) -> None:
         self.width = int(config["num_attention_heads"]) * int(config["attention_head_dim"])
-        self.config, self.most, self.get_free = config, most, get_free
+        self.config, self.most, self.get_room = config, most, get_room
         self._decided: dict[tuple[RowLayout, torch.Size, int], int] = {}
 
     def __call__(self, layout: RowLayout, latents: Tensor, prompt_embeds: Tensor) -> int:
@@ -75,6 +76,5 @@ class FittingRows:
             _, frames, _, height, width = latents.shape
             tokens = prompt_embeds.shape[1] + count_video_tokens(self.config, frames, height, width)
             tensor = tokens * self.width * latents.element_size()
-            room = SHARE * self.get_free(latents.device) / tensor
-            self._decided[key] = fit_rows(layout.rows, len(set(layout.reads)), room)
+            self._decided[key] = fit_rows(layout.rows, len(set(layout.reads)), self.get_room(latents.device) / tensor)
         return self._decided[key]

@@ -8,7 +8,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 
 from benchmarks.published import COGVIDEOX_5B_TRANSFORMER
-from ddim_lightning.engine.rows import SHARE, FittingRows, get_free_memory
+from ddim_lightning.engine.rows import FittingRows, get_room
 from ddim_lightning.models.memory import count_pass_tensors
 from ddim_lightning.network.layout import RowLayout
 
@@ -28,12 +28,12 @@ def choose(free, most=None, layout=LAYOUT):
 
 def test_all_rows_where_they_fit_else_the_largest_group():
     for group in (6, 4, 2, 1):
-        free = count_pass_tensors(6, 2, group) * TENSOR / SHARE
+        free = count_pass_tensors(6, 2, group) * TENSOR
         assert choose([1.001 * free, 0.0]) == [group, group]  # it stays, whatever is free later
-    assert choose([0.0]) == [1, 1]
+    assert choose([-TENSOR]) == [1, 1]  # less is left than must be
     assert choose([math.inf], layout=RowLayout(2, 2)) == [2, 2]
 
 
 def test_what_is_asked_for_goes_first_and_a_cpu_takes_all():
     assert choose([], most=2) == [2, 2]
-    assert get_free_memory(torch.device("cpu")) == math.inf
+    assert get_room(torch.device("cpu")) == math.inf
