@@ -17,8 +17,8 @@ from ddim_lightning.models.memory import fit_rows
 from ddim_lightning.network.layout import RowLayout, count_video_tokens
 
 RESERVE = 0.125
-"""Share of a GPU's memory that rows leave free, for what no count of tensors knows: pieces of the allocator, workspaces of
-kernels, blocks that are streamed, the driver."""
+"""Share of a GPU's memory that rows leave free, for what no count of tensors knows: pieces of the allocator, workspaces
+of kernels, blocks that are streamed, the driver."""
 
 
 def get_room(device: torch.device) -> float:
