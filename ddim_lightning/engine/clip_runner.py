@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -72,7 +73,8 @@ class ClipRunner:
                 fingerprint = make_clip_fingerprint(self.engine, job.clip, seed=seed, settings=self.settings)
                 group.check_same("clip", (clip.id, fingerprint))
                 is_found = group.ask_first(partial(self._find, job.clip, fingerprint))
-                result = ClipResult(job.clip, "finished", seed=seed) if is_found else self._do(job)
+                with self._tell_shortage(job):
+                    result = ClipResult(job.clip, "finished", seed=seed) if is_found else job.run()
                 result.fingerprint, result.settings = fingerprint, self.settings
         except Exception as error:
             if self.outputs.on_error == "raise" or isinstance(error, GroupError):
@@ -89,9 +91,11 @@ class ClipRunner:
         found = [find(clip, fingerprint) for find in self.find_results]
         return bool(found) and all(found)
 
-    def _do(self, job: ClipJob) -> ClipResult:
+    @contextmanager
+    def _tell_shortage(self, job: ClipJob) -> Iterator[None]:
+        """Say what a job would have needed that runs out of memory; see `tell_shortage`."""
         try:
-            return job.run()
+            yield
         except torch.OutOfMemoryError as error:
             runtime = self.settings["runtime"]
             told = tell_shortage(self.engine, job.clip, job.stage, runtime, self.guidance_scale)
