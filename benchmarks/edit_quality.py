@@ -189,14 +189,14 @@ def write_strip(path: Path, frames: Frames) -> None:
 def make_plan(engines: Engines, jobs: Sequence[Job], count: int) -> str:
     """Count the NFE of an edit, and estimate the processor time of all edits."""
     schedule, edit = engines.plain.schedule, make_edit_set("dev", 1)[0]
+    source, target = edit.source.caption, edit.target.caption
     inversions: dict[tuple[Any, ...], int] = {}
     nfe: dict[str, int] = {}
     for job in jobs:
         if job.guidance is None:
             continue
         variant = VARIANTS[job.method]
-        captions = {"prompt": edit.target.caption, "source_prompt": edit.source.caption}
-        request = EditRequest(**captions, guidance_scale=job.guidance)
+        request = EditRequest(target, source_prompt=source, guidance_scale=job.guidance)
         if variant.inverter is not None:
             inversions[variant.make_inversion_key(job.seed)] = variant.inverter.count_nfe(len(schedule))
         engine = replace(engines.prepare(variant), inverter=variant.inverter or engines.plain.inverter)

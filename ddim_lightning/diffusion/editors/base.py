@@ -202,7 +202,7 @@ class Editor(ABC):
         raise TypeError(f"{type(self).__name__} evaluates every step")
 
     def fast(self) -> Self:
-        """Return the form of this editor beside a step cache; itself, as here, where no option of its own is changed."""
+        """Return the form of this editor that goes with a step cache; itself, as here, where no option is changed."""
         return self
 
     def evaluates(self, step: Step, schedule: NoiseSchedule) -> bool:
