@@ -23,6 +23,7 @@ from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.engine.config import Precision
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.fast import make_fast
 from ddim_lightning.models.loading import Components
 from ddim_lightning.tiny.shapes import render
 from ddim_lightning.types import EditRequest
@@ -53,6 +54,7 @@ class Variant:
         editor: The editor.
         compiled: Whether blocks are compiled.
         precision: Of the large products while edits are made.
+        step_cache: Threshold of a step cache; ``None`` for none.
         exact: Whether it is the same mathematics, up to rounding.
     """
 
@@ -60,6 +62,7 @@ class Variant:
     editor: Editor = EDITOR
     compiled: bool = False
     precision: Precision = "none"
+    step_cache: float | None = None
     exact: bool = True
 
 
@@ -86,12 +89,13 @@ def make_switches(device: torch.device) -> list[Variant]:
 
 def make_ladder() -> list[Variant]:
     """List the switches one on top of the other."""
-    fast: Any = EDITOR.fast()
+    editor, step_cache = make_fast(EDITOR, None)
+    fast = Variant("+ fast", editor, compiled=True, step_cache=step_cache, exact=False)
     return [
         Variant(EXACT),
         Variant("+ compile", compiled=True),
-        Variant("+ fast", fast, compiled=True, exact=False),
-        Variant("+ no guidance", replace(fast, guidance_steps=(0, 0)), compiled=True, exact=False),
+        fast,
+        replace(fast, name="+ no guidance", editor=replace(editor, guidance_steps=(0, 0))),
     ]
 
 
@@ -225,6 +229,7 @@ def make_runners(variants: Sequence[Variant], parts: Components, args: argparse.
                 editor=variant.editor,
                 attention=args.attention,
                 precision=variant.precision,
+                step_cache=variant.step_cache,
                 compiled=variant.compiled,
             ),
         )

@@ -22,8 +22,9 @@ from PIL import Image
 from ddim_lightning.data.streams import make_generator
 from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters import DDIM
-from ddim_lightning.diffusion.masks import count_probe_nfe, pool_mask
+from ddim_lightning.diffusion.masks import pool_mask
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.rehearsal import count_edit_nfe
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.models.vae import quantize
@@ -62,11 +63,11 @@ class Engines:
         return load_engine(self.model, self.num_inference_steps, str(ADAPTER_FILE))
 
     def prepare(self, variant: Variant) -> InversionEngine:
-        """Return the engine of a variant, with its editor and its steps."""
+        """Return the engine of a variant, with its editor, its steps and its step cache."""
         engine = self.adapted if variant.adapter else self.plain
         scheduler = engine.components.scheduler
         schedule = engine.schedule if variant.own_steps is None else make_noise_schedule(scheduler, variant.own_steps)
-        return replace(engine, editor=variant.editor, schedule=schedule)
+        return replace(engine, editor=variant.editor, schedule=schedule, step_cache=variant.step_cache)
 
 
 class Clip:
@@ -187,19 +188,19 @@ def write_strip(path: Path, frames: Frames) -> None:
 
 def make_plan(engines: Engines, jobs: Sequence[Job], count: int) -> str:
     """Count the NFE of an edit, and estimate the processor time of all edits."""
-    schedule, caption = engines.plain.schedule, make_edit_set("dev", 1)[0].source.caption
+    schedule, edit = engines.plain.schedule, make_edit_set("dev", 1)[0]
+    source, target = edit.source.caption, edit.target.caption
     inversions: dict[tuple[Any, ...], int] = {}
     nfe: dict[str, int] = {}
     for job in jobs:
         if job.guidance is None:
             continue
         variant = VARIANTS[job.method]
-        request = EditRequest(caption, source_prompt=caption, guidance_scale=job.guidance)
+        request = EditRequest(target, source_prompt=source, guidance_scale=job.guidance)
         if variant.inverter is not None:
             inversions[variant.make_inversion_key(job.seed)] = variant.inverter.count_nfe(len(schedule))
-        probes = 0 if variant.editor.velocity_mask is None else count_probe_nfe(schedule)
-        steps = engines.prepare(variant).schedule
-        nfe[job.method] = nfe.get(job.method, 0) + probes + variant.editor.count_nfe(request, steps)
+        engine = replace(engines.prepare(variant), inverter=variant.inverter or engines.plain.inverter)
+        nfe[job.method] = nfe.get(job.method, 0) + count_edit_nfe(engine, [request], together=False)
     row_seconds, video_seconds = time_parts(engines.plain)
     total = sum(nfe.values()) + sum(inversions.values())
     seconds = total * row_seconds + len(jobs) * video_seconds

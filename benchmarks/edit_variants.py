@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from ddim_lightning.diffusion.editors import Denoise, DirectInversion, Editor, FlowEdit, InContextEdit, KVInjection
 from ddim_lightning.diffusion.inverters import BDIA, DDIM, EditFriendly, FixedPoint, Inverter, UniInv
+from ddim_lightning.engine.fast import make_fast
 from ddim_lightning.models.source import BUNDLED_ADAPTER, find_lora
 
 from .loading import EDITOR, GUIDANCE_SCALE, INVERTER
@@ -34,6 +35,7 @@ class Variant:
         seeds: How often it is repeated under other seeds; more than 1 where noise is drawn.
         adapter: Whether the bundled adapter acts.
         own_steps: Of its own schedule; ``None`` for those of the command line.
+        step_cache: Threshold of a step cache; ``None`` for none.
     """
 
     inverter: Inverter | None
@@ -47,6 +49,8 @@ class Variant:
     # Not in the digests of variants without an adapter, of which there are records.
     adapter: bool = field(default=False, repr=False)
     own_steps: int | None = field(default=None, repr=False)
+    # Nor in those of variants without a step cache.
+    step_cache: float | None = field(default=None, repr=False)
 
     @property
     def digest(self) -> str:
@@ -55,11 +59,18 @@ class Variant:
         settings = repr(self).replace(", outside='edit'", "").encode()
         if self.adapter:
             settings += f" {self.own_steps} ".encode() + ADAPTER_FILE.read_bytes()
+        if self.step_cache is not None:
+            settings += f" step_cache={self.step_cache}".encode()
         return hashlib.blake2s(settings, digest_size=4).hexdigest()
 
     def make_inversion_key(self, seed: int) -> tuple[Inverter | None, bool, int]:
         """Return what tells its inversion from those of other variants and seeds; equal keys share one inversion."""
         return self.inverter, self.invert_under_source, seed if isinstance(self.inverter, EditFriendly) else 0
+
+    def make_fast(self) -> Variant:
+        """Return what `Schedule.fast` makes of it."""
+        editor, step_cache = make_fast(self.editor, self.step_cache)
+        return replace(self, editor=editor, step_cache=step_cache)
 
 
 CEILING, NOTHING = "ceiling", "do nothing"
@@ -85,7 +96,7 @@ METHODS = {
         seeds=SEEDS,
     ),
     DEFAULT: Variant(INVERTER, EDITOR, guidance=(1.0, DEFAULT_GUIDANCE, 3.0, 6.0), seeds=SEEDS),
-    FAST: Variant(INVERTER, EDITOR.fast(), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS),
+    FAST: Variant(INVERTER, EDITOR, guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS).make_fast(),
     "four noises": Variant(
         INVERTER, replace(FLOW_EDIT, num_noise_samples=4), guidance=(DEFAULT_GUIDANCE,), seeds=SEEDS
     ),
@@ -93,7 +104,7 @@ METHODS = {
     "DirectInversion": Variant(DEEP, DirectInversion()),
     "DirectInversion + K/V": Variant(DEEP, DirectInversion(kv_scale=1.0)),
     INJECTION: Variant(DEEP, KVInjection()),
-    "KVInjection fast": Variant(DEEP, KVInjection().fast()),
+    "KVInjection fast": Variant(DEEP, KVInjection()).make_fast(),
     "EditFriendly": Variant(EditFriendly(), Denoise(first_step=18), seeds=SEEDS),
 }
 """Every editor that needs no training, and what there is to compare with."""

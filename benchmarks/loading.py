@@ -112,6 +112,7 @@ def make_engine(
     device: torch.device | None = None,
     attention: str = "auto",
     precision: Precision = "none",
+    step_cache: float | None = None,
     compiled: bool = False,
     offload: Offload = "none",
     forward: Forward = "fused",
@@ -128,6 +129,7 @@ def make_engine(
         device: Where it works; where its weights are if ``None``.
         attention: Name of the kernel.
         precision: Precision of the large products while edits are made.
+        step_cache: Threshold of the step cache of edits.
         compiled: Whether blocks are compiled.
         offload: What waits in host memory.
         forward: Which forward pass runs; that of diffusers changes the processors, and compiled ones the blocks.
@@ -146,6 +148,7 @@ def make_engine(
             attention=attention,
             forward=forward,
             precision=precision,
+            step_cache=step_cache,
             compile=compiled,
             offload=offload,
             channels_last=False,

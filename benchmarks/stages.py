@@ -40,6 +40,7 @@ class Job:
         args: Of the command line: the model, the steps and the kernel.
         enter: Watches the stages of loading.
         editor: How the video is edited.
+        step_cache: Threshold of the step cache of its edits.
         offload: What waits in host memory.
         compiled: Whether blocks are compiled.
     """
@@ -50,6 +51,7 @@ class Job:
         enter: EnterStage,
         editor: Editor,
         *,
+        step_cache: float | None = None,
         offload: Offload = "none",
         compiled: bool = False,
     ) -> None:
@@ -63,6 +65,7 @@ class Job:
                 editor=editor,
                 device=device,
                 attention=args.attention,
+                step_cache=step_cache,
                 compiled=compiled,
                 offload=offload,
             )

@@ -61,9 +61,8 @@ class Schedule:
             that every step is the same rotation.
         zero_snr: Whether inversions reach pure noise, the first level of the schedule; without it one step fewer is
             taken.
-        fast: Let edits evaluate the network at fewer steps and carry on what it found to the steps between: by
-            `Editor.fast`, or by a ``step_cache`` of 0.3 for an editor that has no such form. Inversions and
-            reconstructions stay exact.
+        fast: Let edits evaluate the network at fewer steps, by a ``step_cache`` of 0.5 unless another is given, and
+            take the editor's own form for it, `Editor.fast`. Inversions and reconstructions stay exact.
 
     Raises:
         ValueError: An option out of its range.

@@ -104,7 +104,7 @@ def _write_sheet(result: ClipResult, clip: Clip, path: Path) -> None:
     named = ("model", "num_inference_steps", "guidance_scale", "inverter", "editor")
     facts += [f"{name} {_short(settings[name])}" for name in named if name in settings]
     facts += [f"{result.windows['count']} windows"] if result.windows else []
-    approximate = {"fast": False, "precision": "none", "vae_tiling": False}
+    approximate = {"fast": False, "step_cache": None, "precision": "none", "vae_tiling": False}
     facts += [f"{name} {settings[name]}" for name, off in approximate.items() if settings.get(name, off) != off]
     write_sheet(path, rows, title=clip.id, subtitle="  ·  ".join(facts), fps=clip.fps)
 

@@ -17,8 +17,10 @@ from benchmarks.stages import STAGES, WORKING
 @pytest.fixture(scope="module")
 def folder(small_model: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("end")
-    flags = ["--device", "cpu", "--dtype", "float32", "--commit", "abc", "--steps", "5", "--rounds", "2"]
+    flags = ["--device", "cpu", "--dtype", "float32", "--commit", "abc", "--steps", "12", "--rounds", "2"]
     with pytest.MonkeyPatch.context() as patch:
+        editor, _ = end_to_end.PRESETS["fast"]
+        patch.setitem(end_to_end.PRESETS, "fast", (editor, 5.0))  # random weights change by more than 0.5 at each step
         patch.setattr(end_to_end, "run_fresh", lambda function, *arguments: function(*arguments))
         assert main([*flags, "--output", str(folder)]) == 0
     return folder

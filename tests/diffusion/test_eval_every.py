@@ -124,23 +124,14 @@ def test_what_will_do_an_edit_no_good_is_told(make_schedule):
         Denoise(negative="source").check_request(untold, many, "")
 
 
-def test_fast_evaluates_fewer_steps_and_keeps_all_other_options():
-    assert KVInjection(kv_scale=0.5).fast() == KVInjection(kv_scale=0.5, eval_every=2, steps=(0, 0.5))
-    assert KVInjection(steps=(3, 9)).fast() == KVInjection(steps=(3, 9), eval_every=2)
-    assert KVInjection(eval_every=5).fast() == KVInjection(eval_every=5, steps=(0, 0.5))
-    assert FlowEdit(num_noise_samples=4).fast() == FlowEdit(num_noise_samples=4, eval_every=4)
-    assert FlowEdit(eval_every=7).fast() == FlowEdit(eval_every=7)
-
-
-@pytest.mark.parametrize("editor", [KVInjection(), FlowEdit()], ids=repr)
-def test_fast_costs_less_than_half(editor, inversion):
-    slow, fast = (found.count_nfe(REQUEST, inversion.schedule) for found in (editor, editor.fast()))
-    assert fast < slow / 2
+def test_fast_reads_the_source_in_the_noisier_half_and_keeps_all_that_was_asked_for():
+    assert KVInjection(kv_scale=0.5, eval_every=5).fast() == KVInjection(kv_scale=0.5, eval_every=5, steps=(0, 0.5))
+    for editor in (KVInjection(steps=(3, 9)), FlowEdit(num_noise_samples=4), Denoise(), DirectInversion()):
+        assert editor.fast() is editor
 
 
 @pytest.mark.parametrize("editor", [Denoise(), DirectInversion()], ids=repr)
-def test_an_editor_that_evaluates_every_step_has_no_fast_form_of_its_own(editor, toy, inversion):
-    assert editor.fast() is editor
+def test_an_editor_that_evaluates_every_step_carries_nothing_on(editor, toy, inversion):
     state = editor.start(inversion, REQUEST, None, toy.num_layers)
     with pytest.raises(TypeError, match=f"{type(editor).__name__} evaluates every step"):
         editor.carry(state, inversion.schedule[0], inversion)

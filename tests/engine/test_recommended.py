@@ -8,6 +8,7 @@ import yaml
 from ddim_lightning import DDIMInversionModule
 from ddim_lightning.diffusion.editors import FlowEdit
 from ddim_lightning.diffusion.inverters import DDIM, UniInv
+from ddim_lightning.engine.fast import FAST_STEP_CACHE
 from ddim_lightning.engine.recommended import read_recommended
 
 
@@ -48,7 +49,8 @@ def test_the_record_shows_what_was_taken(tiny_model):
     module.load("cpu")
     settings = module.describe()
     assert settings["guidance_scale"] == 2.0
-    assert settings["editor"]["init_args"]["eval_every"] == module.editor.eval_every > 2
+    assert settings["editor"]["init_args"]["eval_every"] == module.editor.eval_every == 2
+    assert settings["runtime"]["step_cache"] == FAST_STEP_CACHE
 
 
 @pytest.mark.parametrize(

@@ -79,12 +79,12 @@ def test_the_option_reaches_the_engine_of_either_forward_pass_and_is_told_of_whe
     assert engine.make_step_cache() is None
 
 
-def test_fast_is_a_form_of_the_editor_or_else_a_step_cache(tiny_model):
+def test_fast_is_a_step_cache_beside_the_editors_own_form(tiny_model):
     for editor, given, taken in (
         (DirectInversion(), None, FAST_STEP_CACHE),
         (DirectInversion(), 0.1, 0.1),
-        (KVInjection(), None, None),
-        (FlowEdit(eval_every=9), None, None),
+        (KVInjection(), None, FAST_STEP_CACHE),
+        (FlowEdit(eval_every=9), 0.0, 0.0),
     ):
         module = make_module(str(tiny_model), editor=editor, fast=True, step_cache=given)
         assert (module.editor, module.runtime.step_cache) == (editor.fast(), taken)

@@ -202,7 +202,7 @@ class Editor(ABC):
         raise TypeError(f"{type(self).__name__} evaluates every step")
 
     def fast(self) -> Self:
-        """Return the same editor with fewer evaluated steps; itself, as here, where it has no such form of its own."""
+        """Return the form of this editor that goes with a step cache; itself, as here, where no option is changed."""
         return self
 
     def evaluates(self, step: Step, schedule: NoiseSchedule) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 
@@ -127,10 +127,6 @@ class FlowEdit(Editor):
     def carry(self, state: EditState, step: Step, inversion: Inversion) -> EditState:
         """Move by the last difference of the predictions: fresh noise would make a line through two of them rough."""
         return self._move(state, state.carried[0][1], step, inversion)
-
-    def fast(self) -> Self:
-        """Return the same editor with every fourth step evaluated; a larger ``eval_every`` stays as it is."""
-        return replace(self, eval_every=max(4, self.eval_every))
 
     def count_nfe(self, request: EditRequest, schedule: NoiseSchedule, together: int = 1) -> int:  # noqa: D102
         target_nfe = self.count_target_nfe(request, schedule)

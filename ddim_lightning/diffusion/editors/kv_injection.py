@@ -44,13 +44,11 @@ class KVInjection(SourceBranch):
         return apply_mask(state, latents, inversion, step.i + 1)
 
     def fast(self) -> Self:
-        """Return the same editor with every second step evaluated and the source attended to in the noisier half.
+        """Return the same editor with the source attended to in the noisier half; a range of ``steps`` stays as it is.
 
-        The layout is decided there; attending in the cleaner half copies what the prompt wants to change. A larger
-        ``eval_every`` and a range of ``steps`` stay as they are.
+        The layout is decided there; attending in the cleaner half copies what the prompt wants to change.
         """
-        steps = (0, 0.5) if self.steps == (0, None) else self.steps
-        return replace(self, eval_every=max(2, self.eval_every), steps=steps)
+        return replace(self, steps=(0, 0.5)) if self.steps == (0, None) else self
 
     needs = SourceBranch.needs  # it reads no more
 
