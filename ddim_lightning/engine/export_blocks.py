@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +97,9 @@ def export_blocks(
         name = _name_call(kind, arguments)
         on_layout(name, k, len(calls))
         file = f"{name}-{hashlib.sha256(takes.encode()).hexdigest()[:8]}.pt2"
-        _write(_Block(_FUNCTIONS[kind], arguments), _list_tensors(arguments), folder / file)
+        # Copies: of tensors that are one and the same here an exporter would take the first for all.
+        example = tuple(tensor.clone() for tensor in _list_tensors(arguments))
+        _write(_Block(_FUNCTIONS[kind], arguments), example, folder / file)
         entries.append({"file": file, "name": name, "takes": takes})
     manifest = BlockManifest(
         SCHEMA, BLOCKS, engine.device.type, describe_machine(engine.device),
@@ -229,7 +231,7 @@ def _record_calls(
 
 
 @contextmanager
-def _replaced(network: Network, recording: _Recording) -> Any:
+def _replaced(network: Network, recording: _Recording) -> Iterator[None]:
     own = network.run_block, network.lend_block
     network.run_block, network.lend_block = recording.run_block, recording.lend_block
     try:

@@ -46,24 +46,31 @@ def export(model, folder, **settings):
     return folder
 
 
+def leave_uncompiled(patch):
+    """Let graphs be written and read as they are: compiling them takes minutes, and is what a slow test does."""
+
+    def write(block, example, path):
+        torch.export.save(torch.export.export(block, example), path)
+
+    patch.setattr(module_of_blocks, "_write", write)
+    patch.setattr(module_of_blocks, "_read", lambda path: torch.export.load(path).module())
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    leave_uncompiled(monkeypatch)
+
+
 @pytest.fixture(scope="module")
-def uncompiled():
-    """Graphs are written and read as they are: compiling them takes minutes, and is what the slow tests do."""
+def exported(tiny_model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            module_of_blocks, "_write", lambda block, example, path: torch.export.save(_trace(block, example), path)
-        )
-        patch.setattr(module_of_blocks, "_read", lambda path: torch.export.load(path).module())
-        yield
+        leave_uncompiled(patch)
+        return export(tiny_model, tmp_path_factory.mktemp("graphs"))
 
 
-def _trace(block, example):
-    return torch.export.export(block, example)
-
-
-@pytest.fixture(scope="module")
-def graphs(uncompiled, tiny_model, tmp_path_factory):
-    return export(tiny_model, tmp_path_factory.mktemp("graphs"))
+@pytest.fixture
+def graphs(exported, uncompiled):
+    return exported
 
 
 def test_a_whole_inversion_and_edit_agree_with_eager_whatever_the_weights(graphs, tiny_model):
