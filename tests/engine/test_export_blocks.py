@@ -16,6 +16,7 @@ from ddim_lightning.engine import export_blocks as module_of_blocks
 from ddim_lightning.engine.artifacts import BLOCKS, MANIFEST
 from ddim_lightning.engine.export import export_network
 from ddim_lightning.engine.export_blocks import BlockArtifacts
+from ddim_lightning.models import loading
 from tests import modules
 
 SIZE = (3, 8, 8, 8)  # 9 frames of 32 x 32 pixels
@@ -127,12 +128,23 @@ def test_options_are_refused_where_blocks_alone_do_not_serve_them(graphs, tiny_m
         load(tiny_model, exported=str(graphs), editor=split)
 
 
+ADAPTER = Path(loading.__file__).parents[1] / "assets/tiny/tiny_edit.safetensors"
+
+
 @pytest.mark.slow
-def test_held_keys_and_values_and_rows_in_groups_go_with_them(uncompiled, tiny_model, tmp_path):
-    for name, settings in {"held": {"editor": InContextEdit()}, "grouped": {"rows_per_pass": 1}}.items():
-        folder = export(tiny_model, tmp_path / name, **settings)
-        ours = load(tiny_model, exported=str(folder), **settings)
-        assert agree(run(ours.engine), run(load(tiny_model, **settings).engine))
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("random", {"editor": InContextEdit()}),
+        ("random", {"rows_per_pass": 1}),
+        ("tiny", {"editor": InContextEdit(), "lora": str(ADAPTER), "offload": "blocks", "context": "host"}),
+    ],
+    ids=["held", "grouped", "adapter"],
+)
+def test_whatever_changes_weights_or_rows_goes_with_them(model, settings, uncompiled, tiny_model, tmp_path):
+    model = tiny_model if model == "random" else model
+    folder = export(model, tmp_path / "graphs", **settings)
+    assert agree(run(load(model, exported=str(folder), **settings).engine), run(load(model, **settings).engine))
 
 
 PROGRAM = """
