@@ -16,7 +16,7 @@ from .output import write_report
 
 SCHEMA_FILE = Path(__file__).with_name("result.schema.json")
 _NAMES = (
-    *("ablation", "claims", "consistency", "edit_report", "end_to_end", "forward_passes", "in_context"),
+    *("ablation", "claims", "cold_start", "consistency", "edit_report", "end_to_end", "forward_passes", "in_context"),
     *("inversion_report", "kernels", "layer_scan", "memory", "new_word", "scaling", "step_cache", "step_latency"),
     *("predicted_memory", "tiny_model", "versus_reference"),
 )
@@ -26,7 +26,7 @@ MODULES: dict[str, Any] = {module.SCHEMA: module for module in _IMPORTED}
 UNTIMED = frozenset(
     f"ddim-lightning/{name}/2"
     for name in (
-        *("consistency", "edit-quality", "in-context", "inversion-error", "layer-scan", "new-word"),
+        *("cold-start", "consistency", "edit-quality", "in-context", "inversion-error", "layer-scan", "new-word"),
         *("predicted-memory", "step-cache"),
     )
 )

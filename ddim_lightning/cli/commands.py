@@ -14,10 +14,10 @@ from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
 from ddim_lightning.cli.running import predict_clips, tell_results
 from ddim_lightning.data.frames import make_size
 from ddim_lightning.datamodule import VideoDataModule
+from ddim_lightning.engine.artifacts import MANIFEST
 from ddim_lightning.engine.config import Outputs
-from ddim_lightning.engine.export import MANIFEST, export_network, layout_name, make_row_size
+from ddim_lightning.engine.export import export_network, make_row_size
 from ddim_lightning.module import DDIMInversionModule
-from ddim_lightning.network.layout import RowLayout
 from ddim_lightning.report.tables import make_means, print_edits
 from ddim_lightning.tiny.demo import make_demo
 
@@ -52,9 +52,9 @@ def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, **groups
     module.load("cuda" if wants_gpu else "cpu")
     size = make_row_size(module.components, count, *pixels)
 
-    def tell(layout: RowLayout, k: int, total: int) -> None:
+    def tell(name: str, k: int, total: int) -> None:
         if not (run.quiet or run.json):
-            print(f"{graphs.format}: {layout_name(layout)}, {k + 1} of {total}", file=sys.stderr, flush=True)
+            print(f"{graphs.format}: {name}, {k + 1} of {total}", file=sys.stderr, flush=True)
 
     folder, scale = Path(run.output), module.guidance_scale
     manifest = export_network(module.engine, folder, graphs.format, size=size, guidance_scale=scale, on_layout=tell)

@@ -101,7 +101,7 @@ class Graphs:
     """The `Graphs` say as what a network is written.
 
     Args:
-        format: ``aoti``, compiled ahead of time; ``torch-export``, a graph; ``torchscript``, a trace, for old programs.
+        format: ``aoti``, compiled; ``aoti-blocks``, without weights; ``torch-export``, a graph; ``torchscript``, old.
     """
 
-    format: Literal["aoti", "torch-export", "torchscript"] = "aoti"
+    format: Literal["aoti", "aoti-blocks", "torch-export", "torchscript"] = "aoti"

@@ -12,8 +12,8 @@ from pathlib import Path
 from ddim_lightning.report.mistakes import get_nearest
 
 BENCHMARKS = tuple(  # a list of strings would take a line each
-    "ablation claims consistency edit_quality end_to_end forward_passes in_context inversion_error kernels layer_scan "  # noqa: SIM905
-    "memory new_word predicted_memory scaling step_cache step_latency tiny_model versus_reference".split()
+    "ablation claims cold_start consistency edit_quality end_to_end forward_passes in_context inversion_error kernels "  # noqa: SIM905
+    "layer_scan memory new_word predicted_memory scaling step_cache step_latency tiny_model versus_reference".split()
 )
 
 

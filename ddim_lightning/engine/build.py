@@ -17,10 +17,12 @@ from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
 from ddim_lightning.diffusion.windows import Windows
 from ddim_lightning.engine.adapters import add_loras, check_before_loading, find_adapters
+from ddim_lightning.engine.artifacts import holds_blocks
 from ddim_lightning.engine.config import Lora, Offload, Runtime, Schedule, Source
-from ddim_lightning.engine.editor_rules import check_for_artifacts, check_for_diffusers
+from ddim_lightning.engine.editor_rules import check_for_artifacts, check_for_block_artifacts, check_for_diffusers
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.export import ArtifactNetwork
+from ddim_lightning.engine.export_blocks import BlockArtifacts
 from ddim_lightning.engine.prompts import make_prompt_encoder
 from ddim_lightning.engine.recommended import read_recommended
 from ddim_lightning.engine.rows import FittingRows
@@ -107,7 +109,7 @@ def build_engine(
         check_fp8(device)
     find_adapters(lora)
     on_host: Collection[str] = ("transformer", "vae") if runtime.offload != "none" else ()
-    on_host = on_host if runtime.exported is None else ("transformer",)
+    on_host = on_host if runtime.exported is None or holds_blocks(runtime.exported) else ("transformer",)
     if isinstance(model, LoadedModel):
         if token is not None or (source is not None and source != Source()):
             raise ValueError("source and token: must be unset for a model that is loaded already, got one of them")
@@ -204,7 +206,10 @@ def make_engine(
         if runtime.compile:
             apply_compile(one, runtime.compile)
     exact: RunsRows = network
-    if runtime.exported is not None:
+    if runtime.exported is not None and holds_blocks(runtime.exported):
+        check_for_block_artifacts(editor)
+        BlockArtifacts(Path(runtime.exported).expanduser(), device, parts.transformer.dtype).apply(network)
+    elif runtime.exported is not None:
         # Artifacts hold weights of their own, so that the transformer stays on the host.
         check_for_artifacts(editor)
         placement = Placement(torch.empty(0, device=device).device, {"transformer": (), "vae": ()})

@@ -14,6 +14,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ddim_lightning.engine.artifacts import holds_blocks
 from ddim_lightning.engine.choices import (
     CompileMode,
     ContextStorage,
@@ -185,7 +186,7 @@ def make_options(kind: type[Options], value: Options | Mapping[str, Any]) -> Opt
 
 def check_options(runtime: Runtime, training: Training | None, lora: Sequence[Lora] = ()) -> None:
     """Raise a ValueError where options of different groups do not go with each other."""
-    if lora and runtime.exported is not None:
+    if lora and runtime.exported is not None and not holds_blocks(runtime.exported):
         got = ", ".join(one.file for one in lora)
         raise ValueError(f"lora: artifacts hold weights of their own; must be empty with exported, got {got}")
     if training is None:

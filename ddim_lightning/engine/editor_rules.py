@@ -10,10 +10,15 @@ ALL_TOKENS = "outside: artifacts compute all tokens; must be edit with exported,
 
 def check_for_artifacts(editor: Editor) -> None:
     """Raise a ValueError for an editor that reads what is held of a former pass, or splits the tokens of a row."""
-    if editor.splits_tokens:
-        raise ValueError(ALL_TOKENS)
+    check_for_block_artifacts(editor)
     if editor.context_nfe:
         raise ValueError(f"{NOTHING_HELD}, got {type(editor).__name__}")
+
+
+def check_for_block_artifacts(editor: Editor) -> None:
+    """Raise a ValueError for an editor that splits the tokens of a row: how many there are is the mask's."""
+    if editor.splits_tokens:
+        raise ValueError(ALL_TOKENS)
 
 
 def check_for_diffusers(editor: Editor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,24 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddim_lightning.diffusion.editors import Editor
-from ddim_lightning.diffusion.inverters import Inverter
-from ddim_lightning.diffusion.sampling import edit, invert
-from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.engine.artifacts import BLOCKS, read_manifest, write_manifest
 from ddim_lightning.engine.editor_rules import ALL_TOKENS, NOTHING_HELD, check_for_artifacts
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.export_blocks import BlockManifest, export_blocks
+from ddim_lightning.engine.recording import make_layout, record_layouts
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.models.loading import Components
-from ddim_lightning.network.denoiser import CogVideoXDenoiser
-from ddim_lightning.network.held import Held, HeldOnDevice, HeldRows
+from ddim_lightning.network.held import Held, HeldRows
 from ddim_lightning.network.layout import RowLayout, count_video_tokens
 from ddim_lightning.network.network import Network
 from ddim_lightning.network.standalone import StandaloneNetwork
-from ddim_lightning.types import EditRequest, KVScale
+from ddim_lightning.types import KVScale
 
 SCHEMA = "ddim-lightning/artifacts/1"
-MANIFEST = "manifest.json"
 FORMATS = {"aoti": "pt2", "torch-export": "pt2", "torchscript": "pt"}
 """``aoti``: compiled ahead of time, the fast one. ``torch-export``: the graph, for `torch.export.load`.
 ``torchscript``: a trace, the format for compatibility with programs that know nothing newer; deprecated in PyTorch."""
@@ -71,30 +67,6 @@ class Manifest:
     layouts: list[dict[str, Any]]
 
 
-class Recorder:
-    """A `Recorder` stands where the network does, evaluates nothing, and notes which row layouts are asked for."""
-
-    def __init__(self, dtype: torch.dtype, num_layers: int, in_channels: int, out_channels: int) -> None:
-        self.dtype, self.num_layers, self.in_channels, self.out_channels = dtype, num_layers, in_channels, out_channels
-        self.seen: dict[RowLayout, None] = {}
-
-    def __call__(self, latents: Tensor, prompt_embeds: Tensor, timestep: int, **settings: Any) -> Tensor:
-        """Note the layout of rows, and find zeros; see `Network`."""
-        layout = make_layout(latents, settings.get("wanted"), settings.get("reads", ()))
-        self.seen[layout] = None
-        return torch.zeros_like(latents[: layout.wanted, :, : self.out_channels])
-
-    def hold(self, latents: Tensor, prompt_embeds: Tensor, timestep: int) -> Held:
-        """Hold nothing; see `Network`."""
-        nothing = torch.zeros(latents.shape[0], 0, 1, 1)
-        return HeldOnDevice([(nothing, nothing)] * self.num_layers)
-
-
-def make_layout(latents: Tensor, wanted: int | None, reads: tuple[int, ...]) -> RowLayout:
-    """Return the layout of a call of the network."""
-    return RowLayout(latents.shape[0], latents.shape[0] if wanted is None else wanted, tuple(reads))
-
-
 def make_row_size(parts: Components, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
     """Return the (f, in_channels, h, w) of a row for clips of so many frames of this size in pixels."""
     config, limits = parts.transformer.config, parts.limits
@@ -124,39 +96,6 @@ def list_layouts(engine: InversionEngine, size: tuple[int, int, int, int], guida
 
 
 @torch.no_grad()
-def record_layouts(
-    inverter: Inverter,
-    editor: Editor,
-    schedule: NoiseSchedule,
-    *,
-    num_layers: int,
-    size: tuple[int, int, int, int],
-    channels: int,
-    guidance_scale: float,
-) -> list[RowLayout]:
-    """Record the row layouts of an inversion and an edit, without a model.
-
-    Args:
-        inverter: The inversion method.
-        editor: The editing method.
-        schedule: The noise levels.
-        num_layers: Of the transformer.
-        size: (f, in_channels, h, w) of the rows.
-        channels: Of the latents; a row has more where an image is shown beside them.
-        guidance_scale: Of the edit.
-    """
-    embeds = torch.zeros(1, 1, 1)
-    recorder = Recorder(torch.float32, num_layers, size[1], channels)
-    denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
-    generator, latents = torch.Generator().manual_seed(0), torch.zeros(1, size[0], channels, *size[2:])
-    image = None if size[1] == channels else latents
-    inversion = invert(denoiser, latents, schedule, inverter, image_latents=image, generator=generator)
-    request = EditRequest("edit", source_prompt="source", guidance_scale=guidance_scale)
-    edit(denoiser, inversion, editor, request, generator=generator)
-    return list(recorder.seen)
-
-
-@torch.no_grad()
 def export_network(
     engine: InversionEngine,
     folder: Path,
@@ -164,30 +103,32 @@ def export_network(
     *,
     size: tuple[int, int, int, int],
     guidance_scale: float,
-    on_layout: Callable[[RowLayout, int, int], None] = lambda layout, k, total: None,
-) -> Manifest:
+    on_layout: Callable[[str, int, int], None] = lambda name, k, total: None,
+) -> Manifest | BlockManifest:
     """Write the network of a loaded model as files that PyTorch alone can run.
 
     Their signature is (latents, prompt embeddings, timestep, kv_scale per layer) -> velocities; see
-    `StandaloneNetwork.forward`.
+    `StandaloneNetwork.forward`. Those of the form `BLOCKS` are parts of the network, see `export_blocks`.
 
     Args:
         engine: The loaded model; its inverter, editor and schedule say which row layouts are needed beside
             the usual three.
         folder: Made where it is missing.
-        kind: One of `FORMATS`.
+        kind: One of `FORMATS`, or `BLOCKS`.
         size: (f, in_channels, h, w) of the rows, whole tokens of frames.
         guidance_scale: Of the edits.
-        on_layout: Called before each layout with its position and their number.
+        on_layout: Called before each layout with its name, its position and their number.
 
     Raises:
         ValueError: An unknown format, or an editor that artifacts cannot serve.
     """
-    if kind not in FORMATS:
-        raise ValueError(f"format: must be one of {', '.join(FORMATS)}, got {kind!r}")
-    check_for_artifacts(engine.editor)
+    if kind not in (*FORMATS, BLOCKS):
+        raise ValueError(f"format: must be one of {', '.join((*FORMATS, BLOCKS))}, got {kind!r}")
     if not isinstance(engine.network, Network):
         raise ValueError("forward: must be fused for an export, got 'diffusers'")
+    if kind == BLOCKS:
+        return export_blocks(engine, folder, size=size, guidance_scale=guidance_scale, on_layout=on_layout)
+    check_for_artifacts(engine.editor)
     if engine.adapter is not None:
         rule = "artifacts are one network for inversions and edits; must hold no adapter that acts in edits alone"
         raise ValueError(f"lora: {rule}, got {engine.adapter.name}")
@@ -197,7 +138,7 @@ def export_network(
     folder.mkdir(parents=True, exist_ok=True)
     entries, kernel = [], ""
     for k, layout in enumerate(layouts):
-        on_layout(layout, k, len(layouts))
+        on_layout(layout_name(layout), k, len(layouts))
         tokens = text[0] + count_video_tokens(config, size[0], *size[2:])
         shape = (layout.rows, config.num_attention_heads, tokens, config.attention_head_dim)
         attention = engine.network.attention.choose(shape, transformer.dtype, device)
@@ -217,7 +158,7 @@ def export_network(
         config.num_layers,
         kernel, torch.__version__, entries,
     )  # fmt: skip
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+    write_manifest(folder, asdict(manifest))
     return manifest
 
 
@@ -240,15 +181,7 @@ class ArtifactNetwork:
     """
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        path = folder / MANIFEST
-        if not path.is_file():
-            raise FileNotFoundError(f"exported: no artifacts in {folder}: {MANIFEST} is missing")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("schema") != SCHEMA:
-            raise ValueError(f"exported: {path} must have schema {SCHEMA!r}, got {values.get('schema')!r}")
-        self.manifest = Manifest(**values)
-        if self.manifest.device != device.type:
-            raise ValueError(f"exported: the artifacts in {folder} are for {self.manifest.device}, got {device.type}")
+        self.manifest = Manifest(**read_manifest(folder, SCHEMA, device.type))
         self.folder, self.device = folder, device
         self.dtype: torch.dtype = getattr(torch, self.manifest.dtype)
         self.num_layers, self.in_channels = self.manifest.num_layers, self.manifest.latents[1]

@@ -9,7 +9,7 @@ import torch
 
 from ddim_lightning.diffusion.sampling import edit_together, invert, make_contexts
 from ddim_lightning.engine.engine import InversionEngine
-from ddim_lightning.engine.export import Recorder
+from ddim_lightning.engine.recording import Recorder
 from ddim_lightning.network.denoiser import CogVideoXDenoiser
 from ddim_lightning.types import EditRequest
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddim_lightning.diffusion.editors import Editor
 from ddim_lightning.diffusion.inverters import Inverter
 from ddim_lightning.diffusion.schedule import NoiseSchedule
-from ddim_lightning.engine.export import record_layouts
+from ddim_lightning.engine.recording import record_layouts
 from ddim_lightning.models.memory import fit_rows
 from ddim_lightning.network.layout import RowLayout, count_video_tokens
 

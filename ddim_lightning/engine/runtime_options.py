@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from ddim_lightning.engine.artifacts import holds_blocks
 from ddim_lightning.engine.choices import (
     CompileMode,
     ContextStorage,
@@ -50,8 +51,9 @@ class Runtime:
         compile_cache: Folder that keeps compiled graphs, so that another machine of the same kind starts warm. Its
             files hold code that will run, so a folder or a file that others can write to is refused.
         channels_last: Store the VAE's convolution weights with their channels last.
-        exported: Folder that ``ddim-lightning export`` wrote: its artifacts stand in for the network. They must be of
-            the same model, dtype and size, and hold the row layouts of this editor and guidance.
+        exported: Folder that ``ddim-lightning export`` wrote: its artifacts stand in for the network, or for its
+            blocks. They must be of the same model, dtype and size, and hold the row layouts of this editor and
+            guidance.
         offload: What waits in host memory: ``none`` of the model; ``model``, the VAE or the transformer, whichever does
             not work; ``blocks``, also all but two blocks of the transformer. Results are the same bytes.
         context: Where the keys and values of a source wait that all steps of an edit attend to (`InContextEdit`):
@@ -169,12 +171,16 @@ class Runtime:
         if self.compile:
             rule = "artifacts cannot be compiled; must be unset with compile"
             raise ValueError(f"exported: {rule}, got {self.exported!r}")
-        for name, off, why in (
+        rules: list[tuple[str, Any, str]] = [
             ("ranks_per_clip", 1, "artifacts hold whole passes alone"),
-            ("rows_per_pass", None, "artifacts take all rows at once"),
             ("precision", "none", "artifacts keep their own"),
-            ("offload", "none", "artifacts hold weights of their own"),
-        ):
+        ]
+        if not holds_blocks(self.exported):
+            rules += [
+                ("rows_per_pass", None, "artifacts take all rows at once"),
+                ("offload", "none", "artifacts hold weights of their own"),
+            ]
+        for name, off, why in rules:
             if (got := getattr(self, name)) != off:
                 must = "null" if off is None else off
                 raise ValueError(f"{name}: {why}; must be {must} with exported, got {got!r}")

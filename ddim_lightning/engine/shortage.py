@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ddim_lightning.engine.artifacts import holds_blocks
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.rows import find_widest
 from ddim_lightning.models.memory import Size, find_largest, predict_peaks
@@ -49,7 +50,8 @@ def _advise(
     peaks: Mapping[str, Mapping[str, float]], stage: str, runtime: Mapping[str, Any], room_gib: float | None
 ) -> str:
     """Say what to change so that a stage fits; the offloads stand in the order of what they need."""
-    keeps_all = runtime["forward"] == "diffusers" or runtime["precision"] != "none" or runtime["exported"] is not None
+    whole = runtime["exported"] is not None and not holds_blocks(runtime["exported"])
+    keeps_all = runtime["forward"] == "diffusers" or runtime["precision"] != "none" or whole
     offloads = list(peaks)
     for offload in () if keeps_all else offloads[offloads.index(runtime["offload"]) + 1 :]:
         need = find_largest(peaks[offload], runtime["rows_per_pass"])

@@ -17,6 +17,7 @@ _AT_WORK = (
         "ablation",
         "budget",
         "claims",
+        "cold_start",
         "consistency",
         "edit_quality",
         "end_to_end",

@@ -13,11 +13,11 @@ import torch
 
 from ddim_lightning import EditRequest, FlowEdit, KVInjection
 from ddim_lightning.cli.main import main
+from ddim_lightning.engine.artifacts import MANIFEST
 from ddim_lightning.engine.export import (
     EDIT,
     FORMATS,
     GUIDED_PAIR,
-    MANIFEST,
     ONE_ROW,
     ArtifactNetwork,
     export_network,

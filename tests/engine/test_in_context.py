@@ -9,7 +9,8 @@ from ddim_lightning import Clip, DDIMInversionModule, InContextEdit, Outputs, Sc
 from ddim_lightning.engine.build import build_engine
 from ddim_lightning.engine.clip_job import ClipJob
 from ddim_lightning.engine.config import Runtime
-from ddim_lightning.engine.export import ArtifactNetwork, export_network, make_row_size, record_layouts
+from ddim_lightning.engine.export import ArtifactNetwork, export_network, make_row_size
+from ddim_lightning.engine.recording import record_layouts
 from ddim_lightning.network.layout import RowLayout
 from ddim_lightning.network.source_mark import add_mark
 from tests.engine.test_offload import predict
