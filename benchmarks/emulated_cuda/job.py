@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +10,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch.utils.data import DataLoader
 
 from ddim_lightning.module import DDIMInversionModule
+from ddim_lightning.report.console import silent_lightning
 from ddim_lightning.types import Clip, ClipResult, Progress
 
 from .device import EmulatedDevice
@@ -111,17 +111,16 @@ def run_job(
     Returns:
         Their results, of the right shapes and dtypes, and all zeros; none where the job ended early.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # it greets the GPU
-    trainer = Trainer(
-        accelerator="gpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        callbacks=[StageWatch(device, names, ends_with), *callbacks],
-    )
-    with warnings.catch_warnings(), contextlib.suppress(EnoughError):
+    with silent_lightning(), warnings.catch_warnings(), contextlib.suppress(EnoughError):  # it greets the GPU
         warnings.simplefilter("ignore")
+        trainer = Trainer(
+            accelerator="gpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+            callbacks=[StageWatch(device, names, ends_with), *callbacks],
+        )
         return trainer.predict(module, datamodule=Clips(clips)) or []  # type: ignore[return-value]
     return []
