@@ -24,7 +24,7 @@ CASES = {
     "memory": (1, "--steps", "2"),
     "scaling": (1, "--rounds", "1"),
     "step_latency": (5, "--steps", "2", "--rounds", "1"),
-    "versus_reference": (9, "--script", str(STUB), "--no-compile", "--steps", "2", "--rounds", "1"),
+    "versus_reference": (12, "--script", str(STUB), "--no-compile", "--steps", "2", "--rounds", "1"),
 }
 
 

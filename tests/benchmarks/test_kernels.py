@@ -83,7 +83,7 @@ def test_everything_is_measured_and_written(tmp_path: Path, capsys: pytest.Captu
 
 def test_what_a_cpu_cannot_run_is_listed(tmp_path: Path):
     result = run(tmp_path)
-    assert [row["kernel"] for row in result["not_run"]] == ["cudnn", "flash", "efficient", "xformers"]
+    assert [row["kernel"] for row in result["not_run"]] == ["cudnn", "flash", "flash3", "flash4", "efficient", "xformers"]
     summary = (tmp_path / "README.md").read_text("utf-8")
     assert "- not run: flash: needs a CUDA device\n" in summary
 
@@ -115,9 +115,9 @@ def test_a_kernel_that_fails_is_listed_with_its_reason(tmp_path: Path, monkeypat
     monkeypatch.setattr(kernels, "CPU_KERNELS", {"broken": Attention("broken", fail), **CPU_KERNELS})
     result = run(tmp_path)
     told = [row for row in result["not_run"] if row["kernel"] == "broken"]
-    reason = {"kernel": "broken", "form": "plain", "reason": "no kernel for this head size"}
+    reason = {"kernel": "broken", "form": "plain", "reason": "RuntimeError: no kernel for this head size"}
     assert told == [{**reason, "keys": keys} for keys in ("own", "double")]
-    assert "- not run: broken plain own: no kernel for this head size\n" in (tmp_path / "README.md").read_text("utf-8")
+    assert "- not run: broken plain own: RuntimeError: no kernel for this head size\n" in (tmp_path / "README.md").read_text("utf-8")
     assert {row["kernel"] for row in result["rows"] if row["kind"] == "attention"} == {"sdpa"}
 
 
