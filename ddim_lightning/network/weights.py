@@ -206,15 +206,16 @@ def make_modulations(
     for pair in norms or ((block.norm1, block.norm2) for block in transformer.transformer_blocks):
         for norm in pair:  # streamed weights are here now, and not behind the loop
             parts.append(norm.linear(condition))
-            if norm.norm.weight is not None:
+            if norm.norm.weight is not None and norm.norm.bias is not None:
                 learnt.append(torch.stack([norm.norm.weight, norm.norm.bias]))
     # (n, norms, video and text, width) each.
     shift, scale, gate = torch.stack(parts, dim=1).unflatten(-1, (2, 3, -1)).unbind(3)
-    affine = torch.stack(learnt)[:, :, None].unbind(1) if learnt else None
+    affine = torch.stack(learnt, dim=1)[:, :, None] if learnt else None
     blocks = torch.stack([*_fold(affine, shift, 1.0 + scale), gate], dim=3).unflatten(1, (-1, 2))
     shift, scale = transformer.norm_out.linear(condition).chunk(2, dim=-1)
     last = transformer.norm_out.norm
-    final = torch.stack(_fold(None if last.weight is None else (last.weight, last.bias), shift, 1.0 + scale), dim=1)
+    affine = None if last.weight is None else torch.stack([last.weight, last.bias])
+    final = torch.stack(_fold(affine, shift, 1.0 + scale), dim=1)
     return [Modulation(*made) for made in zip(blocks.unbind(), final.unbind(), strict=True)]
 
 
@@ -230,9 +231,9 @@ def read_modulation_state(transformer: CogVideoXTransformer3DModel) -> State:
     return [*read_state(linears), *changes]
 
 
-def _fold(learnt: tuple[Tensor, Tensor] | None, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Fold shift and scale into the weight and bias of a norm that has learnt them; return the new weight and bias."""
-    return (scale, shift) if learnt is None else (learnt[0] * scale, learnt[1] * scale + shift)
+def _fold(affine: Tensor | None, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold shift and scale into what a norm has learnt, (2, ...) weight and bias; return the new weight and bias."""
+    return (scale, shift) if affine is None else (affine[0] * scale, affine[1] * scale + shift)
 
 
 def _take_norm(module: Any) -> Norm:
