@@ -1,4 +1,4 @@
-"""Progress is shown to a person: on a terminal live, in a notebook in one line, and elsewhere in a line now and then."""
+"""Progress is shown to a person: live on a terminal, in one line of a notebook, and elsewhere in a line now and then."""
 
 from __future__ import annotations
 
@@ -175,7 +175,8 @@ class Drawing:
         yield _cut(line, width)
         if tick.progress is not None:
             yield self._draw_stage(tick.progress, width)
-            yield _cut(Text(", ".join(_say_left(tick, self.age_s)), "cyan"), width)
+        if left := _say_left(tick, self.age_s):
+            yield _cut(Text(", ".join(left), "cyan"), width)
         if tick.sheet is not None:
             link = Style(dim=True, link=tick.sheet.absolute().as_uri())
             title = "last sheet  "

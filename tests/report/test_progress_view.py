@@ -28,7 +28,7 @@ def draw(drawing, width, **console):
 
 def test_a_drawing_says_clip_stage_step_what_is_left_and_the_sheet():
     lines = draw(Drawing(TICK, age_s=10.0), 80, color_system=None).splitlines()
-    assert lines[0].split() == "clip 3/20 car-turn 1 skipped 4 finished before".split()
+    assert lines[0].split() == ["clip", "3/20", "car-turn", "1", "skipped", "4", "finished", "before"]
     assert lines[1].startswith("edit 2/3 (4 windows) 23/50")
     assert lines[2].strip() == "154 NFE left, 12:30 left in all"
     assert lines[3].split() == ["last", "sheet", "out/bear/sheet.png"]
