@@ -93,7 +93,8 @@ class ProgressPrinter(Callback):
             self._show(self._num_before)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop listening, and leave the terminal as it was."""
+        """Show the end, which stays in a notebook; then stop listening, and leave a terminal as it was."""
+        self._show(self._num_before)
         self._close(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Progress is shown to a person: live on a terminal, in one line of a notebook, and elsewhere in a line now and then."""
+"""Progress is shown live on a terminal, in one line of a notebook, and in a line now and then elsewhere."""
 
 from __future__ import annotations
 
