@@ -124,9 +124,9 @@ class ProgressPrinter(Callback):
 
     def _close(self, pl_module: LightningModule) -> None:
         if self._view is not None:
-            self._view.close()
-            self._view = None
             _listeners(pl_module).remove(self._listen)
+            view, self._view = self._view, None
+            view.close()
 
 
 def _make_console() -> Console:

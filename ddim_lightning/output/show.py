@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,8 @@ class Shown:
     Args:
         records: As in ``result.json``.
         num_more: Clips that are left out.
-        folder: The output folder they are from, or
-        results: the results themselves.
+        folder: The output folder that they are from; ``None`` for results in memory.
+        results: These.
     """
 
     records: Sequence[dict[str, Any]]
@@ -57,13 +57,13 @@ class Shown:
             return make_cell(clips, num_more=self.num_more, missing="too large for a notebook: a VideoWriter writes it")
 
     def _describe(self, record: dict[str, Any]) -> str:
-        line = f"{record['id']}: {record['status']}" + (f": {record['reason']}" if record["reason"] else "")
+        line = f"{record['id']}: {record['status']}" + (f": {record['reason']}" if record.get("reason") else "")
         sheet = record["files"].get("sheet")
         line += f", {Path(self.folder, record['id'], sheet)}" if self.folder is not None and sheet else ""
         return make_plain(line)
 
 
-def show(what: ClipResult | Iterable[Any] | str | os.PathLike[str], *, most: int = 4) -> Shown:
+def show(what: ClipResult | Sequence[Any] | str | os.PathLike[str], *, most: int = 4) -> Shown:
     """Show what a run made: as the last line of a notebook's cell, its contact sheets, videos and numbers.
 
     Files of up to 4 MiB become part of the notebook, larger ones are linked to.

@@ -119,20 +119,20 @@ class _Cell:
 
 
 class _Lines:
-    """`_Lines` are printed at the first tick, and then at most every ten seconds."""
+    """`_Lines` are printed when the first clip begins, and then at most every ten seconds."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
-        self._written_at: float | None = None
+        self._last, self._has_written = time.monotonic(), False
         self._sheet: Path | None = None
 
     def show(self, tick: Tick) -> None:
         now = time.monotonic()
-        if self._written_at is not None and now - self._written_at < LINE_EVERY_S:
+        begins = tick.progress is not None and not self._has_written
+        if now - self._last < LINE_EVERY_S and not begins:
             return
-        is_told = tick.sheet == self._sheet
-        self._written_at, self._sheet = now, tick.sheet
-        self._write(make_line(tick, with_sheet=not is_told))
+        self._write(make_line(tick, with_sheet=tick.sheet != self._sheet))
+        self._last, self._has_written, self._sheet = now, True, tick.sheet
 
     def close(self) -> None:
         pass

@@ -83,6 +83,15 @@ def clock(monkeypatch):
     return now
 
 
+def test_clips_that_are_passed_by_get_no_line_at_once(clock):
+    stream = io.StringIO()
+    view = make_view(Console(file=stream, width=20))
+    for k in range(25):
+        clock[0] += 1
+        view.show(Tick(k + 1, 100, num_finished=k + 1))
+    assert stream.getvalue().splitlines() == [f"clip {k}/100; {k} finished before" for k in (10, 20)]
+
+
 def test_lines_come_at_once_and_then_every_ten_seconds(clock):
     stream = io.StringIO()
     view = make_view(Console(file=stream, width=20))
