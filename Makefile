@@ -18,11 +18,11 @@ WORKERS ?= 2
 # Tracing every line takes nearly half as long again, so that it is asked for where it is judged.
 COVERED := $(if $(COVERAGE),--cov --cov-report=term)
 
-.PHONY: install develop demo test test-benchmarks test-browser fuzz lint types layers mutations docs clean help
+.PHONY: install develop demo test test-benchmarks test-browser test-notebook fuzz lint types layers mutations docs clean help
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
-	@echo "and: make install | develop | test-benchmarks | test-browser | fuzz | lint | types | layers | mutations | docs | clean"
+	@echo "and: make install | develop | test-benchmarks | test-browser | test-notebook | fuzz | lint | types | layers | mutations | docs | clean"
 
 install: $(INSTALLED)
 
@@ -59,6 +59,10 @@ test-benchmarks: develop
 # The report of a run in a real browser: Debian's packages chromium and chromium-driver. Its screenshots lie in out/.
 test-browser: develop
 	$(TEST) -m slow tests/test_report_in_browser.py
+
+# The notebook of examples/ in a real kernel.
+test-notebook: develop
+	$(TEST) -m slow tests/test_examples.py
 
 # New manifests, configs and command lines, a thousand of each; the default tests try a few that stay the same.
 fuzz: develop

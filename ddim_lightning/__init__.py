@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ddim_lightning.diffusion.objectives import InContextEditing, InversionConsistency, Objective, Velocity
     from ddim_lightning.engine.config import Outputs, Runtime, Schedule, Source, Training
     from ddim_lightning.module import DDIMInversionModule
+    from ddim_lightning.output.show import show
     from ddim_lightning.pair_datamodule import PairDataModule
     from ddim_lightning.types import Branch, Clip, ClipResult, Denoiser, EditRequest, Step, UnreadableClip
     from ddim_lightning.writer import VideoWriter
@@ -51,6 +52,7 @@ NAMES = {
     "diffusion.objectives": ("InContextEditing", "InversionConsistency", "Objective", "Velocity"),
     "engine.config": ("Outputs", "Runtime", "Schedule", "Source", "Training"),
     "module": ("DDIMInversionModule",),
+    "output.show": ("show",),
     "pair_datamodule": ("PairDataModule",),
     "types": ("Branch", "Clip", "ClipResult", "Denoiser", "EditRequest", "Step", "UnreadableClip"),
     "writer": ("VideoWriter",),
@@ -66,6 +68,7 @@ __all__ = [
     "InvertBlock", "Inverter", "KVInjection", "MemoryTimeline", "Objective", "Outputs", "PairDataModule",
     "ProgressPrinter", "ReconstructBlock", "Runtime", "SampleSheets", "Schedule", "Source", "Step", "StepTimer",
     "Training", "UniInv", "UnreadableClip", "Velocity", "VideoDataModule", "VideoWriter",
+    "show",
 ]
 # fmt: on
 

@@ -208,7 +208,7 @@ class Clip:
     """
 
     id: str
-    frames: Frames
+    frames: Frames = field(repr=False)
     fps: Fraction = Fraction(8)
     prompts: tuple[str, ...] = ()
     source_prompt: str | None = None
@@ -217,11 +217,11 @@ class Clip:
     selection: FrameSelection | None = None
     source: str | None = None
     warnings: tuple[str, ...] = ()
-    mask: Bool[Tensor, "f h w"] | None = None
+    mask: Bool[Tensor, "f h w"] | None = field(default=None, repr=False)
     mask_source: str | None = None
-    first_frame: UInt8[Tensor, "c h w"] | None = None
+    first_frame: UInt8[Tensor, "c h w"] | None = field(default=None, repr=False)
     first_frame_source: str | None = None
-    latents: Latents | None = None
+    latents: Latents | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -239,8 +239,8 @@ class Edit:
     """An `Edit` is one edited video: its prompt, its frames (f, c, h, w) uint8, its latents (1, f, c, h, w)."""
 
     prompt: str
-    frames: Frames
-    latents: Latents
+    frames: Frames = field(repr=False)
+    latents: Latents = field(repr=False)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -288,6 +288,13 @@ class ClipResult:
     peak_gib: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Say in one line what became of which clip; `ddim_lightning.show` shows all of it."""
+        facts = [self.status if self.reason is None else f"{self.status}: {self.reason!r}"]
+        facts += [f"{len(self.edits)} edits"] if self.edits else []
+        facts += [f"{sum(self.nfe.values())} NFE"] if self.nfe else []
+        return f"ClipResult({self.clip.id!r}, {', '.join(facts)})"
 
 
 FindResult = Callable[[Clip, Mapping[str, str]], bool]

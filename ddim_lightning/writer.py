@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class VideoWriter(BasePredictionWriter):
     ``OUT/results.jsonl`` holds the records of all clips, skipped ones too, a line a clip; it grows with the run, and is
     sorted by id when the run ends. Those of clips that the last run did not have are marked ``earlier``.
     ``OUT/index.html`` then shows all of it in a browser; see `write_page`.
-    A PSNR of equal videos is infinite, which JSON cannot say: it is written as ``null``.
+    A PSNR of equal videos is infinite, which JSON cannot say: it is written as ``null``. The sheet that this process
+    wrote or found last is ``last_sheet``.
 
     A clip that an earlier run into the folder finished, with the same frames, request, weights and settings, is not
     done again by a `DDIMInversionModule`; a module of one's own that has a list ``find_results`` may ask as well.
@@ -52,6 +54,7 @@ class VideoWriter(BasePredictionWriter):
         self.output_dir = output_dir
         self.sheets = sheets
         self.num_clips = self.num_finished = 0
+        self.last_sheet: Path | None = None
         self._num_runs = 0
         self._told_to_end = False
         self._folder = RunFolder(output_dir, sheets=sheets, overwrite=overwrite)
@@ -67,6 +70,7 @@ class VideoWriter(BasePredictionWriter):
         if stage != "predict":
             return
         self.num_clips = self.num_finished = 0
+        self.last_sheet = None
         self._num_runs += 1
         self._told_to_end = False
         failure: Exception | None = None
@@ -140,7 +144,9 @@ class VideoWriter(BasePredictionWriter):
     def _write(self, result: ClipResult, *, skips: bool) -> None:
         self.num_clips += 1
         try:
-            self._folder.write(result)
+            record = self._folder.write(result)
+            if (sheet := record["files"].get("sheet")) is not None:
+                self.last_sheet = Path(self.output_dir, result.clip.id, sheet)
             self.num_finished += result.status == "finished"
         except DiskError:
             raise

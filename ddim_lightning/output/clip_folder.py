@@ -43,22 +43,28 @@ def write_clip(
         return make_record(result, {})
     place = get_place(output_dir, clip.id)
     with make_folder(output_dir) as folder:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            files = _write_videos(result, clip, folder)
-        sentences = dict.fromkeys([*result.warnings, *(str(warning.message) for warning in caught)])
-        result = replace(result, warnings=list(sentences))  # each file warns, once is enough
-        if sheets:
-            files["sheet"] = "sheet.png"
-            _write_sheet(result, clip, folder / "sheet.png")
-        if result.trajectory is not None:
-            files["trajectory"] = "trajectory.safetensors"
-            metadata = {"schema": SCHEMA, "id": clip.id, "seed": result.seed, "settings": result.settings}
-            metadata["fingerprint"] = result.fingerprint
-            write_trajectory(folder / "trajectory.safetensors", result.trajectory, metadata)
-        record = make_record(result, files)
-        (folder / "result.json").write_bytes(dump_record(record, indent=2))
+        record = fill_folder(result, clip, folder, sheets=sheets)
         put_in_place(folder, place, before_placing)
+    return record
+
+
+def fill_folder(result: ClipResult, clip: Clip, folder: Path, *, sheets: bool = True) -> dict[str, Any]:
+    """Write the files of a clip that is done into a folder of any name, and return the record; see `write_clip`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        files = _write_videos(result, clip, folder)
+    sentences = dict.fromkeys([*result.warnings, *(str(warning.message) for warning in caught)])
+    result = replace(result, warnings=list(sentences))  # each file warns, once is enough
+    if sheets:
+        files["sheet"] = "sheet.png"
+        _write_sheet(result, clip, folder / "sheet.png")
+    if result.trajectory is not None:
+        files["trajectory"] = "trajectory.safetensors"
+        metadata = {"schema": SCHEMA, "id": clip.id, "seed": result.seed, "settings": result.settings}
+        metadata["fingerprint"] = result.fingerprint
+        write_trajectory(folder / "trajectory.safetensors", result.trajectory, metadata)
+    record = make_record(result, files)
+    (folder / "result.json").write_bytes(dump_record(record, indent=2))
     return record
 
 

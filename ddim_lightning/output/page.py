@@ -90,30 +90,31 @@ def _read_run(folder: Path, start: Path, *, embed: bool) -> ReportedRun:
     """Read the list of a run; its files are linked to from the folder ``start``."""
     prefix = _find_way(folder, start)
 
-    def find(clip: str, name: str) -> Path | None:
-        """A list may be anybody's: only plain files in folders of clips are shown."""
-        try:
-            path = folder / check_id(clip) / name
-        except ValueError:
-            return None
-        plain = Path(name).name == name and not path.is_symlink() and not path.parent.is_symlink()
-        return path if plain and path.is_file() else None
-
     def link(clip: str, name: str) -> str | None:
-        return None if find(clip, name) is None else f"{prefix}{quote(clip)}/{quote(name)}"
+        return None if find_file(folder, clip, name) is None else f"{prefix}{quote(clip)}/{quote(name)}"
 
     def load(clip: str, name: str) -> str | None:
-        path = find(clip, name)
+        path = find_file(folder, clip, name)
         return None if path is None else f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
     def leave_out(clip: str, name: str) -> None:
         """A page that holds its videos is sent elsewhere, where the files are not."""
 
     video: Link = load if embed else link
-    return ReportedRun(folder.resolve().name or str(folder), _read_records(folder), video, leave_out if embed else link)
+    return ReportedRun(folder.resolve().name or str(folder), read_records(folder), video, leave_out if embed else link)
 
 
-def _read_records(folder: Path) -> list[dict[str, Any]]:
+def find_file(folder: Path, clip: str, name: str) -> Path | None:
+    """Find a file of a clip that a list names; a list may be anybody's: only plain files in folders of clips count."""
+    try:
+        path = folder / check_id(clip) / name
+    except ValueError:
+        return None
+    plain = Path(name).name == name and not path.is_symlink() and not path.parent.is_symlink()
+    return path if plain and path.is_file() else None
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
     """Read the list of a run, or the records in the folders of its clips where the list is gone."""
     with suppress(FileNotFoundError, NotADirectoryError):
         return read_list(folder / RESULTS)

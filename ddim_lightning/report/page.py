@@ -76,27 +76,36 @@ def make_page(runs: Sequence[ReportedRun], *, written: str) -> str:
     columns = make_columns(cards, len(runs))
     common = [find_common(flatten(record.get("settings")) for record in _get_done(run)) for run in runs]
     versions = [find_common(flatten(record["versions"]) for record in run.records) for run in runs]
+    return (
+        make_environment()
+        .get_template("page.html")
+        .render(
+            generator=Markup(GENERATOR),
+            digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            script=Markup(script),
+            style=Markup(style),
+            written=written,
+            runs=runs,
+            marks=["A", "B"] if len(runs) > 1 else [""],
+            cards=cards,
+            columns=columns,
+            groups=_group(columns),
+            values={column.key: [_to_json(value) for value in column.values] for column in columns},
+            counts=[_count(run.records) for run in runs],
+            skipped=[[record for record in run.records if record["status"] == "skipped"] for run in runs],
+            facts=[[(title, values[name]) for name, title in _FACTS.items() if name in values] for values in common],
+            tables={"Settings": lay_side_by_side(common), "Versions": lay_side_by_side(versions)},
+        )
+    )
+
+
+def make_environment() -> Environment:
+    """Make what fills templates; texts are escaped, and numbers are named and rounded as everywhere."""
     environment = Environment(loader=FileSystemLoader(_ASSETS), autoescape=True, undefined=StrictUndefined)
     environment.trim_blocks = environment.lstrip_blocks = True
     environment.filters.update(plain=lambda text: make_plain(str(text)), number=format_number, describe=describe_number)
     environment.tests["finite"] = math.isfinite
-    return environment.get_template("page.html").render(
-        generator=Markup(GENERATOR),
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        script=Markup(script),
-        style=Markup(style),
-        written=written,
-        runs=runs,
-        marks=["A", "B"] if len(runs) > 1 else [""],
-        cards=cards,
-        columns=columns,
-        groups=_group(columns),
-        values={column.key: [_to_json(value) for value in column.values] for column in columns},
-        counts=[_count(run.records) for run in runs],
-        skipped=[[record for record in run.records if record["status"] == "skipped"] for run in runs],
-        facts=[[(title, values[name]) for name, title in _FACTS.items() if name in values] for values in common],
-        tables={"Settings": lay_side_by_side(common), "Versions": lay_side_by_side(versions)},
-    )
+    return environment
 
 
 def make_columns(cards: Sequence[Card], num_runs: int) -> list[Column]:

@@ -1,126 +1,189 @@
-"""The progress display: time left by a clock of our own, and what reaches a terminal and a file."""
+"""The progress of a run under a real Trainer: what is counted, and who has the terminal."""
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from fractions import Fraction
 
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from rich.console import Console
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from ddim_lightning.callbacks.progress import ClipClock, ProgressPrinter
-from ddim_lightning.types import Progress
+from ddim_lightning import VideoWriter
+from ddim_lightning.callbacks.progress import ProgressPrinter
+from ddim_lightning.data.video import write_video
+from ddim_lightning.types import Clip, ClipResult, Progress, UnreadableClip
+from tests.clip_results import make_small_result
 
-STAGES = [  # stage, label, steps, rows a step
-    ("encode", "encode", 1, 0.0),
-    ("invert", "invert", 4, 1.0),
-    ("reconstruct", "reconstruct", 4, 1.0),
-    ("edit", "edit 1/2", 4, 3.0),
-    ("edit", "edit 2/2", 4, 3.0),
-    ("decode", "decode", 3, 0.0),
-]
+STAGES = [("encode", "encode", 1, 0.0), ("edit", "edit 1/1", 4, 3.0), ("decode", "decode", 2, 0.0)]
+SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
+pytestmark = pytest.mark.filterwarnings("ignore:predict returned None", "ignore:Couldn't infer the batch indices")
 
 
-def make_ticks(clip_id="clip"):
-    ticks = []
-    nfe_left = int(sum(steps * rows for _, _, steps, rows in STAGES))
-    for stage, label, steps, rows in STAGES:
-        nfe_left -= int(steps * rows)
-        ticks += [Progress(clip_id, stage, label, done, steps, rows, nfe_left) for done in range(steps + 1)]
-    return ticks
+def make_ticks(clip_id):
+    left = {"encode": 12, "edit": 0, "decode": 0}
+    return [
+        Progress(clip_id, stage, label, done, total, nfe, left[stage])
+        for stage, label, total, nfe in STAGES
+        for done in range(total + 1)
+    ]
 
 
-def test_time_left_is_exact_when_every_row_takes_the_same_time():
-    now = 0.0
-    clock = ClipClock(0, 1, lambda: now)
-    told = []
-    for tick in make_ticks():
-        if tick.done and tick.nfe:
-            now += 2.0 * tick.nfe
-        told.append((tick.label, tick.done, clock.read(tick).left_s))
-    assert told[:3] == [("encode", 0, None), ("encode", 1, None), ("invert", 0, None)]
-    assert ("invert", 1, 2.0 * 31) in told
-    assert ("reconstruct", 0, 2.0 * 28) in told
-    assert ("edit 1/2", 3, 2.0 * 15) in told
-    assert ("edit 2/2", 4, 0.0) in told
+class Worker(LightningModule):
+    """Ticks and returns results as the real module does, of clips with another status than done no ticks."""
 
-
-def test_clips_to_come_are_counted_at_the_price_of_this_one():
-    now = 0.0
-    clock = ClipClock(1, 4, lambda: now)
-    now = 5.0  # reading and encoding
-    clock.read(Progress("clip", "invert", "invert", 0, 10, 1.0, 10))
-    now = 15.0
-    tick = clock.read(Progress("clip", "invert", "invert", 5, 10, 1.0, 10))
-    # 5 of 20 rows took 10 s: 30 s are left of this clip, which takes 45 s in all, and so do two more
-    assert tick.left_s == pytest.approx(30.0 + 2 * 45.0)
-    assert (tick.clip_number, tick.num_clips) == (2, 4)
-
-
-def test_windows_of_a_long_clip_are_told():
-    clock = ClipClock(0, 1)
-    assert clock.read(Progress("clip", "invert", "invert", 1, 10, 3.0, 10, windows=3)).label == "invert (3 windows)"
-    assert clock.read(Progress("clip", "decode", "decode", 0, 10, 0.0, 0)).label == "decode"
-
-
-class _Worker(LightningModule):
-    """Ticks as the real module does."""
-
-    def __init__(self, fail=False):
+    def __init__(self, error=None, statuses=()):
         super().__init__()
         self.progress_listeners = []
-        self.fail = fail
+        self.error, self.statuses = error, dict(statuses)
 
-    def predict_step(self, batch, batch_idx):
-        for tick in make_ticks(f"clip [{batch_idx}]"):
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        results = [self.work(clip) for clip in (batch if isinstance(batch, list) else [batch])]
+        if self.error is not None:
+            raise self.error
+        return results if isinstance(batch, list) else results[0]
+
+    def work(self, clip):
+        status = self.statuses.get(clip.id, "done")
+        if status != "done":
+            reason = "it is broken" if status == "skipped" else None
+            return ClipResult(UnreadableClip(clip.id, "", "it is broken") if reason else clip, status, reason)
+        for tick in make_ticks(clip.id):
             for listener in self.progress_listeners:
                 listener(tick)
-        if self.fail:
-            raise RuntimeError("out of memory")
+        return make_small_result(clip.id)
 
 
-def _run(console, module):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    trainer = Trainer(**quiet, callbacks=[ProgressPrinter(console)])
-    trainer.predict(module, DataLoader(torch.arange(2)), return_predictions=False)
+class Watch(ProgressPrinter):
+    """Remembers what is shown."""
+
+    def on_predict_start(self, trainer, pl_module):
+        super().on_predict_start(trainer, pl_module)
+        self.ticks, show = [], self._view.show
+        self._view.show = lambda tick: (self.ticks.append(tick), show(tick))
+
+    @property
+    def numbers(self):
+        return list(dict.fromkeys((tick.clip_number, tick.num_clips) for tick in self.ticks))
 
 
-@pytest.mark.filterwarnings("ignore:predict returned None")
-def test_a_file_gets_a_line_at_the_end_of_every_stage():
-    stream = io.StringIO()
-    module = _Worker()
-    _run(Console(file=stream, width=20), module)
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 2 * len(STAGES)
-    assert lines[0] == "clip 1/2 clip [0]: encode 1/1"
-    assert lines[1].startswith("clip 1/2 clip [0]: invert 4/4 0:0")
-    assert lines[-2].startswith("clip 2/2 clip [1]: edit 2/2 4/4 0:00 left")
+def make_clips(count):
+    return [Clip(f"clip-{k}", torch.zeros(1, 3, 8, 8, dtype=torch.uint8)) for k in range(count)]
+
+
+def load(clips, batch_size=None):
+    return DataLoader(clips, batch_size=batch_size, collate_fn=(lambda batch: batch) if batch_size else None)
+
+
+def predict(printer, module, loaders, *callbacks, bar=False):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(**quiet, enable_progress_bar=bar, callbacks=[*callbacks, printer])
+    trainer.predict(module, loaders, return_predictions=False)
+
+
+def make_console(**options):
+    return Console(file=io.StringIO(), width=120, **options)
+
+
+def test_clips_are_counted_whatever_became_of_them(tmp_path):
+    became = {"clip-0": "skipped", "clip-2": "finished", "clip-3": "skipped"}
+    watch = Watch(make_console())
+    predict(watch, Worker(statuses=became), load(make_clips(6)))
+    assert watch.numbers == [(k, 6) for k in range(1, 7)]
+    last = watch.ticks[-1]
+    assert (last.num_skipped, last.num_finished) == (2, 1)
+    assert [tick.progress.clip_id for tick in watch.ticks if tick.progress and not tick.progress.done][::3] == [
+        "clip-1",
+        "clip-4",
+        "clip-5",
+    ]
+
+
+def test_batches_are_counted_by_their_clips():
+    watch = Watch(make_console())
+    predict(watch, Worker(), [load(make_clips(5), batch_size=2), load(make_clips(1))])
+    assert watch.numbers == [(1, 8), (2, 8), (3, 8), (4, 8), (5, 6), (6, 6)]
+
+
+def test_a_stream_of_clips_has_no_end():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(make_clips(3))
+
+    watch = Watch(make_console())
+    predict(watch, Worker(), DataLoader(Stream(), batch_size=None))
+    assert watch.numbers == [(1, None), (2, None), (3, None)]
+
+
+def test_the_sheet_is_the_last_that_the_writer_wrote(tmp_path):
+    watch = Watch(make_console())
+    predict(watch, Worker(), load(make_clips(3)), VideoWriter(str(tmp_path)))
+    shown = list(dict.fromkeys(tick.sheet for tick in watch.ticks))
+    assert shown == [None, *(tmp_path / f"clip-{k}" / "sheet.png" for k in range(3))]
+    assert all(path.is_file() for path in shown[1:])
+
+
+def test_a_file_gets_one_line_of_a_short_run():
+    printer, module = ProgressPrinter(console := make_console()), Worker()
+    predict(printer, module, load(make_clips(2)))
+    assert console.file.getvalue() == "clip 1/2 clip-0: encode 0/1, 12 NFE left\n"
     assert module.progress_listeners == []
 
 
-@pytest.mark.filterwarnings("ignore:predict returned None")
-def test_a_terminal_gets_a_bar_that_goes_away():
-    stream = io.StringIO()
-    _run(Console(file=stream, width=120, force_terminal=True), _Worker())
-    shown = stream.getvalue()
-    assert "clip [1]" in shown
-    assert "decode" in shown
-    assert shown.endswith("\x1b[2K")  # the line is erased and the cursor stands where it was
-    assert "\x1b[?25h" in shown
+def test_a_terminal_gets_a_display_that_goes_away():
+    printer = ProgressPrinter(console := make_console(force_terminal=True))
+    predict(printer, Worker(), load(make_clips(2)))
+    shown = console.file.getvalue()
+    assert "clip 2/2" in shown
+    assert shown.endswith("\x1b[2K")  # the lines are erased, and the cursor stands where it was
+    assert shown.count(HIDE_CURSOR) == shown.count(SHOW_CURSOR) == 1
 
 
-def test_the_terminal_is_given_back_after_an_error():
-    stream = io.StringIO()
-    module = _Worker(fail=True)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        _run(Console(file=stream, width=120, force_terminal=True), module)
-    assert "\x1b[?25h" in stream.getvalue()
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()], ids=["error", "interrupt"])
+def test_the_terminal_is_given_back(error):
+    printer, module = ProgressPrinter(console := make_console(force_terminal=True)), Worker(error)
+    out, err = sys.stdout, sys.stderr
+    with pytest.raises((RuntimeError, SystemExit, KeyboardInterrupt)):
+        predict(printer, module, load(make_clips(2)))
+    assert console.file.getvalue().endswith("\x1b[2K")
+    assert SHOW_CURSOR in console.file.getvalue()
+    assert (sys.stdout, sys.stderr) == (out, err)
     assert module.progress_listeners == []
 
 
-@pytest.mark.filterwarnings("ignore:predict returned None")
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+def test_the_bar_of_the_trainer_keeps_the_terminal(bar, capsys):
+    printer = ProgressPrinter(console := make_console(force_terminal=True))
+    predict(printer, Worker(), load(make_clips(2)), bar(), bar=True)
+    assert console.file.getvalue() == ""
+    told = capsys.readouterr()
+    assert told.out.count("clip 1/2 clip-0: encode 0/1, 12 NFE left\n") == 1
+    assert "Predicting" in told.out + told.err
+
+
+def test_a_file_is_written_beside_the_bar_of_the_trainer(capsys):
+    printer = ProgressPrinter(console := make_console())
+    predict(printer, Worker(), load(make_clips(2)), bar=True)
+    assert console.file.getvalue() == "clip 1/2 clip-0: encode 0/1, 12 NFE left\n"
+    assert "clip-0" not in capsys.readouterr().out
+
+
+def test_colors_that_are_wanted_of_a_file_make_no_terminal_of_it(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    predict(ProgressPrinter(), Worker(), load(make_clips(2)))
+    assert "clip 1/2 clip-0: encode 0/1, 12 NFE left\n" in capsys.readouterr().err
+
+
 def test_a_module_that_tells_nothing_is_run_all_the_same():
     class Silent(LightningModule):
         done = 0
@@ -128,9 +191,40 @@ def test_a_module_that_tells_nothing_is_run_all_the_same():
         def predict_step(self, batch, batch_idx):
             self.done += 1
 
-    stream = io.StringIO()
-    module = Silent()
+    printer, module = ProgressPrinter(console := make_console()), Silent()
     with pytest.warns(UserWarning, match="ProgressPrinter shows nothing: Silent has no `progress_listeners`"):
-        _run(Console(file=stream, width=120), module)
+        predict(printer, module, DataLoader(torch.arange(2)))
     assert module.done == 2
-    assert stream.getvalue() == ""
+    assert console.file.getvalue() == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", [{"TERM": "xterm"}, {"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_a_real_terminal_is_as_it_was_after_an_interrupt(environment, tmp_path):
+    """The command line on a terminal of 40 columns, interrupted once it shows what is left."""
+    write_video(tmp_path / "clip.mp4", torch.zeros(9, 3, 64, 64, dtype=torch.uint8), Fraction(8))
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    before = termios.tcgetattr(theirs)
+    flags = ["clip.mp4", "--output", "out", "--prompt", "a red circle", "--num-inference-steps", "500"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddim_lightning", "edit", *flags],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"} | environment,
+    )
+    shown = b""
+    while b"NFE left" not in shown:
+        shown += os.read(ours, 4096)
+    process.send_signal(signal.SIGINT)
+    while b"interrupted" not in shown:
+        shown += os.read(ours, 4096)
+    assert process.wait(60) == 130
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
+    text = shown.decode()
+    is_live = environment["TERM"] != "dumb"
+    assert text.count(HIDE_CURSOR) == text.count(SHOW_CURSOR) == is_live
+    assert ("\x1b[36m" in text) == (is_live and "NO_COLOR" not in environment)
+    assert is_live or "\x1b" not in text

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from ddim_lightning.callbacks.progress import Tick, make_view
 from ddim_lightning.report.console import plain_output, tell_records
 from ddim_lightning.report.tables import print_edits
 
@@ -56,13 +53,3 @@ def test_a_change_is_no_markup(capsys):
     row = dict.fromkeys(("vae", "reconstruction", "edit", "in_context", "do_nothing"), 1.0)
     print_edits([row | {"clip": NASTY, "change": NASTY}])
     assert capsys.readouterr().out.count(SHOWN) == 2
-
-
-def test_the_progress_shows_an_id_as_it_is_written():
-    for terminal in (False, True):
-        text = io.StringIO()
-        view = make_view(Console(file=text, force_terminal=terminal, width=200, color_system=None))
-        view.show(Tick(NASTY, 1, 1, "decode", 1, 1))
-        view.close()
-        assert SHOWN in text.getvalue()
-        assert not set(text.getvalue()) & {"\x9b", "\u202e"}
