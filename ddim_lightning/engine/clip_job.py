@@ -24,6 +24,7 @@ from ddim_lightning.engine.clip_rules import (
     check_mask,
     check_prompts,
     find_untrained,
+    get_source_prompts,
 )
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.decoding import DecodedVideo, measure_decoded
@@ -104,8 +105,8 @@ class ClipJob:
         check_prompts(clip)
         self.timer = StageTimer(self.engine.device)
         self.requests = [
-            EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
-            for prompt in clip.prompts
+            EditRequest(prompt, clip.negative_prompt, source, self.guidance_scale)
+            for prompt, source in zip(clip.prompts, get_source_prompts(clip), strict=True)
         ]
         self._plan = make_plan(
             self.engine,
@@ -282,7 +283,7 @@ class ClipJob:
 
     def _list_prompts(self) -> list[str]:
         prompts = [self.engine.inversion_prompt or "", *self.clip.prompts, self.clip.negative_prompt]
-        return prompts if self.clip.source_prompt is None else [*prompts, self.clip.source_prompt]
+        return [*prompts, *filter(None, [self.clip.source_prompt, *self.clip.source_prompts])]
 
     @contextmanager
     def _stage(self, stage: Stage, label: str, total: int, nfe: int = 0) -> Iterator[Tick]:

@@ -100,7 +100,9 @@ def _count_edit_nfe(engine: InversionEngine, requests: Sequence[EditRequest], ba
     """Return the NFE of all edits in one window."""
     if not requests:
         return 0
-    if engine.step_cache is not None:  # which steps are skipped depends on more than an editor can say
+    sources = {request.source_prompt for request in requests}
+    # Which steps are skipped, and what edits of several descriptions share, depends on more than an editor can say.
+    if engine.step_cache is not None or len(sources) > 1:
         return count_edit_nfe(engine, requests, batch_prompts)
     editor, count = engine.editor, len(requests)
     together = count if batch_prompts else 1

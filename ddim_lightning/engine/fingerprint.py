@@ -46,6 +46,7 @@ def make_clip_fingerprint(
         "first_frame": None if clip.first_frame is None else digest_tensor(clip.first_frame),
         "seed": seed,
         "source": _digest_source(clip.source),  # its sound is copied
+        **({"source_prompts": clip.source_prompts} if clip.source_prompts else {}),
     }
     outputs, runtime = settings["outputs"], settings["runtime"]
     relevant = {
