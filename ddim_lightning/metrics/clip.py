@@ -27,7 +27,8 @@ class Clip:
     """
 
     def __init__(self, model: nn.Module, processor: Any, device: torch.device) -> None:
-        self._model: Any = model.to(device).eval()
+        network: Any = model.to(device).eval()
+        self._model = network
         self._processor, self._device = processor, device
         self.most_tokens = int(self._model.config.text_config.max_position_embeddings)
         self._texts: dict[str, Tensor] = {}
@@ -66,7 +67,7 @@ class ClipMeter:
             self._names -= _TEXT.keys()
         self._text = None if prompt is None or not self._names & _TEXT.keys() else clip.embed_text(prompt)
         self._last: Tensor | None = None
-        self._sum, self._count = torch.zeros(()), 0
+        self._sum, self._count = torch.zeros((), dtype=torch.float64), 0
 
     def add(self, piece: Piece) -> None:
         """Take in the next frames."""

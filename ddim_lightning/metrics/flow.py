@@ -163,6 +163,6 @@ def measure_warp(before: Tensor, now: Tensor, flow: Tensor, visible: Tensor) -> 
 
 def _follow(tracks: list[Tensor], flow: Tensor) -> list[Tensor]:
     """Move the points of tracks on by the flow of a step; the first ones lie on a grid."""
-    tracks = tracks or [make_grid(*flow.shape[2:], flow.device)]
+    tracks = tracks or [make_grid(flow.shape[2], flow.shape[3], flow.device)]
     moved = sample(flow, tracks[-1].T[None, :, :, None])[0, :, :, 0].T
     return [*tracks, tracks[-1] + moved]

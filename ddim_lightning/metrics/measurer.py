@@ -1,27 +1,17 @@
-"""A measurer loads the networks that measures need, from this machine alone, and measures clips with them."""
+"""A measurer holds the networks that measures need, and measures clips with them."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from ddim_lightning.metrics.measures import LATENTS, MEASURES, Networks, check_measures
+from ddim_lightning.metrics.measures import MEASURES, OF_FRAMES, Networks, check_measures
+from ddim_lightning.metrics.networks import LOADERS
 from ddim_lightning.metrics.pieces import Meter, Piece
-
-CLIP = "openai/clip-vit-large-patch14"
-"""The CLIP model that is looked for in the hub's cache where none is named: that of FiVE's evaluation."""
-_CACHED: Mapping[str, Sequence[str]] = {
-    "lpips_weights": ("alexnet-owt-7be5be79.pth", "squeezenet1_1-b8a52dc0.pth", "vgg16-397923af.pth"),
-    "raft_weights": ("raft_large_C_T_SKHT_V2-ff5fadd5.pth", "raft_small_C_T_V2-01064c6d.pth"),
-}
-"""Files of https://download.pytorch.org/models by the names that torch's cache keeps them under."""
 
 
 @dataclass
@@ -51,7 +41,9 @@ class ClipMeasuring:
         found: dict[str, float] = {}
         for name in list(self.meters):
             found |= self._try(name, self.meters[name].read) or {}
-        return {name: found[name] for measure in MEASURES.values() for name in measure.numbers if name in found}
+        self.problems += [f"{name}: is no number (NaN)" for name, value in found.items() if math.isnan(value)]
+        ordered = (name for measure in MEASURES.values() for name in measure.numbers)
+        return {name: found[name] for name in ordered if name in found and not math.isnan(found[name])}
 
     def _try(self, name: str, measure: Callable[[], Any]) -> Any:
         try:
@@ -134,8 +126,10 @@ class Measurer:
 
 
 def load_measurer(
-    names: Iterable[str], networks: Networks = Networks(), device: torch.device | str = "cpu"
-) -> Measurer:  # noqa: B008, frozen
+    names: Iterable[str],
+    networks: Networks = Networks(),  # noqa: B008, frozen
+    device: torch.device | str = "cpu",
+) -> Measurer:
     """Load what measures need from this machine; nothing is fetched.
 
     Args:
@@ -149,77 +143,13 @@ def load_measurer(
     Raises:
         ValueError: A name that is not known.
     """
-    names, device = check_measures(names, [name for name in MEASURES if name != LATENTS]), torch.device(device)
-    loaders: dict[str, Callable[[str | None, torch.device], Any]] = {
-        "lpips_weights": _load_lpips,
-        "clip_model": _load_clip,
-        "raft_weights": _load_raft,
-        "tracker": _load_tracker,
-    }
-    needed = dict.fromkeys(need for name in names for need in MEASURES[name].needs if need in loaders)
+    names, device = check_measures(names, OF_FRAMES), torch.device(device)
+    needed = dict.fromkeys(need for name in names for need in MEASURES[name].needs if need in LOADERS)
     parts, lacks = {}, {}
     for need in needed:
         try:
-            parts[need] = loaders[need](getattr(networks, need), device)
+            parts[need] = LOADERS[need](getattr(networks, need), device)
         except (OSError, ValueError) as error:
             lacks[need] = " ".join(str(error).split())
     missing = {name: lacks[need] for name in names for need in MEASURES[name].needs if need in lacks}
     return Measurer(tuple(name for name in names if name not in missing), device, parts, missing)
-
-
-def _load_lpips(named: str | None, device: torch.device) -> Any:
-    from ddim_lightning.metrics.lpips import Lpips
-
-    return Lpips(_read_weights("lpips_weights", named), device)
-
-
-def _load_raft(named: str | None, device: torch.device) -> Any:
-    from ddim_lightning.metrics.flow import Raft
-
-    return Raft(_read_weights("raft_weights", named), device)
-
-
-def _load_clip(named: str | None, device: torch.device) -> Any:
-    from transformers import CLIPModel, CLIPProcessor
-
-    from ddim_lightning.metrics.clip import Clip
-
-    name = CLIP if named is None else os.fspath(Path(named).expanduser())
-    try:
-        parts = [kind.from_pretrained(name, local_files_only=True) for kind in (CLIPModel, CLIPProcessor)]
-    except Exception as error:  # transformers raises whatever it meets in a folder
-        rule = "must be a folder of a CLIP model, or a hub id whose files are in the cache"
-        raise ValueError(f"clip_model: {rule}, got {name!r}: {str(error).partition('. ')[0]}") from error
-    return Clip(parts[0], parts[1], device)
-
-
-def _load_tracker(named: str | None, device: torch.device) -> Any:
-    folder = Path(named or "").expanduser()
-    checkpoint = folder / "checkpoints" / "scaled_offline.pth"
-    if named is None or not (folder / "hubconf.py").is_file() or not checkpoint.is_file():
-        rule = "must be a clone of https://github.com/facebookresearch/co-tracker with checkpoints/scaled_offline.pth"
-        raise FileNotFoundError(f"tracker: {rule}, got {named!r}")
-    tracker: Any = torch.hub.load(str(folder), "cotracker3_offline", source="local", pretrained=False)
-    tracker.model.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
-    return tracker.to(device).eval()
-
-
-def _read_weights(option: str, named: str | None) -> dict[str, Tensor]:
-    """Read the weights in a file, or in the first of torch's own cache where none is named."""
-    cache = Path(torch.hub.get_dir(), "checkpoints")
-    path = next((cache / name for name in _CACHED[option] if (cache / name).is_file()), None)
-    path = path if named is None else Path(named).expanduser()
-    if path is None or not path.is_file():
-        rule = f"must name a file such as {' or '.join(_CACHED[option])} of https://download.pytorch.org/models"
-        raise FileNotFoundError(f"{option}: {rule}, or {cache} must hold one, got {named!r}")
-    try:
-        weights = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # pickle raises whatever it meets
-        raise ValueError(f"{option}: {path} must hold weights that can be read: {error}") from error
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{option}: {path} must hold the weights of a network by name, got {type(weights).__name__}")
-    return dict(weights)

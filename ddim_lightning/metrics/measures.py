@@ -34,12 +34,12 @@ class Networks:
     """The `Networks` say where the networks of measures lie.
 
     Args:
-        lpips_weights: File of the ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1 from torchvision, for ``lpips``;
+        lpips_weights: File of torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1, for ``lpips``;
             ``None`` takes the first of them that torch's own cache holds.
         clip_model: Folder of a CLIP model as transformers saves it, or a hub id that the cache holds, for ``clip_text``
             and ``clip_frames``; ``None`` looks for ``openai/clip-vit-large-patch14`` there.
-        raft_weights: File of the weights of RAFT, large or small, from torchvision, for ``warp_error``; ``None`` takes
-            the first that torch's own cache holds.
+        raft_weights: File of torchvision's weights of RAFT, large or small, for ``warp_error``; ``None`` takes the
+            first of them that torch's own cache holds.
         tracker: Clone of CoTracker's repository with ``checkpoints/scaled_offline.pth``, for ``motion_fidelity``; its
             code is run.
     """
@@ -80,6 +80,10 @@ MEASURES: Mapping[str, Measure] = {
     LATENTS: Measure((LATENTS, f"{LATENTS}_noise")),
 }
 """All measures by name; ``docs/metrics.md`` says how each is defined."""
+OF_FRAMES = tuple(name for name in MEASURES if name != LATENTS)
+"""Those that look at videos."""
+DEFAULT = tuple(name for name in MEASURES if not name.startswith("five_"))
+"""What is measured where nothing is named: not what FiVE-Bench alone defines."""
 
 
 def check_measures(names: Iterable[str], known: Iterable[str] = MEASURES) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ class Piece:
 
     Args:
         video: (f, 3, h, w) uint8, or floats in 0 .. 1.
-        reference: Likewise, of the same shape and on the same device.
+        reference: Likewise, of the same shape.
         mask: (f, h, w) bool, True where the video was to change; ``None`` where nothing says so.
 
     Raises:

@@ -7,7 +7,7 @@ import json
 import torch
 import torchvision
 from safetensors.torch import save_file
-from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from ddim_lightning.metrics.measures import Networks
 
@@ -57,8 +57,6 @@ def write_clip(folder):
     torch.manual_seed(4)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
     model.save_pretrained(folder)
-    from transformers import CLIPImageProcessor
-
     pictures = CLIPImageProcessor(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
     CLIPProcessor(pictures, tokenizer).save_pretrained(folder)
     return folder
@@ -66,8 +64,5 @@ def write_clip(folder):
 
 def write_networks(folder):
     """Write all of them, and say where they lie."""
-    return Networks(
-        lpips_weights=str(write_squeeze(folder)),
-        clip_model=str(write_clip(folder)),
-        raft_weights=str(write_raft(folder)),
-    )
+    squeeze, clip, raft = (str(write(folder)) for write in (write_squeeze, write_clip, write_raft))
+    return Networks(lpips_weights=squeeze, clip_model=clip, raft_weights=raft)

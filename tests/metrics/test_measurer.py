@@ -75,7 +75,7 @@ def test_weights_are_found_in_torchs_cache(closed, tmp_path):
 
 def test_names_that_are_no_measures_are_refused():
     assert check_measures(["ssim", "psnr", "ssim"]) == ("ssim", "psnr")
-    with pytest.raises(ValueError, match="metrics: must be of psnr, .*'fid'"):
+    with pytest.raises(ValueError, match=r"metrics: must be of psnr, .*'fid'"):
         check_measures(["fid"])
     with pytest.raises(ValueError, match="'latent_error'"):
         load_measurer(["latent_error"])
