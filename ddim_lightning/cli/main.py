@@ -94,12 +94,10 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
         from ddim_lightning.cli.parser import make_completion
 
         text = make_completion("".join(rest))
-    elif verb in ("check", "report"):
-        from ddim_lightning.cli.parser import read_options
-        from ddim_lightning.engine.check import tell_model
-        from ddim_lightning.output.page import tell_report
+    elif verb in ("check", "report", "metrics"):
+        from ddim_lightning.cli.parser import TELLERS, read_options
 
-        text = (tell_model if verb == "check" else tell_report)(**read_options(verb, rest))
+        text = TELLERS[verb](**read_options(verb, rest))
     elif verb == "env" and set(rest) <= {"--json"}:
         # Straight from the report, since it must answer where lightning cannot be imported.
         from ddim_lightning.report.environment import format_environment, read_environment

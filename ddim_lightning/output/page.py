@@ -110,10 +110,10 @@ def _read_run(folder: Path, start: Path, *, embed: bool) -> ReportedRun:
         """A page that holds its videos is sent elsewhere, where the files are not."""
 
     video: Link = load if embed else link
-    return ReportedRun(folder.resolve().name or str(folder), _read_records(folder), video, leave_out if embed else link)
+    return ReportedRun(folder.resolve().name or str(folder), read_records(folder), video, leave_out if embed else link)
 
 
-def _read_records(folder: Path) -> list[dict[str, Any]]:
+def read_records(folder: Path) -> list[dict[str, Any]]:
     """Read the list of a run, or the records in the folders of its clips where the list is gone."""
     with suppress(FileNotFoundError, NotADirectoryError):
         return read_list(folder / RESULTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ddim_lightning.report.numbers import format_number, name_measure
 from ddim_lightning.report.text import make_plain
 
 _DECIBELS = {
@@ -69,6 +71,21 @@ def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:
     _print(table)
     print("PSNR in dB: what comes back through the VAE and through noise (reconstruction), against the source; edits")
     print("without training, edits in context (tiny_edit) and the untouched source, against the rendered truth.")
+
+
+def print_measured(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float | None]) -> None:
+    """Print a line a pair of videos, and the means.
+
+    Args:
+        rows: ``name`` and ``numbers`` of each; ``None`` is the PSNR of equal videos.
+        means: By the names of all numbers.
+    """
+    table = _make_table("video", right=[name_measure(name) for name in means])
+    for row in [*rows, {"name": "mean", "numbers": means}]:
+        numbers = row["numbers"]
+        known = {name: math.inf if number is None else number for name, number in numbers.items()}
+        table.add_row(make_plain(row["name"]), *(format_number(known.get(name), f"metrics.{name}") for name in means))
+    _print(table)
 
 
 def make_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
