@@ -121,7 +121,9 @@ class VideoDataModule(LightningDataModule):
         self.clips: TrainingClips | None = None
         if batches is None:
             if val_videos is not None:
-                raise ValueError(f"val_videos: must be unset without batches, under which clips train, got {val_videos!r}")
+                raise ValueError(
+                    f"val_videos: must be unset without batches, under which clips train, got {val_videos!r}"
+                )
             self.requests = find_clips(videos, default, columns, root)
         else:
             from ddim_lightning.engine.training_clips import TrainingClips  # imports diffusers

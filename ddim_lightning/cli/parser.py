@@ -20,6 +20,7 @@ from ddim_lightning.engine.recommended import fill_recommended
 from ddim_lightning.metrics.measures import Networks
 from ddim_lightning.output.comparison import Comparison, tell_metrics
 from ddim_lightning.output.page import Report, tell_report
+from ddim_lightning.output.suite import Suite
 from ddim_lightning.report.mistakes import list_flags, suggest
 
 
@@ -36,13 +37,17 @@ _GROUPS: dict[str, dict[type[Any], set[str]]] = {
     "check": {Model: set(), Source: set(), Runtime: _all_but(Runtime, "dtype", "context", "require_rotary")},
     "report": {Report: set()},
     "metrics": {Comparison: set(), Networks: set()},
+    "benchmark": {kind: set() for kind in (Suite, Run, Method, Source, Schedule, Runtime, Outputs, Networks)},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
 TELLERS = {"check": tell_model, "report": tell_report, "metrics": tell_metrics}
-_REPEATED = ("--prompt", "--lora", "--metrics")
+_REPEATED = ("--prompt", "--lora", "--metrics", "--edits")
 _SWITCHED = {"true", "false", "null", *typing.get_args(CompileMode)}  # what may follow a switch as its value
 _OWN = {"edit": "VIDEO --prompt TEXT --output DIR", "check": "MODEL", "report": "RUN [RUN]", "metrics": "A B"}
-_PLACED = {f"--{name}": name for name in ("video", "model", "run", "reference", "videos")}  # by position, if required
+_OWN["benchmark"] = "NAME DIR --output DIR"
+_PLACED = {
+    f"--{name}": name for name in ("video", "model", "run", "reference", "videos", "benchmark", "folder")
+}  # by position, if required
 _ALIASES = {"--num-inference-steps": ["--steps"], "--accelerator": ["--device"]}
 
 

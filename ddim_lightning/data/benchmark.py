@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import glob
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -11,16 +11,11 @@ from typing import Any
 from ddim_lightning.data.benchmark_config import BenchmarkConfig, Layout, read_benchmark_config
 from ddim_lightning.data.columns import fill
 from ddim_lightning.data.files import expand
-from ddim_lightning.data.frame_folder import open_folder
-from ddim_lightning.data.listing import VIDEO_SUFFIXES, name_some
+from ddim_lightning.data.ids import EVALUATION, SUMMARY
+from ddim_lightning.data.listing import VIDEO_SUFFIXES, name_some, split_number
 from ddim_lightning.data.manifest import ClipRequest, assign_ids, find_columns, make_request, split_prompts
 from ddim_lightning.data.rows import SHORT, Row, read_rows
 from ddim_lightning.data.timeline import read_timeline
-
-EVALUATION = "evaluation"
-"""Name of the folder, in that of the run, where the evaluation of a benchmark finds the results."""
-SUMMARY = "benchmark.json"
-"""Name of the file, likewise, with the numbers of a benchmark."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +142,8 @@ def _read_requests(
             if config.skip_without is not None and config.skip_without not in row:
                 continue
             whole = {"table": "" if table is None else table.stem, **row}
-            for name, paths in config.either.items():
-                whole[name] = _find_either(root, origin, name, paths, whole)
+            if config.either:
+                whole |= _choose(config, root, origin, whole)
             for edit, mapped in columns.items():
                 mapped.check(origin, [*known, *config.either])
                 cells = _clean(mapped.take(origin, whole), config.remove)
@@ -184,7 +179,9 @@ def _find_tables(config: BenchmarkConfig, root: Path, edits: Sequence[str]) -> l
     if config.clips is not None:
         return [None]
     if not found:
-        raise FileNotFoundError(f"folder: must hold the tables of {config.title}, {', '.join(config.edits)}, got {root}")
+        raise FileNotFoundError(
+            f"folder: must hold the tables of {config.title}, {', '.join(config.edits)}, got {root}"
+        )
     return list(found)
 
 
@@ -195,17 +192,20 @@ def _list_clips(config: BenchmarkConfig, root: Path) -> list[tuple[str, list[str
     return [(str(path), ["name"], {"name": path.name}) for path in clips]
 
 
-def _find_either(root: Path, origin: str, name: str, paths: Sequence[str], row: Row) -> str:
-    """Return the first of several paths that leads to something; what a column of the config means by it is its own."""
-    escaped = {column: glob.escape(str(cell)) for column, cell in row.items()}
-    for text in paths:
-        try:
-            pattern = fill(text, escaped)
-        except KeyError as error:
-            raise ValueError(f"{origin}: must have the column {error.args[0]} (either: {name} takes it)") from None
-        if found := sorted(root.glob(pattern)):
-            return found[0].relative_to(root).as_posix()
-    raise FileNotFoundError(f"{origin}: none of {', '.join(fill(text, row) for text in paths)} is in {root}")
+def _choose(config: BenchmarkConfig, root: Path, origin: str, row: Row) -> dict[str, str]:
+    """Choose among the further columns of the config those under which the clip is there."""
+    try:
+        tried = [
+            {name: fill(text, row) for name, text in zip(config.either, texts, strict=True)}
+            for texts in itertools.product(*config.either.values())
+        ]
+        paths = [fill(str(config.columns["video"]), {**row, **chosen}) for chosen in tried]
+    except KeyError as error:
+        raise ValueError(f"{origin}: must have the column {error.args[0]} (the clip is found by it)") from None
+    for chosen, path in zip(tried, paths, strict=True):
+        if (root / path).exists():
+            return chosen
+    raise FileNotFoundError(f"{origin}, column video: none of {', '.join(paths)} is in {root}")
 
 
 def _clean(cells: Row, remove: str) -> Row:
@@ -251,8 +251,10 @@ def _fit_length(request: ClipRequest, wanted: int | str | None) -> ClipRequest:
     if not isinstance(wanted, int) or request.num_frames != wanted:
         return request
     try:
-        is_folder = request.video.is_dir()
-        count = len(open_folder(request.video).frames) if is_folder else read_timeline(request.video).num_frames
+        if request.video.is_dir():
+            count = sum(split_number(file) is not None for file in request.video.iterdir())
+        else:
+            count = read_timeline(request.video).num_frames
     except (OSError, ValueError):  # which is told of this clip when its turn comes
         return request
     return request if count >= request.start + wanted else replace(request, num_frames=None)

@@ -86,14 +86,14 @@ class BenchmarkConfig:
         source: Paper and repository.
         edits: Globs of its tables, in its folder.
         clips: A glob of its clips, where it has no tables; each is a row with the column ``name``.
-        either: Further columns: by their name several paths with columns in braces, of which the first that exists is
-            taken.
+        either: Further columns: by their name several texts with columns in braces, of which the first is taken under
+            which the clip is there.
         optional: Those of our columns that its tables may lack.
         skip_without: A column without which a row is no edit: that of a title.
         remove: Characters that are left out of prompts.
         mask_threshold: Luma, 0 .. 255, above which a pixel of a mask is white.
         num_frames: Frames of a clip where it has as many, or ``all``; ``None`` is what the model takes at once.
-        fit: What happens to frames of another shape.
+        fit: What happens to frames of another shape; edits are compared with the whole source only with ``stretch``.
         fps: Frames per second of folders of frames; ``None`` is 8.
         output: Where its evaluation looks for results; ``None`` writes nothing beside the run.
         every: Distance between the frames that are measured, >= 1.
@@ -112,7 +112,7 @@ class BenchmarkConfig:
     remove: str = ""
     mask_threshold: float = 127.5
     num_frames: int | Literal["all"] | None = None
-    fit: Literal["crop", "pad", "stretch"] = "crop"
+    fit: Literal["crop", "pad", "stretch"] = "stretch"
     fps: float | None = None
     output: Layout | None = None
     every: int = 1
@@ -146,8 +146,12 @@ def read_benchmark_config(name: str) -> BenchmarkConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: must be YAML in UTF-8 ({' '.join(str(error).split())})") from None
     config = _make(BenchmarkConfig, values, str(path))
+    if "video" not in config.columns:
+        raise ValueError(f"{path}, key columns: must map video, got {', '.join(config.columns) or 'nothing'}")
     if bool(config.edits) == (config.clips is not None):
         raise ValueError(f"{path}: must have one of edits and clips, got {'both' if config.edits else 'neither'}")
+    if config.fit != "stretch" and (config.numbers or (config.output and config.output.size == "source")):
+        raise ValueError(f"{path}, key fit: must be stretch with numbers or size: source, got {config.fit}")
     return config
 
 

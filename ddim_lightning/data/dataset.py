@@ -11,7 +11,15 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from ddim_lightning.data.first_frame import read_first_frame
 from ddim_lightning.data.frame_folder import FOLDER_FPS
-from ddim_lightning.data.frames import Fit, FrameChoice, Stride, check_num_frames, check_stride, choose_frames, make_size
+from ddim_lightning.data.frames import (
+    Fit,
+    FrameChoice,
+    Stride,
+    check_num_frames,
+    check_stride,
+    choose_frames,
+    make_size,
+)
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.mask import read_mask
 from ddim_lightning.data.video import VideoInfo, read_clip, read_info

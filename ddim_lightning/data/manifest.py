@@ -100,7 +100,9 @@ def find_clips(
     if path is None:
         if not videos:
             raise ValueError("videos must name at least one file, got an empty list")
-        return assign_ids([video if isinstance(video, ClipRequest) else _request_file(video, default) for video in videos])
+        return assign_ids(
+            [video if isinstance(video, ClipRequest) else _request_file(video, default) for video in videos]
+        )
     left_out: list[Path] = []
     if path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
         paths, left_out = find_videos(path.iterdir())

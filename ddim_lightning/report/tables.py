@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ddim_lightning.report.benchmark_table import make_benchmark_table
 from ddim_lightning.report.numbers import format_number, name_measure
 from ddim_lightning.report.text import make_plain
 
@@ -91,6 +92,23 @@ def print_measured(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float 
 def make_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Average the decibels of rows as `print_edits` takes them, column by column."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in _DECIBELS}
+
+
+def print_benchmark(summary: Mapping[str, Any]) -> None:
+    """Print what a run came to on a public benchmark, beside what others published.
+
+    Args:
+        summary: As in ``benchmark.json``.
+    """
+    if (table := make_benchmark_table(summary)) is None:
+        return
+    shown = _make_table(table.title, right=table.columns)
+    for row in table.rows:
+        numbers = ("" if number is None else f"{number:.2f}" for number in row.numbers)
+        shown.add_row(make_plain(row.method), *numbers)
+    _print(shown)
+    for source in dict.fromkeys(row.source for row in table.rows if row.source):
+        print(make_plain(f"published, not run here: {source}"))
 
 
 def _make_table(*left: str, right: Sequence[str]) -> Table:
