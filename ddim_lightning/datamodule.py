@@ -40,9 +40,9 @@ class VideoDataModule(LightningDataModule):
 
     Args:
         videos: A video, a folder of numbered frames, a folder of either, a glob, a list, or a manifest: CSV, JSONL or
-            a JSON list with the columns ``video``, ``prompts`` (in CSV separated by ``|``), ``source_prompt``, ``negative_prompt``,
-            ``start``, ``num_frames``, ``seed``, ``id``, ``mask``, ``fps``, ``first_frame``. What a row leaves out comes
-            from the arguments below.
+            a JSON list with the columns ``video``, ``prompts`` (in CSV separated by ``|``), ``source_prompt``,
+            ``negative_prompt``, ``start``, ``num_frames``, ``seed``, ``id``, ``mask``, ``fps``, ``first_frame``. What a
+            row leaves out comes from the arguments below.
         prompts: The edits wanted of every clip.
         source_prompt: A description of the clips; an empty one is none.
         negative_prompt: What guidance moves away from.

@@ -18,7 +18,6 @@ from ddim_lightning.datamodule import VideoDataModule
 from ddim_lightning.engine.artifacts import MANIFEST
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.export import export_network, make_row_size
-from ddim_lightning.metrics.measures import Networks
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.output.suite import Suite, finish_benchmark
 from ddim_lightning.report.tables import make_means, print_benchmark, print_edits
@@ -44,17 +43,15 @@ def demo(*, run: Run) -> int:
     return tell_results(run, records, {"edits": truth.rows, "means": make_means(truth.rows)})
 
 
-def benchmark(
-    *, run: Run, suite: Suite, benchmark: Benchmark, method: Method, networks: Networks, **groups: Any
-) -> int:
+def benchmark(*, run: Run, suite: Suite, benchmark: Benchmark, method: Method, outputs: Outputs, **groups: Any) -> int:
     """Run a public benchmark, lay it out for its evaluation and measure it, and return the exit status."""
-    module = DDIMInversionModule(**vars(method), **groups)
+    module = DDIMInversionModule(**vars(method), **groups, outputs=outputs)
     data = VideoDataModule(benchmark.requests, height=suite.height, width=suite.width, fit=benchmark.config.fit)
     with leave_group():
         records = predict_clips(run, module, data, devices=suite.devices)
         if not is_first():
             return DONE
-    summary = finish_benchmark(benchmark, run.output, networks, module.trainer.strategy.root_device)
+    summary = finish_benchmark(benchmark, run.output, outputs, module.trainer.strategy.root_device)
     if not (run.quiet or run.json):
         print_benchmark(summary)
     return tell_results(run, records, {"benchmark": summary})

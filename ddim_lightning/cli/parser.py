@@ -37,7 +37,7 @@ _GROUPS: dict[str, dict[type[Any], set[str]]] = {
     "check": {Model: set(), Source: set(), Runtime: _all_but(Runtime, "dtype", "context", "require_rotary")},
     "report": {Report: set()},
     "metrics": {Comparison: set(), Networks: set()},
-    "benchmark": {kind: set() for kind in (Suite, Run, Method, Source, Schedule, Runtime, Outputs, Networks)},
+    "benchmark": {kind: set() for kind in (Suite, Run, Method, Source, Schedule, Runtime, Outputs)},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
 TELLERS = {"check": tell_model, "report": tell_report, "metrics": tell_metrics}

@@ -67,7 +67,7 @@ def check_latents(latents: Tensor, parts: Components, frames: Frames | None = No
 
 
 def check_prompts(clip: Clip) -> None:
-    """Raise a ValueError unless all prompts of a clip are texts, and its source prompts as many where it has several."""
+    """Raise a ValueError unless all prompts of a clip are texts, with a source prompt each where it has several."""
     if isinstance(clip.prompts, str):
         raise ValueError(f"prompts: must be a tuple of texts, got the text {clip.prompts!r}")
     named = [("source_prompt", clip.source_prompt or ""), ("negative_prompt", clip.negative_prompt)]

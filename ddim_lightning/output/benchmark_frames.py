@@ -1,4 +1,4 @@
-"""The frames of a benchmark are read as its evaluation reads them: pictures by PIL, which also brings them to a size."""
+"""Frames are read as the evaluations of benchmarks read them: pictures by PIL, which also brings them to a size."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -101,7 +101,12 @@ class Scorer:
     def _digest(self, record: Record, file: str) -> str:
         """What the numbers of an edit depend on."""
         measured = {every: one.names for every, one in self.measurers.items()}  # without those that lack a network
-        parts = [record.get("fingerprint"), file, measured, asdict(self.networks)]
+        parts = [
+            record.get("fingerprint"),
+            file,
+            measured,
+            [getattr(self.networks, one.name) for one in fields(Networks)],
+        ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def _read_former(self) -> dict[tuple[str, int], Mapping[str, Any]]:

@@ -53,12 +53,12 @@ class Suite:
                 raise ValueError(f"{name}: must be at least 1, got {value}")
 
 
-def open_benchmark(suite: Suite, *, by_source_prompt: bool = False) -> Benchmark:
+def open_benchmark(*, suite: Suite, method: Any, **_: object) -> Benchmark:
     """Read the edits of a benchmark.
 
     Args:
         suite: Which, and how much of it.
-        by_source_prompt: See `read_benchmark`.
+        method: Its ``inversion_prompt`` says whether inversions are made under the source prompts.
 
     Raises:
         OSError: If something is not there; always the exact subclass.
@@ -71,7 +71,7 @@ def open_benchmark(suite: Suite, *, by_source_prompt: bool = False) -> Benchmark
         suite.edits,
         default=default,
         inside_masks=suite.inside_masks,
-        by_source_prompt=by_source_prompt,
+        by_source_prompt=method.inversion_prompt is None,
     )
 
 
