@@ -6,26 +6,25 @@ import csv
 import json
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import resize
 
-from ddim_lightning.data.video import write_video
+from ddim_lightning.data.benchmark import Benchmark
+from ddim_lightning.data.video import read_frames, read_info, write_video
 
 CLIPS = ("0001_bus", "0002_girl-dog", "0003_blackswan")
 FIVE = {
-    "1": [("0001_bus", "a [blue] bus drives along a street"), ("0002_girl-dog", "a girl walks a [cat]")],
-    "2": [("0001_bus", "a [truck] drives along a street"), ("0003_blackswan", "a [duck]")],
-    "5": [("0001_bus", "a bus with a [red flag] drives along a street"), ("0002_girl-dog", "a girl with a [hat]")],
+    "1": [("0001_bus", "a blue bus drives along a [dirt road]"), ("0002_girl-dog", "a girl walks a small white [cat]")],
+    "2": [("0001_bus", "a truck drives along a [street]"), ("0003_blackswan", "a duck")],
+    "5": [("0001_bus", "a bus with a flag"), ("0002_girl-dog", "a girl with a hat")],
     "6": [("0003_blackswan", "a river")],
 }
 """Seven edits of three clips: by their type, clip and target prompt."""
-SOURCES = {
-    "0001_bus": "a [red] bus drives along a street",
-    "0002_girl-dog": "a girl walks a dog",
-    "0003_blackswan": "a swan",
-}
+SOURCES = dict(zip(CLIPS, ("a [red] bus drives along a street", "a girl walks a dog", "a swan"), strict=True))
 
 
 def draw(name: str, count: int, height: int = 32, width: int = 48) -> np.ndarray:
@@ -52,14 +51,30 @@ def write_frames(folder: Path, frames: np.ndarray, pattern: str = "%05d.jpg", fi
         Image.fromarray(frame).save(folder / (pattern % k), quality=95)
 
 
+def write_results(benchmark: Benchmark, folder: Path, height: int = 16, width: int = 24) -> dict[str, dict[str, Any]]:
+    """Write what a run leaves of a benchmark: edits are the source, the darker the later; return the records by id."""
+    records = {}
+    for request in benchmark.requests:
+        count = read_info(request.video).num_frames
+        frames = torch.stack(list(read_frames(request.video, range(count))))
+        frames = resize(frames, [height, width])
+        edits = [f"edit-{k:02d}.mp4" for k in range(len(request.prompts))]
+        for k, name in enumerate(["source.mp4", *edits]):
+            write_video(folder / request.id / name, (frames * (1 - k / 10)).to(torch.uint8), Fraction(8))
+        chosen = {"start": 0, "stride": 1, "count": count}
+        files = {"input": str(request.video), "source": "source.mp4", "edits": edits}
+        records[request.id] = {"id": request.id, "frames": chosen, "files": files, "fingerprint": {"clip": request.id}}
+    return records
+
+
 def write_mp4(path: Path, frames: np.ndarray) -> None:
     write_video(path, torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(), Fraction(8))
 
 
-def write_five(root: Path, count: int = 17) -> Path:
-    """FiVE-Bench; one of its clips is an mp4, and the source prompt of type 6 is one of its own."""
+def write_five(root: Path, count: int = 17, as_mp4: tuple[str, ...] = ("0002_girl-dog",)) -> Path:
+    """FiVE-Bench; the source prompt of type 6 is one of its own."""
     for name in CLIPS:
-        if name == "0002_girl-dog":
+        if name in as_mp4:
             write_mp4(root / "videos" / f"{name}.mp4", draw(name, count))
         else:
             write_frames(root / "images" / name, draw(name, count))
@@ -112,6 +127,7 @@ def write_editboard(root: Path, count: int = 9) -> Path:
 
 def write_tgve(root: Path, count: int = 9) -> Path:
     """LOVEU-TGVE 2023: a sheet with titles and empty rows between those of clips, and columns without a name."""
+    root.mkdir(parents=True, exist_ok=True)
     clips = {"DAVIS_480p": ["gold-fish"], "youtube_480p": ["salsa", "volleyball"]}
     kinds = ["Style", "Object", "Background"]
     header = ["Video name", "Our GT caption", *(f"{kind} Change Caption" for kind in kinds), "Multiple Changes Caption"]

@@ -49,7 +49,7 @@ class Benchmark:
         name: As it was named.
         config: How it is read, written and shown.
         requests: Its clips, each with all of its edits.
-        edits: Its edits, in the order of the tables.
+        edits: Its edits, those of a clip next to each other.
     """
 
     name: str
@@ -149,7 +149,7 @@ def _read_requests(
                 cells = _clean(mapped.take(origin, whole), config.remove)
                 if table is not None:
                     cells = split_prompts(table, cells)
-                request = make_request(root, origin, cells, default)
+                request = make_request(root, origin, cells, default, mapped.names)
                 yield whole["table"], replace(request, rows=({"edit": edit, **whole},))
 
 
@@ -247,7 +247,7 @@ def _list_edits(
 
 
 def _fit_length(request: ClipRequest, wanted: int | str | None) -> ClipRequest:
-    """Take as many frames as a short clip has, where a number of frames is meant for all."""
+    """Take all frames of a clip that has fewer than are meant for all."""
     if not isinstance(wanted, int) or request.num_frames != wanted:
         return request
     try:
@@ -257,4 +257,4 @@ def _fit_length(request: ClipRequest, wanted: int | str | None) -> ClipRequest:
             count = read_timeline(request.video).num_frames
     except (OSError, ValueError):  # which is told of this clip when its turn comes
         return request
-    return request if count >= request.start + wanted else replace(request, num_frames=None)
+    return request if count >= request.start + wanted else replace(request, num_frames="all")

@@ -160,7 +160,7 @@ def read_manifest(
     requests = []
     for origin, row in read_rows(path, mapped.check if columns else _check_columns):
         cells = mapped.take(origin, row) if columns else row
-        request = make_request(home, origin, split_prompts(path, cells), default)
+        request = make_request(home, origin, split_prompts(path, cells), default, columns)
         requests.append(replace(request, rows=(row,)) if columns else request)
     return requests
 
@@ -218,7 +218,9 @@ def _check_columns(origin: str, columns: list[str]) -> None:
         raise ValueError(f"{origin}: must have the column video, got {', '.join(columns) or 'no column'}")
 
 
-def make_request(root: Path, origin: str, row: Row, default: ClipRequest) -> ClipRequest:
+def make_request(
+    root: Path, origin: str, row: Row, default: ClipRequest, names: Mapping[str, str] | None = None
+) -> ClipRequest:
     """Make the request of one row.
 
     Args:
@@ -226,17 +228,19 @@ def make_request(root: Path, origin: str, row: Row, default: ClipRequest) -> Cli
         origin: Where it stands, for messages.
         row: Its cells, by our names.
         default: What holds where it says nothing.
+        names: What the table calls our columns, for messages.
 
     Raises:
         OSError: If a file in it is missing or a folder; always the exact subclass.
         ValueError: If a cell breaks a rule; the message names the column.
     """
+    shown = {name: f"{text} ({name})" for name, text in (names or {}).items() if text != name}
     values: dict[str, Any] = {"origin": origin}
     for name, value in row.items():
         try:
             values[name] = _PARSERS[name](value)
         except ValueError as error:
-            raise ValueError(f"{origin}, column {name}: {error}, got {SHORT.repr(value)}") from None
+            raise ValueError(f"{origin}, column {shown.get(name, name)}: {error}, got {SHORT.repr(value)}") from None
     if "video" not in values:
         raise ValueError(f"{origin}, column video: must name a file, got nothing")
     for name in ("video", "mask", "first_frame"):
@@ -245,7 +249,7 @@ def make_request(root: Path, origin: str, row: Row, default: ClipRequest) -> Cli
         try:
             values[name] = check_file(root / expand(values[name]), name)
         except (OSError, ValueError) as error:
-            raise type(error)(f"{origin}, column {name}: {error}") from None
+            raise type(error)(f"{origin}, column {shown.get(name, name)}: {error}") from None
     return replace(default, **values)
 
 
