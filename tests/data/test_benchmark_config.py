@@ -36,7 +36,7 @@ def test_published_numbers_have_a_source_and_columns(name):
         ("title: [", "must be YAML"),
         ("- a", "must be a mapping of title"),
         ('edits: "*"\ncolumns: {video: a}', "key title: must be given"),
-        (GOOD + "colour: red", "key colour: must be one of title"),
+        (GOOD + "frame: 3", "key frame: must be one of title"),
         (GOOD + "fit: squeeze", "key fit: must be one of crop, pad, stretch, got 'squeeze'"),
         (GOOD + "every: 0", "key every: must be an integer of at least 1, got 0"),
         (GOOD + "num_frames: some", "key num_frames: must be an integer, all or null, got 'some'"),
