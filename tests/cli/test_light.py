@@ -34,7 +34,7 @@ def run(cwd, *commands):
 
 def test_help_and_version_are_light(tmp_path):
     commands = [["--version"], ["--help"], ["benchmark"], ["edit", "--help"], ["demo", "--help"], ["export", "--help"]]
-    commands += [["check", "--help"], ["report", "--help"]]
+    commands += [["check", "--help"], ["report", "--help"], ["metrics", "--help"]]
     shown, errors = run(tmp_path, *commands)
     assert errors == []
     assert all("status 0\nheavy\n" in one for one in shown)
@@ -77,6 +77,9 @@ MISTAKES = [
     ),
     (["report"], 2, "required: run"),
     (["report", "empty"], 1, "run: must be the output folder of a run, with its results.jsonl, got 'empty'"),
+    (["metrics", "clip.mp4"], 2, "required: videos"),
+    (["metrics", "clip.mp4", "clip.mp4", "--metrics", "fid"], 2, "metrics: must be of psnr, "),
+    (["metrics", "clip.mp4", "empty"], 1, "videos must name at least one file, but empty holds no video"),
     (["check"], 2, "required: model"),
     (["check", "empty"], 1, "model: empty is no pipeline folder"),
     (["check", "tiny", "--revision", "v1"], 1, "revision: must be unset for a model in a folder, got 'v1'"),
