@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -38,7 +38,7 @@ _GROUPS: dict[str, dict[type[Any], set[str]]] = {
     "metrics": {Comparison: set(), Networks: set()},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
-TELLERS = {"check": tell_model, "report": tell_report, "metrics": tell_metrics}
+TELLERS: dict[str, Callable[..., str]] = {"check": tell_model, "report": tell_report, "metrics": tell_metrics}
 _REPEATED = ("--prompt", "--lora", "--metrics")
 _SWITCHED = {"true", "false", "null", *typing.get_args(CompileMode)}  # what may follow a switch as its value
 _OWN = {"edit": "VIDEO --prompt TEXT --output DIR", "check": "MODEL", "report": "RUN [RUN]", "metrics": "A B"}

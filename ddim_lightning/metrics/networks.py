@@ -39,8 +39,9 @@ def _load_clip(named: str | None, device: torch.device) -> Any:
     from ddim_lightning.metrics.clip import Clip
 
     name = CLIP if named is None else os.fspath(Path(named).expanduser())
-    shows_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars: Any = logging  # it has no annotations
+    shows_bar = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         model = CLIPModel.from_pretrained(name, local_files_only=True)
         processor = CLIPProcessor.from_pretrained(name, local_files_only=True)
@@ -50,7 +51,7 @@ def _load_clip(named: str | None, device: torch.device) -> Any:
         raise ValueError(f"clip_model: {rule}, got {name!r}{why}") from error
     finally:
         if shows_bar:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
     return Clip(model, processor, device)
 
 
