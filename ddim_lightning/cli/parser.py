@@ -18,7 +18,8 @@ from ddim_lightning.engine.check import Model, tell_model
 from ddim_lightning.engine.config import CompileMode, Outputs, Runtime, Schedule, Source
 from ddim_lightning.engine.recommended import fill_recommended
 from ddim_lightning.metrics.measures import Networks
-from ddim_lightning.output.comparison import Comparison, tell_metrics
+from ddim_lightning.output.comparison import Comparison
+from ddim_lightning.output.metrics import tell_metrics
 from ddim_lightning.output.page import Report, tell_report
 from ddim_lightning.report.mistakes import list_flags, suggest
 
