@@ -12,7 +12,7 @@ from ddim_lightning.metrics.measures import DEFAULT, LATENTS, MEASURES, Networks
 from ddim_lightning.output.comparison import Comparison
 from ddim_lightning.output.measured import Measured
 from ddim_lightning.output.pair_frames import FrameRule, read_pieces
-from ddim_lightning.output.pairs import Pair
+from ddim_lightning.output.pairs import RECONSTRUCTION, Pair
 
 
 def load_measures(comparison: Comparison, networks: Networks, pairs: Sequence[Pair]) -> Measurer:
@@ -58,8 +58,10 @@ def measure_pair(pair: Pair, measurer: Measurer, comparison: Comparison) -> Meas
             for piece in read_pieces(pair.reference, pair.video, pair.mask, rule):
                 clip.add(piece)
             numbers, problems, notes = clip.read(), clip.problems, clip.notes
-            if comparison.metrics:
-                problems += _find_unmeasured(pair, measurer.names, numbers)
+            failed = {name for sentence in problems for name in sentence.partition(":")[0].split(", ")}
+            problems += _find_unmeasured(
+                pair, comparison, [name for name in measurer.names if name not in failed], numbers
+            )
         if pair.latents is not None and (not comparison.metrics or LATENTS in comparison.metrics):
             numbers |= compare_files(*pair.latents)
     except (OSError, ValueError) as error:
@@ -67,12 +69,20 @@ def measure_pair(pair: Pair, measurer: Measurer, comparison: Comparison) -> Meas
     return Measured(pair, numbers, problems, notes)
 
 
-def _find_unmeasured(pair: Pair, names: Sequence[str], numbers: Mapping[str, float]) -> list[str]:
-    """Say why what was asked for by name has no number."""
-    given = {"mask": pair.mask, "prompt": pair.prompt}
-    found = []
-    for name in names:
+def _find_unmeasured(
+    pair: Pair, comparison: Comparison, names: Sequence[str], numbers: Mapping[str, float]
+) -> list[str]:
+    """Say which masks and prompts are not there, and why what was asked for by name has no number."""
+    lacks = {"mask"} if pair.mask is None else set()
+    if pair.prompt is None and not pair.name.endswith(RECONSTRUCTION):  # whose prompt a run need not know
+        lacks.add("prompt")
+    given = {"mask": comparison.masks, "prompt": comparison.prompts}
+    found = [f"{need}s: none is there by this name" for need in sorted(lacks) if given[need] is not None]
+    for name in names if comparison.metrics else ():
         if not set(MEASURES[name].numbers) & set(numbers):
-            lacks = [need for need in MEASURES[name].needs if given.get(need, "") is None]
-            found.append(f"{name}: {f'{lacks[0]}s must be given' if lacks else 'says nothing of these frames'}")
+            needs = set(MEASURES[name].needs) & {"mask", "prompt"}
+            if missing := sorted(needs & lacks):
+                found += [f"{name}: {need}s must be given" for need in missing if given[need] is None]
+            elif "prompt" not in needs or pair.prompt is not None:
+                found.append(f"{name}: says nothing of these frames")
     return found

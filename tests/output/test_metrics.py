@@ -88,6 +88,18 @@ def test_what_is_asked_for_by_name_is_measured_or_told_and_decides_the_status(fo
     assert run(*pair, *words) == 0
 
 
+def test_a_mask_that_is_not_there_is_told(folders, tmp_path, capsys):
+    mask = torch.zeros(4, 24, 32, dtype=torch.bool)
+    mask[:, 3:9] = True
+    write_frames(tmp_path / "masks" / "equal", mask)
+    for name in ("equal", "shifted"):
+        write_frames(tmp_path / "B" / name, make_frames(0))
+    words = tmp_path / "B", tmp_path / "B", "--masks", tmp_path / "masks", "--metrics", "five_mse", "--quiet"
+    assert run(*words) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: shifted: masks: ")
+
+
 def test_what_has_no_partner_is_listed(folders, tmp_path, capsys):
     for name in ("equal", "extra"):
         write_frames(tmp_path / "C" / name, make_frames(0))
