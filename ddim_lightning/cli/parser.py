@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -18,7 +18,8 @@ from ddim_lightning.engine.check import Model, tell_model
 from ddim_lightning.engine.config import CompileMode, Outputs, Runtime, Schedule, Source
 from ddim_lightning.engine.recommended import fill_recommended
 from ddim_lightning.metrics.measures import Networks
-from ddim_lightning.output.comparison import Comparison, tell_metrics
+from ddim_lightning.output.comparison import Comparison
+from ddim_lightning.output.metrics import tell_metrics
 from ddim_lightning.output.page import Report, tell_report
 from ddim_lightning.output.suite import Suite
 from ddim_lightning.report.mistakes import list_flags, suggest
@@ -40,14 +41,13 @@ _GROUPS: dict[str, dict[type[Any], set[str]]] = {
     "benchmark": {kind: set() for kind in (Suite, Run, Method, Source, Schedule, Runtime, Outputs)},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
-TELLERS = {"check": tell_model, "report": tell_report, "metrics": tell_metrics}
+TELLERS: dict[str, Callable[..., str]] = {"check": tell_model, "report": tell_report, "metrics": tell_metrics}
 _REPEATED = ("--prompt", "--lora", "--metrics", "--edits")
 _SWITCHED = {"true", "false", "null", *typing.get_args(CompileMode)}  # what may follow a switch as its value
 _OWN = {"edit": "VIDEO --prompt TEXT --output DIR", "check": "MODEL", "report": "RUN [RUN]", "metrics": "A B"}
 _OWN["benchmark"] = "NAME DIR --output DIR"
-_PLACED = {
-    f"--{name}": name for name in ("video", "model", "run", "reference", "videos", "benchmark", "folder")
-}  # by position, if required
+_POSITIONS = ("video", "model", "run", "reference", "videos", "benchmark", "folder")  # of flags that must be given
+_PLACED = {f"--{name}": name for name in _POSITIONS}
 _ALIASES = {"--num-inference-steps": ["--steps"], "--accelerator": ["--device"]}
 
 

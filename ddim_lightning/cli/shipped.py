@@ -32,8 +32,8 @@ def benchmark(words: Sequence[str]) -> int:
         return 0
     name = words[0].replace("-", "_")
     if name not in BENCHMARKS:
-        known = (*BENCHMARKS, *list_benchmarks())
-        rule = f"must be one of {', '.join(known)} or a YAML file, got {words[0]!r}{get_nearest(name, known)}"
+        nearest = get_nearest(name, (*BENCHMARKS, *list_benchmarks()))
+        rule = f"must be a YAML file or a name that `ddim-lightning benchmark` lists, got {words[0]!r}{nearest}"
         raise argparse.ArgumentError(None, f"benchmark: {rule}")
     in_wheel = folder.parent == Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(folder.parents[1 if in_wheel else 0]))

@@ -91,18 +91,19 @@ def find_clips(
         OSError: If something named does not exist or is a folder where a video is expected; always the exact subclass.
         ValueError: If no video is found, or a manifest breaks a rule.
     """
-    path = expand(videos) if isinstance(videos, str | os.PathLike) else None
-    if path is not None and path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
-        return assign_ids(read_manifest(path, default, columns, root))
+    if isinstance(videos, str | os.PathLike) and (table := expand(videos)).suffix.lower() in MANIFEST_SUFFIXES:
+        if table.exists():
+            return assign_ids(read_manifest(table, default, columns, root))
     for name, value in (("columns", columns), ("root", root)):
         if value is not None:
             raise ValueError(f"{name}: must be unset for videos that are no table (CSV, JSON, JSONL), got {value!r}")
-    if path is None:
+    if not isinstance(videos, str | os.PathLike):
         if not videos:
             raise ValueError("videos must name at least one file, got an empty list")
         return assign_ids(
             [video if isinstance(video, ClipRequest) else _request_file(video, default) for video in videos]
         )
+    path = expand(videos)
     left_out: list[Path] = []
     if path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
         paths, left_out = find_videos(path.iterdir())

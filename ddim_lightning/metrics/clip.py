@@ -36,14 +36,16 @@ class Clip:
     @torch.no_grad()
     def embed(self, frames: Tensor) -> Tensor:
         """Return (n, d) embeddings of frames (n, 3, h, w) in 0 .. 1, which are rounded as those of a file are."""
-        pixels = self._processor(images=list(to_bytes(frames).cpu()), return_tensors="pt")["pixel_values"]
+        with torch.device("cpu"):  # a Trainer may have made another the default
+            pixels = self._processor(images=list(to_bytes(frames).cpu()), return_tensors="pt")["pixel_values"]
         return _normalize(self._model.get_image_features(pixel_values=pixels.to(self._device)))
 
     @torch.no_grad()
     def embed_text(self, text: str) -> Tensor:
         """Return the (1, d) embedding of a text, of which no more than `most_tokens` are read."""
         if text not in self._texts:
-            tokens = self._processor(text=[text], return_tensors="pt", truncation=True, max_length=self.most_tokens)
+            with torch.device("cpu"):
+                tokens = self._processor(text=[text], return_tensors="pt", truncation=True, max_length=self.most_tokens)
             self._texts[text] = _normalize(self._model.get_text_features(**tokens.to(self._device)))
         return self._texts[text]
 
@@ -67,7 +69,8 @@ class ClipMeter:
             self._names -= _TEXT.keys()
         self._text = None if prompt is None or not self._names & _TEXT.keys() else clip.embed_text(prompt)
         self._last: Tensor | None = None
-        self._sum, self._count = torch.zeros((), dtype=torch.float64), 0
+        self._sum: Tensor | None = None
+        self._count = 0
 
     def add(self, piece: Piece) -> None:
         """Take in the next frames."""
@@ -87,15 +90,14 @@ class ClipMeter:
             alike = (chain[1:] * chain[:-1]).sum(1)
             self._means.add("clip_frames", alike, torch.ones_like(alike))
             self._last = embeddings[-1:]
-            self._sum, self._count = (
-                self._sum.to(embeddings) + embeddings.double().sum(0),
-                self._count + len(embeddings),
-            )
+            total = embeddings.double().sum(0)
+            self._sum = total if self._sum is None else self._sum + total
+            self._count += len(embeddings)
 
     def read(self) -> dict[str, float]:
         """Return the numbers."""
         numbers = self._means.read()
-        if self._count > 1:
+        if self._sum is not None and self._count > 1:
             # Of n vectors of length 1 the sum over all pairs is |their sum|^2 less the n products with themselves.
             pairs = self._count * (self._count - 1)
             numbers["clip_frames_pairs"] = (float(self._sum.square().sum()) - self._count) / pairs

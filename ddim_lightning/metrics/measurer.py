@@ -34,7 +34,7 @@ class ClipMeasuring:
         """Take in the next frames."""
         piece = piece.to(self.device)
         for name in list(self.meters):
-            self._try(name, lambda name=name: self.meters[name].add(piece))  # type: ignore[misc]
+            self._try(name, self.meters[name].add, piece)
 
     def read(self) -> dict[str, float]:
         """Return all that was measured, in the order of `MEASURES`."""
@@ -45,9 +45,9 @@ class ClipMeasuring:
         ordered = (name for measure in MEASURES.values() for name in measure.numbers)
         return {name: found[name] for name in ordered if name in found and not math.isnan(found[name])}
 
-    def _try(self, name: str, measure: Callable[[], Any]) -> Any:
+    def _try(self, name: str, measure: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            return measure()
+            return measure(*arguments)
         except (RuntimeError, ValueError) as error:  # among them one of too little memory
             self.problems.append(f"{name}: {' '.join(str(error).split())}")
             del self.meters[name]

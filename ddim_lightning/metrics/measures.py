@@ -96,7 +96,7 @@ def check_measures(names: Iterable[str], known: Iterable[str] = MEASURES) -> tup
     Raises:
         ValueError: A name that is not known.
     """
-    known = tuple(known)
+    names, known = [names] if isinstance(names, str) else list(names), tuple(known)
     for name in names:
         if name not in known:
             raise ValueError(f"metrics: must be of {', '.join(known)}, got {name!r}")

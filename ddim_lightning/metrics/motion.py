@@ -70,7 +70,7 @@ def measure_score(tracks: Float[Tensor, "n f c"], others: Float[Tensor, "n f c"]
         others: As many, of the source.
     """
     agreement = correlate(tracks, others)
-    return float((agreement - torch.eye(len(agreement)).to(agreement)).amax(1).mean())
+    return float((agreement - torch.eye(len(agreement), device=agreement.device)).amax(1).mean())
 
 
 class TrackMeter:

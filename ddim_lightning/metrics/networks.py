@@ -39,18 +39,19 @@ def _load_clip(named: str | None, device: torch.device) -> Any:
     from ddim_lightning.metrics.clip import Clip
 
     name = CLIP if named is None else os.fspath(Path(named).expanduser())
-    shows_bar = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars: Any = logging  # it has no annotations
+    shows_bar = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
-        model = CLIPModel.from_pretrained(name, local_files_only=True)
+        model = CLIPModel.from_pretrained(name, local_files_only=True, use_safetensors=True)
         processor = CLIPProcessor.from_pretrained(name, local_files_only=True)
     except Exception as error:  # transformers raises whatever it meets in a folder
-        rule = "must be a folder of a CLIP model, or a hub id whose files are in the cache of this machine"
+        rule = "must be a folder of a CLIP model with safetensors, or a hub id whose files are in this machine's cache"
         why = f": {str(error).partition(chr(10))[0]}" if Path(name).exists() else ""
         raise ValueError(f"clip_model: {rule}, got {name!r}{why}") from error
     finally:
         if shows_bar:
-            logging.enable_progress_bar()
+            bars.enable_progress_bar()
     return Clip(model, processor, device)
 
 

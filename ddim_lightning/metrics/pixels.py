@@ -7,13 +7,11 @@ multiplied by the mask, as the evaluation of FiVE-Bench does, so that a black ar
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import cast
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
-from ddim_lightning.metrics.functional import score_frames
+from ddim_lightning.metrics.functional import make_ssim_map, score_frames
 from ddim_lightning.metrics.lpips import Lpips
 from ddim_lightning.metrics.pieces import Piece
 from ddim_lightning.metrics.running import WeightedMean, to_decibels
@@ -70,9 +68,7 @@ class PixelMeter:
         if "psnr" in self._names:
             maps["squared_error"] = (video.double() - reference.double()).square().mean(1)
         if "ssim" in self._names:
-            score_frames(video, reference)  # which refuses frames that are too small
-            both = structural_similarity_index_measure(video, reference, data_range=1.0, return_full_image=True)
-            maps["ssim"] = cast(tuple[Tensor, Tensor], both)[1].mean(1)
+            maps["ssim"] = make_ssim_map(video[0], reference[0])[None]
         return maps
 
     def _measure_multiplied(self, video: Tensor, reference: Tensor) -> Iterator[tuple[str, Tensor]]:

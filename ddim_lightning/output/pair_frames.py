@@ -107,13 +107,13 @@ def _fit(
     video: Tensor, reference: Tensor, mask: Tensor | None, fit: Fit | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Bring a frame of the reference, and a mask of its size, to the size of the video."""
-    size, before = video.shape[1:], reference.shape[1:]
-    if mask is not None and mask.shape not in (size, before):
-        wanted = f"{size[1]} x {size[0]} pixels as the video"
-        raise ValueError(f"masks: must have {wanted}, got {mask.shape[1]} x {mask.shape[0]}")
-    if fit is None or size == before:
+    (height, width), before = video.shape[1:], reference.shape[1:]
+    if mask is not None and mask.shape not in ((height, width), before):
+        raise ValueError(
+            f"masks: must have {width} x {height} pixels as the video, got {mask.shape[1]} x {mask.shape[0]}"
+        )
+    if fit is None or before == (height, width):
         return video, reference, mask
     if mask is not None and mask.shape == before:
-        white = mask.to(torch.uint8)[None] * 255
-        mask = fit_frame(white, *size, fit)[0] > _HALF
-    return video, fit_frame(reference, *size, fit), mask
+        mask = fit_frame(mask.to(torch.uint8)[None] * 255, height, width, fit)[0] > _HALF
+    return video, fit_frame(reference, height, width, fit), mask

@@ -14,6 +14,8 @@ from ddim_lightning.data.manifest import ClipRequest, find_clips
 from ddim_lightning.data.rows import read_rows
 from ddim_lightning.output.page import read_records
 
+RECONSTRUCTION = "/reconstruction"
+"""Ends the name of one."""
 _TRAJECTORY = "trajectory"
 _NAMES, _TEXTS = ("id", "video"), ("prompt", "prompts")
 
@@ -132,7 +134,7 @@ def _list_results(folder: Path, record: Mapping[str, Any]) -> Iterator[_Item]:
     clip, files, prompts = str(record["id"]), record["files"], record.get("prompts") or []
     source_prompt = (record.get("settings") or {}).get("source_prompt") or None
     if video := _find_file(folder, files.get("reconstruction")):
-        yield _Item(f"{clip}/reconstruction", video, prompt=source_prompt)
+        yield _Item(f"{clip}{RECONSTRUCTION}", video, prompt=source_prompt)
     for index, name in enumerate(files.get("edits") or []):
         if video := _find_file(folder, name):
             yield _Item(f"{clip}/edit-{index:02d}", video, prompt=dict(enumerate(prompts)).get(index))
@@ -143,9 +145,10 @@ def _list_results(folder: Path, record: Mapping[str, Any]) -> Iterator[_Item]:
 def _list_files(place: str) -> Iterator[_Item]:
     """List the videos that a user names, with the latents that lie beside them under their names."""
     for request in find_clips(place, ClipRequest()):
-        beside = request.video.with_suffix(".safetensors")
+        video = request.video
+        beside = video.with_name(f"{video.name if video.is_dir() else video.stem}.safetensors")
         prompt = request.prompts[0] if len(request.prompts) == 1 else None
-        yield _Item(request.id, request.video, beside if beside.is_file() else None, prompt)
+        yield _Item(request.id, video, beside if beside.is_file() else None, prompt)
 
 
 def _read_run(place: str) -> list[tuple[Path, Mapping[str, Any]]] | None:

@@ -76,7 +76,7 @@ def open_benchmark(*, suite: Suite, method: Any, **_: object) -> Benchmark:
 
 
 def finish_benchmark(
-    benchmark: Benchmark, output: str | Path, networks: Networks, device: torch.device | str = "cpu"
+    benchmark: Benchmark, output: str | Path, networks: Networks, device: torch.device
 ) -> dict[str, Any]:
     """Lay out what a run made as the benchmark's evaluation reads it, measure it, and write the page of the run anew.
 

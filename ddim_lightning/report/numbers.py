@@ -29,8 +29,9 @@ _MEASURES = {
     "vae": "VAE",
     "std": "deviation",
 }
-_DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "clip": 2, "flow": 4, "motion": 4, "seconds": 2, "peak_gib": 2}
-"""Of what begins with such a word; all else has four digits that count."""
+_DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "clip": 2, "clip_frames": 4, "flow": 4, "motion": 4}
+_DECIMALS |= {"seconds": 2, "peak_gib": 2}
+"""Of what has such a name, or begins with it; all else has four digits that count."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def format_number(number: float | None, key: str) -> str:
     if not math.isfinite(number):
         return "equal"
     part, _, rest = key.partition(".")
-    name = rest.rpartition(".")[2].partition("_")[0] if part == "metrics" else part
-    if name in _DECIMALS:
-        return f"{number:,.{_DECIMALS[name]}f}"
+    name = rest.rpartition(".")[2] if part == "metrics" else part
+    if known := [start for start in _DECIMALS if f"{name}_".startswith(f"{start}_")]:
+        return f"{number:,.{_DECIMALS[max(known, key=len)]}f}"
     return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
 
 

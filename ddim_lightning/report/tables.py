@@ -22,6 +22,8 @@ _DECIBELS = {
     "do_nothing": "source",
 }
 
+_WIDEST = 10_000  # characters
+
 
 def print_results(records: Sequence[Mapping[str, Any]]) -> None:
     """Print a line a clip.
@@ -81,12 +83,15 @@ def print_measured(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float 
         rows: ``name`` and ``numbers`` of each; ``None`` is the PSNR of equal videos.
         means: By the names of all numbers.
     """
-    table = _make_table("video", right=[name_measure(name) for name in means])
+    table = _make_table("video", right=[name_measure(name).replace(" ", "\n") for name in means])
     for row in [*rows, {"name": "mean", "numbers": means}]:
         numbers = row["numbers"]
         known = {name: math.inf if number is None else number for name, number in numbers.items()}
         table.add_row(make_plain(row["name"]), *(format_number(known.get(name), f"metrics.{name}") for name in means))
-    _print(table)
+    for column in table.columns:
+        column.no_wrap = True  # a cut number would be another one
+    needed = table.__rich_measure__(Console(width=_WIDEST), Console(width=_WIDEST).options).maximum
+    _print(table, width=max(needed, Console().width))
 
 
 def make_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -120,8 +125,8 @@ def _make_table(*left: str, right: Sequence[str]) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
-    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(table)
+def _print(table: Table, width: int | None = None) -> None:
+    Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width).print(table)
 
 
 def _say_psnr(metrics: Mapping[str, float | None]) -> str:

@@ -11,7 +11,7 @@ import torch
 from ddim_lightning.metrics.measurer import load_measurer
 from ddim_lightning.metrics.measures import MEASURES, Networks, check_measures
 from ddim_lightning.metrics.pieces import Piece
-from tests.metrics.networks import SQUEEZE, write_squeeze
+from tests.metrics.networks import SQUEEZE, write_clip, write_squeeze
 
 NAMED = {
     "lpips": "lpips_weights",
@@ -128,3 +128,14 @@ def test_a_tracker_is_taken_from_a_clone_with_its_checkpoint(closed, tmp_path):
     measurer = load_measurer(["motion_fidelity"], networks)
     assert measurer.measure([Piece(frames, frames)])["motion_fidelity"] == pytest.approx(1)
     assert measurer.measure([Piece(frames, frames.flip(0))])["motion_fidelity"] == pytest.approx(-1)
+
+
+def test_another_default_device_changes_nothing(tmp_path):
+    """A Trainer makes the GPU the default; here it is one that holds no values."""
+    networks = Networks(lpips_weights=str(write_squeeze(tmp_path)), clip_model=str(write_clip(tmp_path)))
+    measurer = load_measurer(["psnr", "ssim", "lpips", "five_ssim", "clip_text", "clip_frames"], networks)
+    frames = torch.rand(2, 2, 3, 32, 36, generator=torch.Generator().manual_seed(0))
+    piece = Piece(*frames, torch.rand(2, 32, 36) > 0.5)
+    expected = measurer.measure([piece], "a dog")
+    with torch.device("meta"):
+        assert measurer.measure([piece], "a dog") == expected
