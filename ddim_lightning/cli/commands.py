@@ -51,7 +51,7 @@ def benchmark(*, run: Run, suite: Suite, benchmark: Benchmark, method: Method, o
         records = predict_clips(run, module, data, devices=suite.devices)
         if not is_first():
             return DONE
-    summary = finish_benchmark(benchmark, run.output, outputs, module.trainer.strategy.root_device)
+    summary = finish_benchmark(benchmark, run.output, outputs, str(module.trainer.strategy.root_device))
     if not (run.quiet or run.json):
         print_benchmark(summary)
     return tell_results(run, records, {"benchmark": summary})

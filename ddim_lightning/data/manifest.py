@@ -91,9 +91,8 @@ def find_clips(
         OSError: If something named does not exist or is a folder where a video is expected; always the exact subclass.
         ValueError: If no video is found, or a manifest breaks a rule.
     """
-    if isinstance(videos, str | os.PathLike) and (table := expand(videos)).suffix.lower() in MANIFEST_SUFFIXES:
-        if table.exists():
-            return assign_ids(read_manifest(table, default, columns, root))
+    if isinstance(videos, str | os.PathLike) and _is_manifest(path := expand(videos)):
+        return assign_ids(read_manifest(path, default, columns, root))
     for name, value in (("columns", columns), ("root", root)):
         if value is not None:
             raise ValueError(f"{name}: must be unset for videos that are no table (CSV, JSON, JSONL), got {value!r}")
@@ -121,6 +120,10 @@ def find_clips(
         names = name_some(file.name + "/" * file.is_dir() for file in left_out)
         warnings.warn(f"videos: left out of {path}, being neither videos nor folders of frames: {names}", stacklevel=3)
     return assign_ids([replace(default, video=path) for path in paths])
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.suffix.lower() in MANIFEST_SUFFIXES and path.exists()
 
 
 def _request_file(video: str | os.PathLike[str], default: ClipRequest) -> ClipRequest:

@@ -13,8 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from ddim_lightning.data.benchmark import Benchmark
 from ddim_lightning.data.ids import SUMMARY
 from ddim_lightning.metrics.measurer import Measurer, load_measurer
@@ -45,7 +43,7 @@ class Scorer:
     benchmark: Benchmark
     folder: Path
     networks: Networks
-    device: torch.device
+    device: str
 
     def __post_init__(self) -> None:
         asked: dict[int, list[str]] = {}

@@ -5,14 +5,11 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ddim_lightning.data.benchmark import Benchmark, read_benchmark
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.metrics.measures import Networks
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -75,9 +72,7 @@ def open_benchmark(*, suite: Suite, method: Any, **_: object) -> Benchmark:
     )
 
 
-def finish_benchmark(
-    benchmark: Benchmark, output: str | Path, networks: Networks, device: torch.device
-) -> dict[str, Any]:
+def finish_benchmark(benchmark: Benchmark, output: str | Path, networks: Networks, device: str) -> dict[str, Any]:
     """Lay out what a run made as the benchmark's evaluation reads it, measure it, and write the page of the run anew.
 
     Args:

@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ddim_lightning.data.benchmark import read_benchmark
@@ -26,7 +25,7 @@ def five(tmp_path_factory):
 
 def score(five, output, records=None):
     benchmark, all_records, _ = five
-    return Scorer(benchmark, output, Networks(), torch.device("cpu")).score(records or all_records)
+    return Scorer(benchmark, output, Networks(), "cpu").score(records or all_records)
 
 
 def measure_by_hand(root, clip, index):
