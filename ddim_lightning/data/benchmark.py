@@ -89,12 +89,12 @@ def read_benchmark(
     base = replace(default, num_frames=wanted, mask_threshold=config.mask_threshold)
     if base.fps is None:
         base = replace(base, fps=config.fps)
-    groups: dict[Any, list[tuple[str, ClipRequest]]] = {}
+    groups: dict[ClipRequest, list[tuple[str, ClipRequest]]] = {}
     for table, request in _read_requests(config, root, edits, base):
         mask = request.mask if inside_masks else None
         source = request.source_prompt if by_source_prompt else None
-        key = (request.video, mask, source, request.negative_prompt, request.start, request.num_frames, request.seed)
-        groups.setdefault(key, []).append((table, request))
+        clip = replace(request, prompts=(), rows=(), origin="", mask=mask, source_prompt=source)
+        groups.setdefault(clip, []).append((table, request))
     merged = [_merge([request for _, request in rows], inside_masks) for rows in groups.values()]
     requests = [_fit_length(request, wanted) for request in assign_ids(merged)]
     for request in requests:
@@ -138,10 +138,11 @@ def _read_requests(
     by_edit = {edit: {**others, "prompts": column} for edit, column in variants.items()} or {"": others}
     columns = {edit: find_columns(names, config.optional) for edit, names in by_edit.items()}
     for table in _find_tables(config, root, edits):
+        stem = "" if table is None else table.stem
         for origin, known, row in _list_clips(config, root) if table is None else _read_table(table):
             if config.skip_without is not None and config.skip_without not in row:
                 continue
-            whole = {"table": "" if table is None else table.stem, **row}
+            whole = {"table": stem, **row}
             if config.either:
                 whole |= _choose(config, root, origin, whole)
             for edit, mapped in columns.items():
@@ -150,7 +151,7 @@ def _read_requests(
                 if table is not None:
                     cells = split_prompts(table, cells)
                 request = make_request(root, origin, cells, default, mapped.names)
-                yield whole["table"], replace(request, rows=({"edit": edit, **whole},))
+                yield stem, replace(request, rows=({"edit": edit, **whole},))
 
 
 def _read_table(table: Path) -> Iterator[tuple[str, list[str], Row]]:

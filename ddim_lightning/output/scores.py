@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ddim_lightning.data.benchmark import Benchmark
+from ddim_lightning.data.benchmark import Benchmark, BenchmarkEdit
 from ddim_lightning.data.ids import SUMMARY
 from ddim_lightning.metrics.measurer import Measurer, load_measurer
 from ddim_lightning.metrics.measures import Networks, check_measures
@@ -61,27 +61,35 @@ class Scorer:
             records: Of the clips that are done, by their ids.
         """
         former = self._read_former()
-        rows = []
+        rows: list[tuple[BenchmarkEdit, dict[str, Any]]] = []
         for edit in self.benchmark.edits:
-            if edit.clip not in records:
-                continue
-            record = records[edit.clip]
-            file = record["files"]["edits"][edit.index]
-            digest = self._digest(record, file)
-            known = former.get((edit.clip, edit.index))
-            if known is not None and known.get("digest") == digest:
-                numbers = known["numbers"]
-            else:
-                numbers = self._measure(edit, self.folder / edit.clip / file, record)
-            place = {"clip": edit.clip, "index": edit.index, "table": edit.table, "prompt": edit.prompt, "file": file}
-            rows.append({**place, "digest": digest, "numbers": numbers})
-        summary = self._sum_up(rows)
+            if edit.clip in records:
+                file = records[edit.clip]["files"]["edits"][edit.index]
+                digest = self._digest(records[edit.clip], file)
+                known = former.get((edit.clip, edit.index), {})
+                place = {
+                    "clip": edit.clip,
+                    "index": edit.index,
+                    "table": edit.table,
+                    "prompt": edit.prompt,
+                    "file": file,
+                }
+                numbers = known["numbers"] if known.get("digest") == digest else None
+                rows.append((edit, {**place, "digest": digest, "numbers": numbers}))
+        for edit, row in rows:
+            if row["numbers"] is None:
+                row["numbers"] = self._measure(edit, self.folder / edit.clip / row["file"], records[edit.clip])
+                self._write([row for _, row in rows])  # so that nothing is measured again where this is stopped
+        return self._write([row for _, row in rows])
+
+    def _write(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        summary = self._sum_up([row for row in rows if row["numbers"] is not None])
         made = self.folder / f".{SUMMARY}.{os.getpid()}.partial"
         made.write_text(dump_json(summary, indent=2) + "\n", encoding="utf-8", errors="backslashreplace")
         made.replace(self.folder / SUMMARY)
         return summary
 
-    def _measure(self, edit: Any, video: Path, record: Record) -> dict[str, float | None]:
+    def _measure(self, edit: BenchmarkEdit, video: Path, record: Record) -> dict[str, float | None]:
         """Measure one edit; one that cannot be measured costs none of the others."""
         found: dict[str, float] = {}
         for every, measurer in self.measurers.items():
