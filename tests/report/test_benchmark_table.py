@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ddim_lightning.report.benchmark_table import make_benchmark_table
+from ddim_lightning.report.cards import ReportedRun
+from ddim_lightning.report.page import make_page
 from ddim_lightning.report.tables import print_benchmark
 
 SUMMARY = {
@@ -35,3 +37,14 @@ def test_numbers_stand_in_columns_and_what_is_not_there_is_blank(capsys):
 )
 def test_a_summary_that_is_none_of_ours_shows_nothing(summary):
     assert make_benchmark_table(summary) is None
+
+
+def test_the_page_shows_the_table_and_texts_from_outside_as_text():
+    evil = {**SUMMARY, "title": "<script>alert(1)</script>"}
+    evil["rows"] = [{**SUMMARY["rows"][0], "method": "<b>this</b>"}, SUMMARY["rows"][1]]
+    run = ReportedRun("out", [], lambda *_: None, lambda *_: None, make_benchmark_table(evil))
+    page = make_page([run], written="today")
+    assert "<script>alert" not in page and "<b>this" not in page
+    assert "&lt;b&gt;this" in page and "20.12" in page and "table 2" in page
+    without = make_page([ReportedRun("out", [], lambda *_: None, lambda *_: None)], written="today")
+    assert "benchmark-" not in without
