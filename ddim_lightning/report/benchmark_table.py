@@ -64,7 +64,7 @@ def make_benchmark_table(summary: object) -> BenchmarkTable | None:
         table = BenchmarkTable(str(summary["title"]), str(summary["source"]), [t for _, t in columns], rows, missing)
     except (AssertionError, LookupError, TypeError, ValueError, AttributeError):
         return None
-    return table if columns else None
+    return table if columns and rows else None
 
 
 def _read_number(numbers: Mapping[str, Any], name: str) -> float | None:

@@ -100,17 +100,18 @@ def make_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def print_benchmark(summary: Mapping[str, Any]) -> None:
-    """Print what a run came to on a public benchmark, beside what others published.
+    """Print what a run came to on a public benchmark, beside what others published of the same numbers.
 
     Args:
         summary: As in ``benchmark.json``.
     """
     if (table := make_benchmark_table(summary)) is None:
         return
-    shown = _make_table(table.title, right=table.columns)
+    measured = [place for place, number in enumerate(table.rows[0].numbers) if number is not None]
+    shown = _make_table(table.title, right=[table.columns[place] for place in measured])
     for row in table.rows:
-        numbers = ("" if number is None else f"{number:.2f}" for number in row.numbers)
-        shown.add_row(make_plain(row.method), *numbers)
+        numbers = (row.numbers[place] for place in measured)
+        shown.add_row(make_plain(row.method), *("" if number is None else f"{number:.2f}" for number in numbers))
     _print(shown)
     for source in dict.fromkeys(row.source for row in table.rows if row.source):
         print(make_plain(f"published, not run here: {source}"))

@@ -28,12 +28,21 @@ def test_numbers_stand_in_columns_and_what_is_not_there_is_blank(capsys):
     assert [row.numbers for row in table.rows] == [[20.125, None], [25.0, 3.5]]
     print_benchmark(SUMMARY)
     said = capsys.readouterr().out
-    assert said.splitlines()[1].split() == ["this", "run", "20.12"]
+    assert [line.split() for line in said.splitlines()[1:3]] == [["this", "run", "20.12"], ["another", "25.00"]]
     assert "not run here: table 2" in said
 
 
 @pytest.mark.parametrize(
-    "summary", [None, [], {}, {**SUMMARY, "rows": 3}, {**SUMMARY, "columns": [{}]}, {**SUMMARY, "columns": []}]
+    "summary",
+    [
+        None,
+        [],
+        {},
+        {**SUMMARY, "rows": 3},
+        {**SUMMARY, "rows": []},
+        {**SUMMARY, "columns": [{}]},
+        {**SUMMARY, "columns": []},
+    ],
 )
 def test_a_summary_that_is_none_of_ours_shows_nothing(summary):
     assert make_benchmark_table(summary) is None
