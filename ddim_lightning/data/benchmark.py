@@ -100,7 +100,12 @@ def read_benchmark(
     for request in requests:
         if request.id.casefold() in (EVALUATION, SUMMARY):
             raise ValueError(f"{request.origin}: the run has a file of its own of this name, got {request.id!r}")
-    return Benchmark(name, config, requests, _list_edits(requests, groups.values()))
+    listed = _list_edits(requests, groups.values())
+    if (layout := config.output) is not None:  # so that no name is found wanting when all edits are made
+        for edit in listed:
+            for text in filter(None, (layout.edit, layout.source, layout.mask)):
+                find_place(layout, text, edit)
+    return Benchmark(name, config, requests, listed)
 
 
 def find_place(layout: Layout, text: str, edit: BenchmarkEdit) -> PurePosixPath:

@@ -15,8 +15,10 @@ from PIL import Image
 from ddim_lightning.data.benchmark import Benchmark, BenchmarkEdit, find_place
 from ddim_lightning.data.benchmark_config import Layout
 from ddim_lightning.data.ids import EVALUATION
+from ddim_lightning.data.listing import is_hidden
 from ddim_lightning.data.video import read_frames, read_info
 from ddim_lightning.output.benchmark_frames import choose_indices, read_masks, read_pictures, resize
+from ddim_lightning.output.place import find_disk_fault
 
 Record = Mapping[str, Any]
 
@@ -32,28 +34,33 @@ def write_evaluation(benchmark: Benchmark, folder: Path, records: Mapping[str, R
         records: Of the clips that are done, by their ids.
 
     Returns:
-        Sentences about edits that could not be written, because another one has their name.
+        Sentences about edits that could not be written: another one has their name, or something else is in the way.
 
     Raises:
-        OSError: If something else is in the way, or the disk takes no more.
-        ValueError: If a row lacks a column, or leads out of the folder.
+        OSError: If the disk takes no more.
     """
     layout, root = benchmark.config.output, folder / EVALUATION
     if layout is None:
         return []
-    notes, taken, done = [], dict[PurePosixPath, str](), list[BenchmarkEdit]()
+    notes: list[str] = []
+    taken: dict[PurePosixPath, BenchmarkEdit] = {}
     for edit in benchmark.edits:
         if edit.clip not in records:
             continue
         place = find_place(layout, layout.edit, edit)
         if place in taken:
-            notes.append(f"{edit.origin}: {place} is taken by {taken[place]}, which stays; the evaluation knows one")
+            first = taken[place].origin
+            notes.append(f"{edit.origin}: {place} is taken by {first}, which stays; the evaluation knows one")
             continue
-        taken[place] = edit.origin
-        done.append(edit)
-        _write_edit(layout, root, place, folder, edit, records[edit.clip])
-    if layout.table is not None and done:
-        _write_table(root / layout.table, benchmark, done)
+        taken[place] = edit
+        try:
+            _write_edit(layout, root, place, folder, edit, records[edit.clip])
+        except (OSError, ValueError) as error:
+            if find_disk_fault(error):
+                raise
+            notes.append(f"{edit.origin}: not laid out: {' '.join(str(error).split())}")
+    if layout.table is not None and taken:
+        _write_table(root / layout.table, benchmark, list(taken.values()))
     return notes
 
 
@@ -105,13 +112,14 @@ def _is_current(place: Path, source: Path) -> bool:
 def _write_frames(place: Path, pattern: str, count: int, age: Path, read: Callable[[], Iterator[np.ndarray]]) -> None:
     """Write a folder of frames, unless it holds as many that are not older than the file they come from."""
     wanted = [place / (pattern % k) for k in range(count)]
-    if place.is_dir() and (others := sorted({file.name for file in place.iterdir()} - {file.name for file in wanted})):
+    found = {file for file in place.iterdir() if not is_hidden(file)} if place.is_dir() else set()
+    if others := sorted(file.name for file in found - {*wanted}):
         raise FileExistsError(f"{place} must hold the frames of this edit alone, got {others[0]}; move it")
     if all(_is_current(file, age) for file in wanted):
         return
     place.mkdir(parents=True, exist_ok=True)
     for file, frame in zip(wanted, read(), strict=True):
-        made = file.with_name(f".{os.getpid()}{file.suffix}")
+        made = place.with_name(f".{os.getpid()}{file.suffix}")
         Image.fromarray(frame).save(made, quality=95)
         made.replace(file)
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddim_lightning.data.benchmark import Benchmark, read_benchmark
+from ddim_lightning.data.benchmark_config import read_benchmark_config
 from ddim_lightning.data.manifest import ClipRequest
-from ddim_lightning.metrics.measures import Networks
+from ddim_lightning.metrics.measures import Networks, check_measures
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def open_benchmark(*, suite: Suite, method: Any, **_: object) -> Benchmark:
         OSError: If something is not there; always the exact subclass.
         ValueError: If its config or a row breaks a rule.
     """
+    check_measures(one.measure for one in read_benchmark_config(suite.benchmark).numbers if one.measure is not None)
     default = ClipRequest(num_frames=suite.num_frames, negative_prompt=suite.negative_prompt)
     return read_benchmark(
         suite.benchmark,
@@ -86,7 +88,6 @@ def finish_benchmark(benchmark: Benchmark, output: str | Path, networks: Network
 
     Raises:
         OSError: If something cannot be written.
-        ValueError: If a row lacks a column that the layout takes.
     """
     from ddim_lightning.output.evaluation import write_evaluation
     from ddim_lightning.output.folder import read_results

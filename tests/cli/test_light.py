@@ -59,6 +59,7 @@ MISTAKES = [
     (["benchmark", "five", "empty", "--output", "out"], 1, "folder: must hold the tables of FiVE-Bench"),
     (["benchmark", "five", "empty"], 2, "required: output"),
     (["benchmark", "five", "empty", "--output", "out", "--devices", "0"], 2, "devices: must be at least 1, got 0"),
+    (["benchmark", "measure.yaml", "empty", "--output", "out"], 1, "metrics: must be of psnr, "),
     (["benchmark", "value.yaml", "empty", "--output", "out"], 1, "value.yaml, key title: must be given"),
     (["predict", "--config", "nope"], 1, "config: must be a file or one of the shipped "),
     (["predict", "--config", "edti"], 1, "got 'edti' (did you mean edit?)"),
@@ -138,6 +139,8 @@ def test_a_mistake_is_one_line_with_its_status_before_anything_heavy(tmp_path, m
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "key.yaml").write_text("num_inference_stepz: 3\n")
+    numbers = "numbers: [{number: a, title: b, measure: psnrr}]"
+    (tmp_path / "measure.yaml").write_text(f"title: x\nedits: '*'\ncolumns: {{video: a}}\n{numbers}\n")
     (tmp_path / "value.yaml").write_text("num_inference_steps: 0\n")
     shown, errors = run(tmp_path, *(words for words, _, _ in MISTAKES))
     errors = [line for line in errors if not line.startswith("warning: tiny ")]  # which is told before the rest

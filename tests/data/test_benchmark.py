@@ -164,9 +164,8 @@ def test_a_name_that_cannot_be_made_is_told(five, tmp_path, change, said):
     (tmp_path / "edit_prompt").mkdir()
     row = {name: value for name, value in {**ROW, **change}.items() if value is not None}
     (tmp_path / "edit_prompt" / "edit1_FiVE.json").write_text(json.dumps([row]))
-    benchmark = read_benchmark("five", tmp_path)
     with pytest.raises(ValueError, match=said):
-        list_places(benchmark)
+        read_benchmark("five", tmp_path)
 
 
 def test_what_is_missing_of_a_benchmark_is_told(five, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from ddim_lightning.data.benchmark import read_benchmark
@@ -97,8 +96,10 @@ def test_of_two_edits_with_one_name_the_first_stays_and_that_is_told(tmp_path):
     assert place.read_bytes() == (output / "0003_blackswan/edit-00.mp4").read_bytes()
 
 
-def test_a_folder_of_other_frames_is_not_mixed_with_ours(tmp_path):
+def test_a_folder_of_other_frames_is_not_mixed_with_ours_and_costs_none_of_the_others(tmp_path):
     benchmark, output, records, found = run("tgve", lambda root: write_tgve(root, count=5), tmp_path)
     (found / "youtube_480p/salsa/style/00099.jpg").touch()
-    with pytest.raises(FileExistsError, match=r"style must hold .* got 00099\.jpg"):
-        write_evaluation(benchmark, output, records)
+    (found / "youtube_480p/volleyball/style/00000.jpg").unlink()
+    (note,) = write_evaluation(benchmark, output, records)
+    assert "row 6: not laid out: " in note and note.endswith("alone, got 00099.jpg; move it")
+    assert (found / "youtube_480p/volleyball/style/00000.jpg").is_file()
