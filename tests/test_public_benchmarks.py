@@ -136,6 +136,8 @@ def test_types_of_edits_can_be_chosen_and_masks_bind_them(five, tmp_path):
     assert {name: len(record["prompts"]) for name, record in records.items()} == {"0001_bus": 1, "0003_blackswan": 2}
     assert records["0001_bus"]["settings"]["mask"].endswith("bmasks/0001_bus")
     assert records["0001_bus"]["frames"]["count"] == 5
+    ours = json.loads((tmp_path / "benchmark.json").read_text())["rows"][0]["method"]
+    assert "3 of 3 edits" in ours and "edit6_FiVE, edit2_FiVE alone" in ours
 
 
 @pytest.mark.parametrize(

@@ -50,12 +50,14 @@ class Benchmark:
         config: How it is read, written and shown.
         requests: Its clips, each with all of its edits.
         edits: Its edits, those of a clip next to each other.
+        chosen: Which of its tables were asked for; none means all.
     """
 
     name: str
     config: BenchmarkConfig
     requests: Sequence[ClipRequest]
     edits: Sequence[BenchmarkEdit]
+    chosen: Sequence[str] = ()
 
 
 def read_benchmark(
@@ -105,7 +107,7 @@ def read_benchmark(
         for edit in listed:
             for text in filter(None, (layout.edit, layout.source, layout.mask)):
                 find_place(layout, text, edit)
-    return Benchmark(name, config, requests, listed)
+    return Benchmark(name, config, requests, listed, tuple(edits))
 
 
 def find_place(layout: Layout, text: str, edit: BenchmarkEdit) -> PurePosixPath:

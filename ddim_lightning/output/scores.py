@@ -15,6 +15,7 @@ from typing import Any
 
 from ddim_lightning.data.benchmark import Benchmark, BenchmarkEdit
 from ddim_lightning.data.ids import SUMMARY
+from ddim_lightning.data.listing import name_some
 from ddim_lightning.metrics.measurer import Measurer, load_measurer
 from ddim_lightning.metrics.measures import Networks, check_measures
 from ddim_lightning.output.benchmark_frames import read_pieces
@@ -138,7 +139,8 @@ class Scorer:
             for one in config.published
             for row in one.rows
         ]
-        method = f"this run, {len(rows)} of {len(edits)} edits"
+        only = f", of {name_some(self.benchmark.chosen)} alone" if self.benchmark.chosen else ""
+        method = f"this run, {len(rows)} of {len(edits)} edits{only}"
         return {
             "schema": SCHEMA,
             "benchmark": self.benchmark.name,
