@@ -282,7 +282,8 @@ class ClipJob:
     def _make_meter(self, prompt: str | None, suffix: str) -> SourceMeter | None:
         if self.measurer is None:
             return None
-        return SourceMeter(self.measurer.start(prompt), self.clip, suffix)
+        with use_full_precision(self.engine.device):
+            return SourceMeter(self.measurer.start(prompt), self.clip, suffix)
 
     def _check_finite(self, stage: Stage, values: Tensor) -> None:
         # Clean latents and pixels are of order one. Where they leave the range of float16 their squares overflow next,

@@ -40,7 +40,9 @@ def tell_metrics(*, comparison: Comparison, networks: Networks) -> NoReturn:
         for name, lacks in {} if comparison.quiet and not comparison.metrics else measurer.missing.items():
             say(f"not measured: {name}: {lacks}")
         rows = []
-        for pair in pairs.found:
+        for number, pair in enumerate(pairs.found, 1):
+            if sys.stderr.isatty() and not comparison.quiet:
+                say(f"{number} of {len(pairs.found)}: {pair.name}")
             rows.append(measure_pair(pair, measurer, comparison))
             for sentence in [*rows[-1].problems, *rows[-1].notes]:
                 say(f"warning: {pair.name}: {sentence}")
