@@ -39,10 +39,10 @@ class VideoDataModule(LightningDataModule):
     what the VAE made of the clips. Without ``batches.cache`` it has ``frames`` instead, uint8.
 
     Args:
-        videos: A video, a folder of numbered frames, a folder of either, a glob, a list, or a manifest: CSV or JSONL
-            with the columns ``video``, ``prompts`` (in CSV separated by ``|``), ``source_prompt``, ``negative_prompt``,
-            ``start``, ``num_frames``, ``seed``, ``id``, ``mask``, ``fps``, ``first_frame``. What a row leaves out comes
-            from the arguments below.
+        videos: A video, a folder of numbered frames, a folder of either, a glob, a list, or a manifest: CSV, JSONL or
+            a JSON list with the columns ``video``, ``prompts`` (in CSV separated by ``|``), ``source_prompt``,
+            ``negative_prompt``, ``start``, ``num_frames``, ``seed``, ``id``, ``mask``, ``fps``, ``first_frame``. What a
+            row leaves out comes from the arguments below.
         prompts: The edits wanted of every clip.
         source_prompt: A description of the clips; an empty one is none.
         negative_prompt: What guidance moves away from.
@@ -60,9 +60,10 @@ class VideoDataModule(LightningDataModule):
             that begin with it. ``None`` shows it the clip's own.
         fps: Frames per second of folders of frames, 0.01 .. 1000; ``None`` is 8. Video files have a rate of their own.
         num_workers: Processes that decode, >= 0.
-        columns: What a table to train from calls the columns ``video``, ``prompt`` and ``split``: by these names a
-            column, or a text with columns in braces.
-        root: Where the paths in a table to train from begin; ``None`` is its folder.
+        columns: What the table calls the columns of a manifest, or ``video``, ``prompt`` and ``split`` of a table to
+            train from: by our names a column, or a text with columns in braces, ``{video: "images/{name}"}``. The other
+            columns of a manifest go into the record of the clip.
+        root: Where the paths in the table begin; ``None`` is its folder.
         val_videos: Clips that validate, as ``videos``; ``None`` takes those that ``split`` names, or the share
             ``batches.val_share``.
         batches: How clips become batches under `Trainer.fit`; see `Batches`. With it ``videos`` is a table, CSV, JSONL
@@ -119,10 +120,11 @@ class VideoDataModule(LightningDataModule):
         )
         self.clips: TrainingClips | None = None
         if batches is None:
-            for name, value in (("columns", columns), ("root", root), ("val_videos", val_videos)):
-                if value is not None:
-                    raise ValueError(f"{name}: must be unset without batches, under which clips train, got {value!r}")
-            self.requests = find_clips(videos, default)
+            if val_videos is not None:
+                raise ValueError(
+                    f"val_videos: must be unset without batches, under which clips train, got {val_videos!r}"
+                )
+            self.requests = find_clips(videos, default, columns, root)
         else:
             from ddim_lightning.engine.training_clips import TrainingClips  # imports diffusers
 
@@ -153,8 +155,7 @@ class VideoDataModule(LightningDataModule):
         texts: dict[str, None] = {}
         for request in self.requests:
             texts.update(dict.fromkeys(request.prompts))
-            if request.source_prompt is not None:
-                texts[request.source_prompt] = None
+            texts.update(dict.fromkeys(filter(None, [request.source_prompt, *request.source_prompts])))
             texts[request.negative_prompt] = None
         texts.update(dict.fromkeys([] if self.clips is None else self.clips.list_prompts()))
         return list(texts)

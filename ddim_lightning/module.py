@@ -32,10 +32,12 @@ from ddim_lightning.engine.config import (
 )
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.fast import make_fast
+from ddim_lightning.engine.measuring import make_measurer
 from ddim_lightning.engine.parts import PartSpec, describe_part, make_part
 from ddim_lightning.engine.precision import describe_precision, take_precision
 from ddim_lightning.engine.recommended import take_recommended
 from ddim_lightning.limits import VideoLimits
+from ddim_lightning.metrics.measurer import Measurer
 from ddim_lightning.models.checkpoint import read_checkpoint, read_limits
 from ddim_lightning.models.schedulers import describe_scheduler
 from ddim_lightning.runtime.compile_cache import save_compiled
@@ -139,6 +141,7 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
         self.find_results: list[FindResult] = []
         """Where results go that are kept; a clip that all of them find is not done again."""
         self._engine: InversionEngine | None = None
+        self._measurer: Measurer | None = None
         self._given: LoadedModel | None = None
 
     @property
@@ -182,6 +185,8 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
     @torch.inference_mode(False)  # weights that were made under inference mode could never train
     def _load(self, device: torch.device | str, token: str | None = None, first_prompts: Sequence[object] = ()) -> None:
         device = torch.empty(0, device=device).device  # with its index
+        if self._measurer is None or self._measurer.device != device:
+            self._measurer = make_measurer(self.outputs, device)
         if self._engine is not None:
             if token is not None:
                 raise ValueError("token: must be unset for a model that is loaded already, got one")
@@ -289,6 +294,7 @@ class DDIMInversionModule(PartsAtHand, TrainingModule):
             outputs=self.outputs,
             batch_prompts=self.runtime.batch_prompts,
             on_progress=self._report,
+            measurer=self._measurer,
             find_results=self.find_results,
         )
         results = [runner.run(item) for item in items]

@@ -205,6 +205,10 @@ class Clip:
         first_frame_source: The file of the first frame; ``None`` when there is none.
         latents: (1, f, c, h, w), scaled by the VAE's ``scaling_factor``: ``frames`` encoded already, so that the VAE
             does not encode them.
+        source_prompts: One for each of ``prompts``, empty where there is none: descriptions of the clip that edits are
+            made under where they are not all under ``source_prompt``. Empty where they are.
+        rows: What the table that the clip comes from says of it, JSON-ready: one for each of its rows. It is kept in
+            the record, and has no effect.
     """
 
     id: str
@@ -222,6 +226,8 @@ class Clip:
     first_frame: UInt8[Tensor, "c h w"] | None = field(default=None, repr=False)
     first_frame_source: str | None = None
     latents: Latents | None = field(default=None, repr=False)
+    source_prompts: tuple[str, ...] = ()
+    rows: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass

@@ -35,7 +35,9 @@ VERBS = {
     "[Models](models.md#what-a-model-is-and-needs).",
     "report": "Writes the page that shows a run in a browser, or compares two; see "
     "[Where results go](results.md#looking-at-a-run).",
-    "benchmark": "Runs a benchmark; see [Benchmarks](benchmarks.md).",
+    "metrics": "Measures videos against others; see [Metrics](metrics.md).",
+    "benchmark": "Runs a benchmark of this package ([Benchmarks](benchmarks.md)), or a public one on its files "
+    "([Public benchmarks](public-benchmarks.md)).",
 }
 """By verb, what stands above its help; ``env`` has none of its own."""
 

@@ -548,6 +548,41 @@ MUTATIONS = (
         "with _placed(block, reads=()):",
         "network/test_predictor.py::test_checkpointing_keeps_the_gradients_of_adapters_and_leaves_the_model_as_it_was",
     ),
+    Mutation(
+        "the inside of a mask is the outside",
+        "metrics/pixels.py",
+        'self._means.add(f"{name}_inside", values, mask)',
+        'self._means.add(f"{name}_inside", values, ~mask)',
+        "metrics/test_pixels.py::test_a_constant_shift_has_the_psnr_of_its_square",
+    ),
+    Mutation(
+        "frames without an edited part count as equal",
+        "metrics/pixels.py",
+        "counts = kept.any()[None]",
+        "counts = torch.ones_like(kept.any()[None])",
+        "metrics/test_pixels.py::test_numbers_of_pictures_multiplied_by_the_mask_are_those_of_the_formulas",
+    ),
+    Mutation(
+        "a flow is taken the other way",
+        "metrics/flow.py",
+        "torch.stack([x, y]) + flow",
+        "torch.stack([x, y]) - flow",
+        "metrics/test_flow.py::test_a_translation_that_the_flow_knows_has_no_warp_error",
+    ),
+    Mutation(
+        "the warp error counts what is hidden",
+        "metrics/flow.py",
+        "return (error * shown).sum((1, 2)) / shown.sum((1, 2)).clamp_min(1)",
+        "return error.mean((1, 2))",
+        "metrics/test_flow.py::test_the_error_is_a_mean_over_visible_pixels_and_channels",
+    ),
+    Mutation(
+        "motion fidelity looks one way",
+        "metrics/motion.py",
+        "float(agreement.amax(1).mean() + agreement.amax(0).mean()) / 2",
+        "float(agreement.amax(1).mean())",
+        "metrics/test_motion.py::test_both_directions_count",
+    ),
 )
 
 

@@ -10,8 +10,8 @@ import yaml
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ddim_lightning.cli.main import main
-from ddim_lightning.cli.shipped import find_shipped
 from ddim_lightning.data.video import write_video
+from ddim_lightning.engine.shipped import find_shipped
 from ddim_lightning.models.adapter_card import read_adapter_card
 from ddim_lightning.writer import read_results
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ddim_lightning.cli.shipped import find_shipped, get_config_path
+from ddim_lightning.engine.shipped import find_shipped, get_config_path
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ddim_lightning"
@@ -62,7 +62,7 @@ def test_the_wheel_refuses_the_malicious_uploads(wheel):
 
 def test_an_unpacked_wheel_finds_its_configs(wheel, tmp_path):
     wheel.extractall(tmp_path)
-    command = "from ddim_lightning.cli.shipped import get_config_path; print(get_config_path('edit'))"
+    command = "from ddim_lightning.engine.shipped import get_config_path; print(get_config_path('edit'))"
     # -I keeps the checkout off the path, which is the whole point.
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); {command}"
     found = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

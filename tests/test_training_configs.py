@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from ddim_lightning.cli.main import main
-from ddim_lightning.cli.shipped import get_config_path
+from ddim_lightning.engine.shipped import get_config_path
 from ddim_lightning.tiny.autoencoder import AutoencoderModule
 from ddim_lightning.tiny.training import write_untrained_tiny
 

@@ -9,6 +9,7 @@ VERBS = {
     "export": "write the network as files that PyTorch alone can run",
     "check": "say what would be loaded of a model, what it takes and needs, without loading its weights",
     "report": "show a run in a browser, or compare two: write its page from its folder",
+    "metrics": "measure videos against others: PSNR, SSIM, LPIPS, CLIP, motion, on both sides of masks",
     "benchmark": "run a benchmark; without a name they are listed",
     "env": "print what is installed here, for bug reports; --json for programs",
 }

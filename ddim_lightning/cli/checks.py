@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from ddim_lightning.cli.options import Frames, Method, Run, Video
 from ddim_lightning.data.frames import check_num_frames, choose_frames, make_size
@@ -17,6 +18,7 @@ from ddim_lightning.models.checkpoint import read_limits
 from ddim_lightning.models.source import find_lora
 from ddim_lightning.output.natural import warn_of_natural
 from ddim_lightning.output.place import check_output_dir, get_place
+from ddim_lightning.output.suite import Suite
 
 
 def check_edit(
@@ -39,24 +41,23 @@ def check_edit(
         raise NotADirectoryError(f"exported: must be a folder that export wrote, got {runtime.exported!r}")
 
 
-def check_model(
-    *, frames: Frames, method: Method, source: Source, runtime: Runtime, video: Video | None = None, **_: object
-) -> None:
+def check_model(*, method: Method, source: Source, runtime: Runtime, video: Video | None = None, **groups: Any) -> None:
     """Raise an OSError or a ValueError for a model that will not do, or frames that it does not take."""
+    frames: Frames | Suite = groups["frames" if "frames" in groups else "suite"]
     find_edit_adapter([str(find_lora(one.file)) for one in make_loras(method.lora)])
     limits = read_limits(method.model, source, **runtime.requires)
     make_size(limits, frames.height, frames.width)
     if frames.num_frames is not None:
         check_num_frames(frames.num_frames, limits)
     if video is not None and not (path := Path(video.video).expanduser()).is_dir():
-        choice = {name: getattr(frames, name) for name in ("start", "num_frames", "stride")}
+        choice: dict[str, Any] = {name: getattr(frames, name) for name in ("start", "num_frames", "stride")}
         choose_frames(read_timeline(path).num_frames, limits, **choice)
 
 
-def begin(*, run: Run, method: Method = Method(), video: Video | None = None, **_: object) -> None:  # noqa: B008
+def begin(*, run: Run, method: Method = Method(), video: Video | None = None, **groups: Any) -> None:  # noqa: B008
     """Raise an OSError for an output folder that will not do; else say what is loaded, before torch takes its time."""
     check_output_dir(run.output, "output")
-    if video is not None:
-        warn_of_natural(method.model, [video.video])
+    videos = [one.video for one in groups["benchmark"].requests] if "benchmark" in groups else []
+    warn_of_natural(method.model, videos if video is None else [video.video])
     if not run.quiet:
         print(f"loading {method.model} ...", file=sys.stderr, flush=True)

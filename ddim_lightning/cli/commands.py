@@ -1,4 +1,4 @@
-"""The verbs `edit`, `demo` and `export` each make a module and its data, and run it once."""
+"""The verbs `edit`, `demo`, `benchmark` and `export` each make a module and its data, and run it once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import Any
 import torch
 
 from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
-from ddim_lightning.cli.running import predict_clips, tell_results
+from ddim_lightning.cli.running import DONE, predict_clips, tell_results
+from ddim_lightning.data.benchmark import Benchmark
 from ddim_lightning.data.frames import make_size
 from ddim_lightning.datamodule import VideoDataModule
 from ddim_lightning.engine.artifacts import MANIFEST
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.export import export_network, make_row_size
 from ddim_lightning.module import DDIMInversionModule
-from ddim_lightning.report.tables import make_means, print_edits
+from ddim_lightning.output.suite import Suite, finish_benchmark
+from ddim_lightning.report.tables import make_means, print_benchmark, print_edits
+from ddim_lightning.runtime.processes import is_first, leave_group
 from ddim_lightning.tiny.demo import make_demo
 
 
@@ -38,6 +41,20 @@ def demo(*, run: Run) -> int:
     if not (run.quiet or run.json):
         print_edits(truth.rows)
     return tell_results(run, records, {"edits": truth.rows, "means": make_means(truth.rows)})
+
+
+def benchmark(*, run: Run, suite: Suite, benchmark: Benchmark, method: Method, outputs: Outputs, **groups: Any) -> int:
+    """Run a public benchmark, lay it out for its evaluation and measure it, and return the exit status."""
+    module = DDIMInversionModule(**vars(method), **groups, outputs=outputs)
+    data = VideoDataModule(benchmark.requests, height=suite.height, width=suite.width, fit=benchmark.config.fit)
+    with leave_group():
+        records = predict_clips(run, module, data, devices=suite.devices)
+        if not is_first():
+            return DONE
+    summary = finish_benchmark(benchmark, run.output, outputs, str(module.trainer.strategy.root_device))
+    if not (run.quiet or run.json):
+        print_benchmark(summary)
+    return tell_results(run, records, {"benchmark": summary})
 
 
 def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, **groups: Any) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 import ddim_lightning
 from ddim_lightning.cli import VERBS
+from ddim_lightning.data.benchmark_config import names_benchmark
 from ddim_lightning.report.console import say
 from ddim_lightning.report.mistakes import DEBUG, explain, get_nearest
 from ddim_lightning.runtime.allocator import keep_freed_memory
@@ -67,20 +68,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
     """Read and check the arguments: the module and the name of the function that does the work, and its arguments."""
     verb, rest = (words[0], words[1:]) if words else ("", [])
-    if verb in ("edit", "demo", "export"):
+    if verb in ("edit", "demo", "export") or (verb == "benchmark" and names_benchmark("".join(rest[:1]))):
         from ddim_lightning.cli.checks import begin, check_edit, check_model
         from ddim_lightning.cli.parser import read_options
+        from ddim_lightning.output.suite import open_benchmark
 
         options = read_options(verb, rest)
         if verb == "edit":
             check_edit(**options)
+        if verb == "benchmark":
+            options["benchmark"] = open_benchmark(**options)
         begin(**options)
         if verb != "demo":
             check_model(**options)  # which may ask the hub
         return "commands", verb, options
     if verb in ("predict", "fit", "validate"):
-        from ddim_lightning.cli.shipped import find_configs
         from ddim_lightning.cli.texts import hide_words
+        from ddim_lightning.engine.shipped import find_configs
 
         # Lightning knows --data.num-frames=9 as --data.num_frames=9.
         words = [re.sub("(?<=^--)[^=]+", lambda flag: flag[0].replace("-", "_"), word) for word in hide_words(rest)]
@@ -94,12 +98,10 @@ def _read(words: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
         from ddim_lightning.cli.parser import make_completion
 
         text = make_completion("".join(rest))
-    elif verb in ("check", "report"):
-        from ddim_lightning.cli.parser import read_options
-        from ddim_lightning.engine.check import tell_model
-        from ddim_lightning.output.page import tell_report
+    elif verb in ("check", "report", "metrics"):
+        from ddim_lightning.cli.parser import TELLERS, read_options
 
-        text = (tell_model if verb == "check" else tell_report)(**read_options(verb, rest))
+        text = TELLERS[verb](**read_options(verb, rest))
     elif verb == "env" and set(rest) <= {"--json"}:
         # Straight from the report, since it must answer where lightning cannot be imported.
         from ddim_lightning.report.environment import format_environment, read_environment

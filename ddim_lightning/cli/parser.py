@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import zip_longest
 from typing import Any, NoReturn
@@ -14,10 +14,14 @@ from jsonargparse import ArgumentParser, Namespace
 from ddim_lightning.cli import VERBS
 from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
 from ddim_lightning.cli.texts import LOADER, hide, hide_words, reveal, reveal_yaml
-from ddim_lightning.engine.check import Model
+from ddim_lightning.engine.check import Model, tell_model
 from ddim_lightning.engine.config import CompileMode, Outputs, Runtime, Schedule, Source
 from ddim_lightning.engine.recommended import fill_recommended
-from ddim_lightning.output.page import Report
+from ddim_lightning.metrics.measures import Networks
+from ddim_lightning.output.comparison import Comparison
+from ddim_lightning.output.metrics import tell_metrics
+from ddim_lightning.output.page import Report, tell_report
+from ddim_lightning.output.suite import Suite
 from ddim_lightning.report.mistakes import list_flags, suggest
 
 
@@ -27,23 +31,23 @@ def _all_but(kind: type[Any], *names: str) -> set[str]:
 
 _GROUPS: dict[str, dict[type[Any], set[str]]] = {
     "edit": {kind: set() for kind in (Video, Run, Frames, Method, Source, Schedule, Runtime)} | {Outputs: {"on_error"}},
-    "export": {
-        Run: {"overwrite"},
-        Graphs: set(),
-        Frames: _all_but(Frames, "num_frames", "height", "width"),
-        Method: {"inversion_prompt", "seed"},
-        Source: set(),
-        Schedule: {"timestep_spacing", "zero_snr"},
-        Runtime: _all_but(Runtime, "dtype", "attention", "require_rotary"),
-    },
+    "export": {Run: {"overwrite"}, Graphs: set(), Frames: _all_but(Frames, "num_frames", "height", "width")}
+    | {Method: {"inversion_prompt", "seed"}, Source: set(), Schedule: {"timestep_spacing", "zero_snr"}}
+    | {Runtime: _all_but(Runtime, "dtype", "attention", "require_rotary")},
     "demo": {Run: {"overwrite"}},
     "check": {Model: set(), Source: set(), Runtime: _all_but(Runtime, "dtype", "context", "require_rotary")},
     "report": {Report: set()},
+    "metrics": {Comparison: set(), Networks: set()},
+    "benchmark": {kind: set() for kind in (Suite, Run, Method, Source, Schedule, Runtime, Outputs)},
 }
 """By verb, the classes whose fields are its flags, and the fields that are not."""
-_REPEATED = ("--prompt", "--lora")
+TELLERS: dict[str, Callable[..., str]] = {"check": tell_model, "report": tell_report, "metrics": tell_metrics}
+_REPEATED = ("--prompt", "--lora", "--metrics", "--edits")
 _SWITCHED = {"true", "false", "null", *typing.get_args(CompileMode)}  # what may follow a switch as its value
-_OWN = {"edit": "VIDEO --prompt TEXT --output DIR", "check": "MODEL", "report": "RUN [RUN]"}  # what must be given
+_OWN = {"edit": "VIDEO --prompt TEXT --output DIR", "check": "MODEL", "report": "RUN [RUN]", "metrics": "A B"}
+_OWN["benchmark"] = "NAME DIR --output DIR"
+_POSITIONS = ("video", "model", "run", "reference", "videos", "benchmark", "folder")  # of flags that must be given
+_PLACED = {f"--{name}": name for name in _POSITIONS}
 _ALIASES = {"--num-inference-steps": ["--steps"], "--accelerator": ["--device"]}
 
 
@@ -70,8 +74,8 @@ class FlagParser(HelpfulParser):
         """Make a flag of a field: dashes, aliases, the video by its position, and help without markup."""
         flags = [name.replace("_", "-") if name.startswith("--") else name for name in names]
         flags += [alias for flag in flags for alias in _ALIASES.get(flag, ())]
-        if flags in (["--video"], ["--model"], ["--run"]) and kwargs.pop("required", False):
-            flags = [flags[0].removeprefix("--")]
+        if flags[0] in _PLACED and kwargs.pop("required", False):
+            flags = [_PLACED[flags[0]]]
         if flags == ["--against"]:
             flags, kwargs["nargs"] = ["against"], "?"
         if isinstance(kwargs.get("help"), str):

@@ -21,14 +21,14 @@ QUIET: dict[str, Any] = dict.fromkeys(_LOUD, False)  # results have a folder of 
 
 
 def predict_clips(
-    run: Run, module: LightningModule, data: LightningDataModule, callbacks: Sequence[Callback] = ()
+    run: Run, module: LightningModule, data: LightningDataModule, callbacks: Sequence[Callback] = (), devices: Any = 1
 ) -> list[dict[str, Any]]:
-    """Run `Trainer.predict` on one device, write the results, and return the records of all clips."""
+    """Run `Trainer.predict`, write the results, and return the records of all clips."""
     with plain_output(run.json), silent_lightning():
         writer = VideoWriter(run.output, overwrite=run.overwrite)
         callbacks = [writer, *callbacks, *([] if run.quiet else [ProgressPrinter()])]
         try:
-            trainer = Trainer(accelerator=run.accelerator, devices=1, callbacks=callbacks, **QUIET)
+            trainer = Trainer(accelerator=run.accelerator, devices=devices, callbacks=callbacks, **QUIET)
         except (MisconfigurationException, ValueError) as error:  # the only setting here that is the user's
             raise ValueError(f"accelerator: must be one that is here, got {run.accelerator!r}: {error}") from error
         trainer.predict(module, data, return_predictions=False)

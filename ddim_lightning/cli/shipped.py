@@ -1,4 +1,4 @@
-"""Configs and benchmarks lie beside the code, and are found in a wheel and in a checkout alike."""
+"""Benchmarks have names, by which they are listed and run."""
 
 from __future__ import annotations
 
@@ -9,46 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ddim_lightning.data.benchmark_config import list_benchmarks
+from ddim_lightning.engine.shipped import find_shipped
 from ddim_lightning.report.mistakes import get_nearest
 
 BENCHMARKS = tuple(  # a list of strings would take a line each
     "ablation claims cold_start consistency edit_quality end_to_end forward_passes in_context inversion_error kernels "  # noqa: SIM905
     "layer_scan memory new_word predicted_memory scaling step_cache step_latency tiny_model versus_reference".split()
 )
-
-
-def find_shipped(name: str) -> Path:
-    """Return a folder that a wheel carries in the package, and an editable install leaves beside it."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / name, package.parent / name):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"the {name} are neither in {package} nor beside it: reinstall ddim-lightning")
-
-
-def get_config_path(name: str) -> Path:
-    """Return the path of a shipped config by its name without ``.yaml``; raise a ValueError where there is none."""
-    paths = {path.stem: path for path in find_shipped("configs").glob("*.yaml")}
-    if name not in paths:
-        got = f"{', '.join(sorted(paths))}, got {name!r}{get_nearest(name, paths)}"
-        raise ValueError(f"config: must be a file or one of the shipped {got}")
-    return paths[name]
-
-
-def find_configs(words: Sequence[str]) -> list[str]:
-    """Replace the name of a shipped config, ``--config edit``, by its path, where no file has that name."""
-    found = list(words)
-    for position, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        name = value if equals else "".join(words[position + 1 : position + 2])
-        # What has lines is the text of a config.
-        if flag not in {"--config", "-c"} or not name or "\n" in name or Path(name).exists():
-            continue
-        if Path(name).name != name:
-            raise FileNotFoundError(f"config: {name} does not exist")
-        path = str(get_config_path(name.removesuffix(".yaml")))
-        found[position if equals else position + 1] = f"{flag}={path}" if equals else path
-    return found
 
 
 def benchmark(words: Sequence[str]) -> int:
@@ -59,10 +27,13 @@ def benchmark(words: Sequence[str]) -> int:
         for name in BENCHMARKS:
             what = ast.get_docstring(ast.parse(folder.joinpath(f"{name}.py").read_text("utf-8"))) or ""
             print(f"  {name:<18}{what.partition(':')[0].partition('.')[0]}")
+        for name, title in list_benchmarks().items():
+            print(f"  {name:<18}{title}, a public benchmark, in a folder: NAME DIR --output DIR")
         return 0
     name = words[0].replace("-", "_")
     if name not in BENCHMARKS:
-        rule = f"must be one of {', '.join(BENCHMARKS)}, got {words[0]!r}{get_nearest(name, BENCHMARKS)}"
+        nearest = get_nearest(name, (*BENCHMARKS, *list_benchmarks()))
+        rule = f"must be a YAML file or a name that `ddim-lightning benchmark` lists, got {words[0]!r}{nearest}"
         raise argparse.ArgumentError(None, f"benchmark: {rule}")
     in_wheel = folder.parent == Path(__file__).resolve().parents[1]
     sys.path.insert(0, str(folder.parents[1 if in_wheel else 0]))

@@ -11,7 +11,15 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from ddim_lightning.data.first_frame import read_first_frame
 from ddim_lightning.data.frame_folder import FOLDER_FPS
-from ddim_lightning.data.frames import Fit, Stride, check_num_frames, check_stride, choose_frames, make_size
+from ddim_lightning.data.frames import (
+    Fit,
+    FrameChoice,
+    Stride,
+    check_num_frames,
+    check_stride,
+    choose_frames,
+    make_size,
+)
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.data.mask import read_mask
 from ddim_lightning.data.video import VideoInfo, read_clip, read_info
@@ -92,8 +100,7 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
             mask, first_frame = None, None
             notes: tuple[str, ...] = ()
             if request.mask is not None:
-                info = read_info(request.video)
-                mask = read_mask(request.mask, info, choice, height=self.height, width=self.width, fit=self.fit)
+                mask = self._read_mask(request, read_info(request.video), choice)
             if request.first_frame is not None:
                 first_frame, notes = self._read_first_frame(request.first_frame, read_info(request.video))
         except Exception as error:  # a damaged file can make a decoder raise anything
@@ -114,6 +121,8 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
             mask_source=None if request.mask is None else str(request.mask),
             first_frame=first_frame,
             first_frame_source=None if request.first_frame is None else str(request.first_frame),
+            source_prompts=request.source_prompts,
+            rows=request.rows,
         )
 
     def check(self, index: int) -> None:
@@ -133,7 +142,7 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
             info.num_frames, self.limits, start=request.start, num_frames=request.num_frames, stride=self.stride
         )
         if request.mask is not None:
-            read_mask(request.mask, info, choice, height=self.height, width=self.width, fit=self.fit)
+            self._read_mask(request, info, choice)
         if request.first_frame is not None:
             self._read_first_frame(request.first_frame, info)
 
@@ -146,6 +155,11 @@ class VideoDataset(Dataset[Clip | UnreadableClip]):
         """
         request = self.requests[index]
         return UnreadableClip(request.id, str(request.video), " ".join(reason.split()), request.prompts)
+
+    def _read_mask(self, request: ClipRequest, clip: VideoInfo, choice: FrameChoice) -> Tensor:
+        assert request.mask is not None
+        size = {"height": self.height, "width": self.width}
+        return read_mask(request.mask, clip, choice, **size, fit=self.fit, threshold=request.mask_threshold)
 
     def _read_first_frame(self, path: Path, clip: VideoInfo) -> tuple[Tensor, tuple[str, ...]]:
         return read_first_frame(path, clip, height=self.height, width=self.width, fit=self.fit)

@@ -8,6 +8,10 @@ RESULTS = "results.jsonl"
 """Name of the list of results beside the clips' folders, which no clip may have."""
 PAGE = "index.html"
 """Name of the page that shows the results, likewise."""
+SUMMARY = "benchmark.json"
+"""Name of what a run came to on a public benchmark, in the output folder of one."""
+EVALUATION = "evaluation"
+"""Name of the folder beside it that the evaluation of the benchmark reads."""
 
 _ID = re.compile(r"\w([\w. -]{0,62}[\w.-])?")
 _MOST_BYTES = 240  # file systems take 255; what is left is for the number of a made id

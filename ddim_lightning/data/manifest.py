@@ -8,17 +8,18 @@ import itertools
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from ddim_lightning.data.columns import Columns
 from ddim_lightning.data.files import check_regular, expand
 from ddim_lightning.data.ids import RESULTS, check_id
 from ddim_lightning.data.listing import VIDEO_SUFFIXES, find_videos, has_frames, name_some
-from ddim_lightning.data.rows import SHORT, read_rows
+from ddim_lightning.data.rows import SHORT, Row, read_rows
 
-MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
+MANIFEST_SUFFIXES = frozenset({".csv", ".json", ".jsonl"})
 """What is read as a list of clips."""
 
 
@@ -40,6 +41,9 @@ class ClipRequest:
             everything.
         fps: Frames per second of a folder of frames; ``None`` is 8. A file has its own.
         first_frame: A picture: the first frame of the edits, made elsewhere; ``None`` where there is none.
+        mask_threshold: Luma, 0 .. 255, above which a pixel of the mask counts as white.
+        source_prompts: One for each of ``prompts`` where they are not all made under ``source_prompt``, else empty.
+        rows: What the manifest says of it beside, as it stands there, a mapping for each of its rows.
     """
 
     video: Path = Path()
@@ -54,20 +58,31 @@ class ClipRequest:
     mask: Path | None = None
     fps: float | None = None
     first_frame: Path | None = None
+    mask_threshold: float = 127.5
+    source_prompts: tuple[str, ...] = ()
+    rows: tuple[Row, ...] = ()
 
 
-Videos = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
-"""What a user may name: a file, a folder, a glob, a manifest, or a list of files and folders of frames."""
+Videos = Sequence[str | os.PathLike[str] | ClipRequest] | str | os.PathLike[str]
+"""What a user may name: a file, a folder, a glob, a manifest, or a list of files, folders of frames and requests."""
 
 
-def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
+def find_clips(
+    videos: Videos,
+    default: ClipRequest,
+    columns: Mapping[str, str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+) -> list[ClipRequest]:
     """Find the clips that are meant, each with an id of its own.
 
     Args:
         videos: A video; a folder of frames; a folder (its videos and its folders of frames, by name); a glob
-            (likewise); a manifest (see `read_manifest`); or a list of videos and folders of frames. What exists under
-            exactly this name is no glob. What else lies there is named in a warning, unless it evidently is no media.
+            (likewise); a manifest (see `read_manifest`); or a list of videos, folders of frames and requests, which
+            stay as they are. What exists under exactly this name is no glob. What else lies there is named in a
+            warning, unless it evidently is no media.
         default: What holds for every clip, where a row of a manifest does not say otherwise.
+        columns: What a manifest calls its columns; see `read_manifest`.
+        root: Where its paths begin; likewise.
 
     Returns:
         At least one request. Ids are those of the manifest, else file names without their suffix, made safe and unique.
@@ -76,14 +91,18 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
         OSError: If something named does not exist or is a folder where a video is expected; always the exact subclass.
         ValueError: If no video is found, or a manifest breaks a rule.
     """
-    if not isinstance(videos, (str, os.PathLike)):
-        paths = [Path(video) for video in videos]
-        if not paths:
+    if isinstance(videos, str | os.PathLike) and _is_manifest(path := expand(videos)):
+        return assign_ids(read_manifest(path, default, columns, root))
+    for name, value in (("columns", columns), ("root", root)):
+        if value is not None:
+            raise ValueError(f"{name}: must be unset for videos that are no table (CSV, JSON, JSONL), got {value!r}")
+    if not isinstance(videos, str | os.PathLike):
+        if not videos:
             raise ValueError("videos must name at least one file, got an empty list")
-        return assign_ids([replace(default, video=check_file(path, "video")) for path in paths])
+        return assign_ids(
+            [video if isinstance(video, ClipRequest) else _request_file(video, default) for video in videos]
+        )
     path = expand(videos)
-    if path.suffix.lower() in MANIFEST_SUFFIXES and path.exists():
-        return assign_ids(read_manifest(path, default))
     left_out: list[Path] = []
     if path.is_dir() and path.suffix.lower() not in VIDEO_SUFFIXES:
         paths, left_out = find_videos(path.iterdir())
@@ -103,17 +122,33 @@ def find_clips(videos: Videos, default: ClipRequest) -> list[ClipRequest]:
     return assign_ids([replace(default, video=path) for path in paths])
 
 
-def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
-    """Read a list of clips: CSV with a header, or JSONL with an object a line, in UTF-8.
+def _is_manifest(path: Path) -> bool:
+    return path.suffix.lower() in MANIFEST_SUFFIXES and path.exists()
+
+
+def _request_file(video: str | os.PathLike[str], default: ClipRequest) -> ClipRequest:
+    return replace(default, video=check_file(Path(video), "video"))
+
+
+def read_manifest(
+    path: Path,
+    default: ClipRequest,
+    columns: Mapping[str, str] | None = None,
+    root: str | os.PathLike[str] | None = None,
+) -> list[ClipRequest]:
+    """Read a list of clips: CSV with a header, JSONL with an object a line, or a JSON list of objects, in UTF-8.
 
     The columns are ``video`` (required, relative to the manifest), ``prompts``, ``source_prompt``, ``negative_prompt``,
     ``start``, ``num_frames``, ``seed``, ``id``, ``fps``, ``mask`` and ``first_frame`` (files, relative to the
-    manifest). In CSV several prompts are separated by ``|``; in JSONL they are a list of strings, or one string. An
+    manifest). In CSV several prompts are separated by ``|``; in JSON they are a list of strings, or one string. An
     empty cell, ``null`` and a column that is left out mean the default.
 
     Args:
-        path: The manifest, ``.csv`` or ``.jsonl``.
+        path: The manifest, ``.csv``, ``.json`` or ``.jsonl``.
         default: What holds where a row says nothing.
+        columns: What the manifest calls them, where it is somebody else's: by our names a column, or a text with
+            columns in braces, ``images/{video_name}`` for example. Its other columns are carried along in ``rows``.
+        root: The folder where its paths begin; ``None`` is its own.
 
     Returns:
         One request a row, in order; ``id`` is empty where the row gives none.
@@ -123,12 +158,27 @@ def read_manifest(path: Path, default: ClipRequest) -> list[ClipRequest]:
         ValueError: If a row breaks a rule; the message names the column and the row (the header of a CSV is row 1, as
             in a spreadsheet; the rows of a JSONL are its lines).
     """
+    home, mapped = path.parent if root is None else expand(root), find_columns(columns or {})
+    if not home.is_dir():
+        raise NotADirectoryError(f"root: must be the folder where the paths of the table begin, got {home}")
     requests = []
-    for origin, row in read_rows(path, _check_columns):
-        if path.suffix.lower() == ".csv" and "prompts" in row:
-            row["prompts"] = [prompt.strip() for prompt in row["prompts"].split("|")]
-        requests.append(_make_request(path, origin, row, default))
+    for origin, row in read_rows(path, mapped.check if columns else _check_columns):
+        cells = mapped.take(origin, row) if columns else row
+        request = make_request(home, origin, split_prompts(path, cells), default, columns)
+        requests.append(replace(request, rows=(row,)) if columns else request)
     return requests
+
+
+def find_columns(names: Mapping[str, str], optional: Sequence[str] = ()) -> Columns:
+    """Return what finds the cells of a request in the rows of somebody else's table; see `Columns`."""
+    return Columns(tuple(_PARSERS), ("video",), names, optional, texts=False)
+
+
+def split_prompts(path: Path, cells: Row) -> Row:
+    """Return the cells with their prompts taken apart, where the table is CSV, which has no lists."""
+    if path.suffix.lower() != ".csv" or "prompts" not in cells:
+        return cells
+    return {**cells, "prompts": [prompt.strip() for prompt in cells["prompts"].split("|")]}
 
 
 def check_file(path: str | os.PathLike[str], what: str) -> Path:
@@ -172,22 +222,38 @@ def _check_columns(origin: str, columns: list[str]) -> None:
         raise ValueError(f"{origin}: must have the column video, got {', '.join(columns) or 'no column'}")
 
 
-def _make_request(path: Path, origin: str, row: dict[str, Any], default: ClipRequest) -> ClipRequest:
+def make_request(
+    root: Path, origin: str, row: Row, default: ClipRequest, names: Mapping[str, str] | None = None
+) -> ClipRequest:
+    """Make the request of one row.
+
+    Args:
+        root: Where its paths begin.
+        origin: Where it stands, for messages.
+        row: Its cells, by our names.
+        default: What holds where it says nothing.
+        names: What the table calls our columns, for messages.
+
+    Raises:
+        OSError: If a file in it is missing or a folder; always the exact subclass.
+        ValueError: If a cell breaks a rule; the message names the column.
+    """
+    shown = {name: f"{text} ({name})" for name, text in (names or {}).items() if text != name}
     values: dict[str, Any] = {"origin": origin}
     for name, value in row.items():
         try:
             values[name] = _PARSERS[name](value)
         except ValueError as error:
-            raise ValueError(f"{origin}, column {name}: {error}, got {SHORT.repr(value)}") from None
+            raise ValueError(f"{origin}, column {shown.get(name, name)}: {error}, got {SHORT.repr(value)}") from None
     if "video" not in values:
         raise ValueError(f"{origin}, column video: must name a file, got nothing")
     for name in ("video", "mask", "first_frame"):
         if name not in values:
             continue
         try:
-            values[name] = check_file(path.parent / expand(values[name]), name)
+            values[name] = check_file(root / expand(values[name]), name)
         except (OSError, ValueError) as error:
-            raise type(error)(f"{origin}, column {name}: {error}") from None
+            raise type(error)(f"{origin}, column {shown.get(name, name)}: {error}") from None
     return replace(default, **values)
 
 

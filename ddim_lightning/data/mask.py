@@ -18,7 +18,14 @@ _HALF = 127.5
 
 
 def read_mask(
-    path: str | os.PathLike[str], clip: VideoInfo, choice: FrameChoice, *, height: int, width: int, fit: Fit = "crop"
+    path: str | os.PathLike[str],
+    clip: VideoInfo,
+    choice: FrameChoice,
+    *,
+    height: int,
+    width: int,
+    fit: Fit = "crop",
+    threshold: float = _HALF,
 ) -> Bool[Tensor, "f h w"]:
     """Read the mask of a clip, frame by frame and pixel by pixel as the clip itself was read.
 
@@ -27,12 +34,13 @@ def read_mask(
     white is editable. The bars of ``fit="pad"`` are not. An image holds for all frames.
 
     Args:
-        path: A video, an image or a folder of frames, white (luma above half) where the edits may change the clip.
+        path: A video, an image or a folder of frames, white where the edits may change the clip.
         clip: The file of the clip.
         choice: Which of its frames were taken.
         height: Of the clip as the model sees it, in pixels.
         width: Likewise.
         fit: How the clip's frames were brought to that size.
+        threshold: Luma, 0 .. 255, above which a pixel is white; 0 where objects have a color each.
 
     Returns:
         (f, height, width), True where the edits may change the clip.
@@ -48,7 +56,8 @@ def read_mask(
             rule = f"must be an image or have as many frames as {clip.path}, {clip.num_frames}"
             raise ValueError(f"{info.path} {rule}, got {info.num_frames}")
         indices = [0] if info.num_frames == 1 else choice.indices
-        mask = torch.stack([_fit(frame, clip, height, width, fit) for frame in read_frames(path, indices)])
+        frames = read_frames(path, indices)
+        mask = torch.stack([_fit(frame, clip, height, width, fit, threshold) for frame in frames])
         if not mask.any():
             raise ValueError(f"{path} must be white somewhere within {height} x {width} pixels, got black everywhere")
     except ValueError as error:
@@ -56,8 +65,8 @@ def read_mask(
     return mask.expand(choice.count, -1, -1)
 
 
-def _fit(frame: Tensor, clip: VideoInfo, height: int, width: int, fit: Fit) -> Tensor:
+def _fit(frame: Tensor, clip: VideoInfo, height: int, width: int, fit: Fit, threshold: float) -> Tensor:
     """Bring one frame to (height, width) bool by the very arithmetic that the clip's frames went through."""
-    white = (transforms.rgb_to_grayscale(frame.float()) > _HALF).to(torch.uint8) * 255
+    white = (transforms.rgb_to_grayscale(frame.float()) > threshold).to(torch.uint8) * 255
     white = transforms.resize(white, [clip.height, clip.width], InterpolationMode.NEAREST_EXACT)
     return fit_frame(white, height, width, fit, pixel_aspect=clip.pixel_aspect)[0] > _HALF

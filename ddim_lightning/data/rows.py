@@ -58,7 +58,7 @@ def _read_csv(path: Path, text: str, check: Callable[[str, list[str]], None]) ->
     columns = [name.strip() for name in table[0]] if table else []
     check(f"{path} row 1", columns)
     for name in columns:
-        if columns.count(name) > 1:
+        if name and columns.count(name) > 1:  # sheets have empty columns
             raise ValueError(f"{path} row 1, column {name}: must appear once, got {columns.count(name)}")
     for number, cells in enumerate(table[1:], start=2):
         if not cells:

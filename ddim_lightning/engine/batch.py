@@ -28,6 +28,8 @@ _CLIP: dict[str, tuple[type, ...]] = {
     "first_frame": (Tensor, type(None)),
     "first_frame_source": _OPTIONAL_TEXT,
     "latents": (Tensor, type(None)),
+    "source_prompts": _TEXTS,
+    "rows": (tuple, list),
 }
 _UNREADABLE: dict[str, tuple[type, ...]] = {"id": _TEXT, "source": _TEXT, "reason": _TEXT, "prompts": _TEXTS}
 

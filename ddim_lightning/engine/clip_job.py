@@ -24,14 +24,17 @@ from ddim_lightning.engine.clip_rules import (
     check_mask,
     check_prompts,
     find_untrained,
+    get_source_prompts,
 )
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.decoding import DecodedVideo, measure_decoded
 from ddim_lightning.engine.engine import InversionEngine
+from ddim_lightning.engine.measuring import SourceMeter
 from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
 from ddim_lightning.limits import count_latent_frames
 from ddim_lightning.metrics.diagnosis import diagnose
 from ddim_lightning.metrics.functional import use_full_precision
+from ddim_lightning.metrics.measurer import Measurer
 from ddim_lightning.runtime.timing import StageTimer
 from ddim_lightning.types import (
     Clip,
@@ -75,6 +78,7 @@ class ClipJob:
         outputs: What is made of the clip beside its edits.
         batch_prompts: Make all edits in one network pass a step, with what they have in common evaluated once.
         on_progress: Called when a stage starts and after each of its steps.
+        measurer: Measures what the outputs ask for beside PSNR and SSIM.
 
     Raises:
         ValueError: Frames that the model cannot take, or a request without something that the editor needs.
@@ -87,6 +91,7 @@ class ClipJob:
     outputs: Outputs = field(default_factory=Outputs)
     batch_prompts: bool = False
     on_progress: Callable[[Progress], None] = lambda progress: None
+    measurer: Measurer | None = None
     nfe: dict[str, int] = field(default_factory=dict, init=False)
     stage: Stage = field(default="encode", init=False)
     """Which one is at work."""
@@ -104,8 +109,8 @@ class ClipJob:
         check_prompts(clip)
         self.timer = StageTimer(self.engine.device)
         self.requests = [
-            EditRequest(prompt, clip.negative_prompt, clip.source_prompt, self.guidance_scale)
-            for prompt in clip.prompts
+            EditRequest(prompt, clip.negative_prompt, source, self.guidance_scale)
+            for prompt, source in zip(clip.prompts, get_source_prompts(clip), strict=True)
         ]
         self._plan = make_plan(
             self.engine,
@@ -237,24 +242,29 @@ class ClipJob:
         """Decode what was made, measure it and gather the result."""
         result, source = ClipResult(self.clip, "done", seed=self.seed), self.clip.frames
 
-        def decode(clean: Latents, references: dict[str, Tensor], keep: bool = False) -> DecodedVideo:
+        def decode(
+            clean: Latents, references: dict[str, Tensor], keep: bool = False, prompt: str | None = None
+        ) -> DecodedVideo:
             pieces, check = self.engine.stream(clean, len(source)), partial(self._check_finite, "decode")
-            decoded = measure_decoded(pieces, references, self.timer, check, keep=keep)
+            meter = self._make_meter(prompt, next(iter(references)))
+            decoded = measure_decoded(pieces, references, self.timer, check, keep=keep, meter=meter)
+            self._warnings += [] if meter is None else meter.warnings
             tick()
             return decoded
 
         reconstruction = None
         with self._stage("decode", "decode", 1 + (returned is not None) + len(edited)) as tick:
-            ceiling = decode(latents, {"": source}, keep=returned is not None)
+            shown = self.clip.source_prompt
+            ceiling = decode(latents, {"": source}, keep=returned is not None, prompt=shown)
             result.vae_round_trip, result.metrics["vae"] = ceiling.frames, ceiling.metrics
             if returned is not None:
                 assert ceiling.video is not None
-                reconstruction = decode(returned[-1], {"": source, "_vs_vae": ceiling.video})
+                reconstruction = decode(returned[-1], {"": source, "_vs_vae": ceiling.video}, prompt=shown)
                 ceiling.video = None
                 result.reconstruction = reconstruction.frames
                 result.metrics["reconstruction"] = reconstruction.metrics
             for request, clean in zip(self.requests, edited, strict=True):
-                video = decode(clean, {"_vs_source": source})
+                video = decode(clean, {"_vs_source": source}, prompt=request.prompt)
                 result.edits.append(Edit(request.prompt, video.frames, clean.cpu(), video.metrics))
         if inversion.was_made:
             with self.timer.stage("measure"), use_full_precision(inversion.levels.device):
@@ -266,8 +276,14 @@ class ClipJob:
         if windows is not None and self.num_windows > 1:
             result.windows = {"count": self.num_windows, "frames": windows.length, "overlap": windows.overlap}
         result.seconds, result.peak_gib, result.nfe = dict(self.timer.seconds), self.timer.peak_gib, self.nfe
-        result.warnings = [*self._warnings, *self.engine.prompts.get_warnings(self._list_prompts())]
+        result.warnings = [*dict.fromkeys(self._warnings), *self.engine.prompts.get_warnings(self._list_prompts())]
         return result
+
+    def _make_meter(self, prompt: str | None, suffix: str) -> SourceMeter | None:
+        if self.measurer is None:
+            return None
+        with use_full_precision(self.engine.device):
+            return SourceMeter(self.measurer.start(prompt), self.clip, suffix)
 
     def _check_finite(self, stage: Stage, values: Tensor) -> None:
         # Clean latents and pixels are of order one. Where they leave the range of float16 their squares overflow next,
@@ -282,7 +298,7 @@ class ClipJob:
 
     def _list_prompts(self) -> list[str]:
         prompts = [self.engine.inversion_prompt or "", *self.clip.prompts, self.clip.negative_prompt]
-        return prompts if self.clip.source_prompt is None else [*prompts, self.clip.source_prompt]
+        return [*prompts, *filter(None, [self.clip.source_prompt, *self.clip.source_prompts])]
 
     @contextmanager
     def _stage(self, stage: Stage, label: str, total: int, nfe: int = 0) -> Iterator[Tick]:

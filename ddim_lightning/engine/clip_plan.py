@@ -11,6 +11,7 @@ from ddim_lightning.engine.clip_rules import find_unread
 from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.rehearsal import count_edit_nfe
+from ddim_lightning.metrics.measures import MEASURES
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.types import Clip, EditRequest
 
@@ -100,7 +101,9 @@ def _count_edit_nfe(engine: InversionEngine, requests: Sequence[EditRequest], ba
     """Return the NFE of all edits in one window."""
     if not requests:
         return 0
-    if engine.step_cache is not None:  # which steps are skipped depends on more than an editor can say
+    sources = {request.source_prompt for request in requests}
+    # Which steps are skipped, and what edits of several descriptions share, depends on more than an editor can say.
+    if engine.step_cache is not None or len(sources) > 1:
         return count_edit_nfe(engine, requests, batch_prompts)
     editor, count = engine.editor, len(requests)
     together = count if batch_prompts else 1
@@ -127,6 +130,10 @@ def _find_ignored(
         ignored.append("precision: has no effect on a clip without prompts, unless with quantize_inversion")
     if not requests and engine.step_cache is not None:
         ignored.append("step_cache: has no effect on a clip without prompts")
+    given = {"mask": clip.mask is not None, "prompt": bool(requests or clip.source_prompt)}
+    for name in outputs.metrics:
+        lacks = [need for need in MEASURES[name].needs if not given.get(need, True)]
+        ignored += [f"metrics: {name} has no effect on a clip without a {need}" for need in lacks]
     if not inverts:
         quantizes = engine.edit_denoiser is engine.denoiser and isinstance(engine.denoiser.network, QuantizedNetwork)
         for_it = {"trajectory_dir": outputs.trajectory_dir is not None, "quantize_inversion": quantizes}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -65,13 +67,22 @@ def check_latents(latents: Tensor, parts: Components, frames: Frames | None = No
 
 
 def check_prompts(clip: Clip) -> None:
-    """Raise a ValueError unless all prompts of a clip are texts."""
+    """Raise a ValueError unless all prompts of a clip are texts, with a source prompt each where it has several."""
     if isinstance(clip.prompts, str):
         raise ValueError(f"prompts: must be a tuple of texts, got the text {clip.prompts!r}")
     named = [("source_prompt", clip.source_prompt or ""), ("negative_prompt", clip.negative_prompt)]
+    named += [("source_prompts", prompt) for prompt in clip.source_prompts]
     for name, prompt in [*(("prompts", prompt) for prompt in clip.prompts), *named]:
         if not is_text(prompt):
             raise ValueError(f"{name}: must be text of whole characters, got {prompt!r}")
+    if clip.source_prompts and len(clip.source_prompts) != len(clip.prompts):
+        rule = f"must be empty or one for each of {len(clip.prompts)} prompts"
+        raise ValueError(f"source_prompts: {rule}, got {len(clip.source_prompts)}")
+
+
+def get_source_prompts(clip: Clip) -> Sequence[str | None]:
+    """Return what describes the source of each edit of a clip, of which all may share one description."""
+    return [text or None for text in clip.source_prompts] or [clip.source_prompt] * len(clip.prompts)
 
 
 def find_untrained(frames: Frames, limits: VideoLimits) -> list[str]:

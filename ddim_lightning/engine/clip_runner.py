@@ -19,6 +19,7 @@ from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.fingerprint import make_clip_fingerprint
 from ddim_lightning.engine.shortage import tell_shortage
+from ddim_lightning.metrics.measurer import Measurer
 from ddim_lightning.runtime.clip_group import GroupError
 from ddim_lightning.types import Clip, ClipResult, FindResult, Progress, UnreadableClip
 
@@ -38,6 +39,7 @@ class ClipRunner:
         outputs: What is made of the clips beside their edits, and what happens when one fails.
         batch_prompts: See `ClipJob`.
         on_progress: See `ClipJob`.
+        measurer: See `ClipJob`.
         find_results: Each says whether it has the result of a clip already.
     """
 
@@ -48,6 +50,7 @@ class ClipRunner:
     outputs: Outputs
     batch_prompts: bool = False
     on_progress: Callable[[Progress], None] = lambda progress: None
+    measurer: Measurer | None = None
     find_results: Sequence[FindResult] = ()
 
     def run(self, item: Item) -> ClipResult:
@@ -121,6 +124,7 @@ class ClipRunner:
             outputs=self.outputs,
             batch_prompts=self.batch_prompts,
             on_progress=self.on_progress,
+            measurer=self.measurer,
         )
 
     def _skip(self, clip: Clip | UnreadableClip, reason: str, seed: int = 0) -> ClipResult:

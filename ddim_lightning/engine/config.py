@@ -27,6 +27,7 @@ from ddim_lightning.engine.choices import (
 )
 from ddim_lightning.engine.runtime_options import Runtime
 from ddim_lightning.engine.training_options import Training
+from ddim_lightning.metrics.measures import OF_FRAMES, Networks, check_measures
 from ddim_lightning.models.adapter_card import find_edit_adapter
 from ddim_lightning.models.source import Source
 
@@ -37,6 +38,7 @@ __all__ = [
     "Forward",
     "Kernel",
     "Lora",
+    "Networks",
     "Offload",
     "Outputs",
     "Precision",
@@ -82,7 +84,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Outputs(Networks):
     """The `Outputs` say what a run makes of every clip beside its edits.
 
     Args:
@@ -91,7 +93,10 @@ class Outputs:
         save_trajectory: Keep the latents of every noise level in the result.
         trajectory_dir: Output folder of a former run with ``save_trajectory``: a clip whose trajectory lies there is
             not inverted again. The trajectory must be of the same clip, model, schedule, inverter and prompt.
+        metrics: What is measured of the videos beside PSNR and SSIM, ``lpips`` and ``clip_text`` for example; the names
+            are those of the verb ``metrics``. What a measure needs must be on this machine.
         on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
+        lpips_weights: See `Networks`; likewise ``clip_model``, ``raft_weights`` and ``tracker``.
 
     Raises:
         ValueError: An option out of its range.
@@ -100,10 +105,12 @@ class Outputs:
     reconstruct: bool = True
     save_trajectory: bool = False
     trajectory_dir: str | None = None
+    metrics: Sequence[str] = ()
     on_error: Literal["skip", "raise"] = "skip"
 
     def __post_init__(self) -> None:
         check_choice("on_error", self.on_error, ("skip", "raise"))
+        object.__setattr__(self, "metrics", check_measures(self.metrics, OF_FRAMES))
 
 
 @dataclass(frozen=True)

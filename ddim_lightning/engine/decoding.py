@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ddim_lightning.engine.measuring import SourceMeter
 from ddim_lightning.metrics.diagnosis import measure_color
 from ddim_lightning.metrics.functional import use_full_precision
 from ddim_lightning.metrics.running import FrameMean, compare, read_comparison
@@ -24,7 +25,7 @@ class DecodedVideo:
         frames: (f, c, h, w) uint8.
         video: The same before rounding, floats in 0 .. 1; ``None`` unless another video is compared with it.
         color: `describe_color` of it.
-        metrics: ``psnr`` and ``ssim`` against each reference, with the reference's suffix.
+        metrics: ``psnr`` and ``ssim`` against each reference, with the reference's suffix; and what else was asked for.
     """
 
     frames: Frames
@@ -40,6 +41,7 @@ def measure_decoded(
     check: Callable[[Tensor], None],
     *,
     keep: bool = False,
+    meter: SourceMeter | None = None,
 ) -> DecodedVideo:
     """Take a video from the decoder piece by piece, measure each piece before it is rounded, and let go of it.
 
@@ -50,6 +52,7 @@ def measure_decoded(
         timer: Told the time of ``decode`` and of ``measure``.
         check: Called with every piece; raises where it is unfit.
         keep: Also keep the video as it was before rounding.
+        meter: Measures what else was asked for.
     """
     like = next(iter(references.values()))
     decoded = DecodedVideo(torch.empty(like.shape, dtype=torch.uint8, device="cpu"))
@@ -71,13 +74,17 @@ def measure_decoded(
                 wanted = wanted.float() / 255.0 if wanted.dtype == torch.uint8 else wanted
                 values |= compare(video, wanted, suffix)
             measures.add(values, len(video))
+            if meter is not None:
+                meter.add(video, where)
             decoded.frames[where] = quantize(video)
             if decoded.video is not None:
                 decoded.video[where] = video
             done = where.stop
-    with timer.stage("measure"):
+    with timer.stage("measure"), use_full_precision(timer.device):
         means = measures.read()
+        asked = {} if meter is None else meter.read()
     decoded.color = {name: means[name] for name in ("saturation", "brightness")}
     for suffix in references:
         decoded.metrics |= read_comparison(means, suffix)
+    decoded.metrics = decoded.metrics | {name: asked[name] for name in asked if name not in decoded.metrics}
     return decoded

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_tensor, digest_weights, make_fingerprint
+from ddim_lightning.metrics.measures import Networks
 from ddim_lightning.models.prompt_cache import digest_text_encoder
 from ddim_lightning.types import Clip
 
@@ -46,6 +48,7 @@ def make_clip_fingerprint(
         "first_frame": None if clip.first_frame is None else digest_tensor(clip.first_frame),
         "seed": seed,
         "source": _digest_source(clip.source),  # its sound is copied
+        **({"source_prompts": clip.source_prompts} if clip.source_prompts else {}),
     }
     outputs, runtime = settings["outputs"], settings["runtime"]
     relevant = {
@@ -55,6 +58,9 @@ def make_clip_fingerprint(
         "outputs": {name: outputs[name] for name in ("reconstruct", "save_trajectory")},
         "runtime": {name: value for name, value in runtime.items() if name not in _NOT_IN_RESULTS},
     }
+    if outputs["metrics"]:  # what was not measured must be
+        files = {field.name: Path(outputs[field.name]).name for field in fields(Networks) if outputs[field.name]}
+        relevant["metrics"] = {"names": outputs["metrics"], **files}
     adapter = {} if engine.adapter is None else {"adapter": f"{engine.adapter.digest} {engine.adapter.scale}"}
     return {
         **make_fingerprint(engine, clip, prompt or ""),

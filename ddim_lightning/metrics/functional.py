@@ -53,15 +53,21 @@ def ssim(video: Float[Tensor, "f c h w"], reference: Float[Tensor, "f c h w"]) -
 
 def score_frames(video: Float[Tensor, "f c h w"], reference: Float[Tensor, "f c h w"]) -> Float[Tensor, " f"]:
     """Structural similarity of every frame, on the device, for which the host does not wait; see `ssim`."""
-    check_pair(video, reference)
-    if min(video.shape[-2:]) <= _SSIM_REACH:
-        raise ValueError(f"video: ssim needs at least 6 x 6 pixels, got {video.shape[-2]} x {video.shape[-1]}")
+    _check_ssim(video, reference)
     # Frame by frame: torchmetrics convolves five copies of its input, which is gigabytes for 49 frames of 480 x 720.
     scores = [
         cast(Tensor, structural_similarity_index_measure(frame[None].float(), other[None].float(), data_range=1.0))
         for frame, other in zip(video, reference, strict=True)
     ]
     return torch.stack(scores)
+
+
+def make_ssim_map(frame: Float[Tensor, "c h w"], reference: Float[Tensor, "c h w"]) -> Float[Tensor, "h w"]:
+    """Structural similarity at every pixel of a frame, mean over channels; their mean is that of `ssim`."""
+    _check_ssim(frame, reference)
+    images = frame[None].float(), reference[None].float()
+    found = structural_similarity_index_measure(*images, data_range=1.0, return_full_image=True)
+    return cast(tuple[Tensor, Tensor], found)[1][0].mean(0)
 
 
 @contextmanager
@@ -78,6 +84,12 @@ def use_full_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(default)
+
+
+def _check_ssim(video: Tensor, reference: Tensor) -> None:
+    check_pair(video, reference)
+    if min(video.shape[-2:]) <= _SSIM_REACH:
+        raise ValueError(f"video: ssim needs at least 6 x 6 pixels, got {video.shape[-2]} x {video.shape[-1]}")
 
 
 def check_pair(video: Tensor, reference: Tensor) -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+_LEVELS = "levels"
+"""What a trajectory calls its latents of all levels, noise first."""
 
 
 def relative_l2(latents: Tensor, reference: Tensor) -> float:
@@ -31,3 +37,37 @@ def measure_distance(latents: Tensor, reference: Tensor) -> Tensor:
     target = reference.double()
     error: Tensor = torch.linalg.vector_norm(latents.double() - target) / torch.linalg.vector_norm(target)
     return error
+
+
+def compare_files(reference: Path, latents: Path) -> dict[str, float]:
+    """Measure latents in a safetensors file against those in another.
+
+    Args:
+        reference: The trajectory of a run, which has a tensor ``levels``, or a file of a single tensor.
+        latents: Likewise.
+
+    Returns:
+        ``latent_error``, the `relative_l2` over all of it; of trajectories also ``latent_error_noise``, that of the
+        inverted latents alone.
+
+    Raises:
+        OSError: When a file cannot be read.
+        ValueError: When one is no such file, or their shapes differ.
+    """
+    read, found = _read_latents(reference), _read_latents(latents)
+    numbers = {"latent_error": relative_l2(found[1], read[1])}
+    if read[0] == found[0] == _LEVELS:
+        numbers["latent_error_noise"] = relative_l2(found[1][0], read[1][0])
+    return numbers
+
+
+def _read_latents(path: Path) -> tuple[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            name = _LEVELS if _LEVELS in names else names[0] if len(names) == 1 else None
+            if name is not None:
+                return name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    raise ValueError(f"{path} must hold a single tensor, or {_LEVELS} as a trajectory, got {', '.join(names[:5])}")

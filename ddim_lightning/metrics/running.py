@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -58,8 +59,33 @@ def compare(
 
 def read_comparison(means: Mapping[str, float], suffix: str = "") -> dict[str, float]:
     """Return ``psnr`` in decibels, infinite for equal videos, and ``ssim``, with a suffix to their names."""
-    error = means[f"squared_error{suffix}"]
     return {
-        f"psnr{suffix}": -10.0 * math.log10(error) if error else math.inf,
+        f"psnr{suffix}": to_decibels(means[f"squared_error{suffix}"]),
         f"ssim{suffix}": means[f"ssim{suffix}"],
     }
+
+
+def to_decibels(squared_error: float) -> float:
+    """Return the PSNR of a mean squared error of values in 0 .. 1; infinity for none."""
+    return -10.0 * math.log10(squared_error) if squared_error else math.inf
+
+
+class WeightedMean:
+    """A `WeightedMean` is the mean of named numbers, each by weights of its own: pixels of a region, or frames.
+
+    They stay where they were measured until they are read, as those of a `FrameMean` do.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, name: str, values: Tensor, weights: Tensor) -> None:
+        """Take in values and their weights, of one shape; a value of weight 0 may be anything."""
+        values = torch.where(weights > 0, values.double() * weights.double(), 0.0)
+        sums = torch.stack([values.sum(), weights.double().sum()])
+        self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+
+    def read(self) -> dict[str, float]:
+        """Return the means so far; what has no weight is left out."""
+        known = dict(zip(self._sums, read_numbers(list(self._sums.values())), strict=True))
+        return {name: total / weight for name, (total, weight) in known.items() if weight}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ddim_lightning.data.ids import PAGE, RESULTS, check_id
+from ddim_lightning.data.ids import PAGE, RESULTS, SUMMARY, check_id
 from ddim_lightning.output.listing import read_list
 from ddim_lightning.output.place import make_folder, read_record
+from ddim_lightning.report.benchmark_table import BenchmarkTable, make_benchmark_table
 from ddim_lightning.report.cards import Link, ReportedRun
 from ddim_lightning.report.page import GENERATOR, make_page
 from ddim_lightning.report.text import dump_json
@@ -101,7 +103,16 @@ def _read_run(folder: Path, start: Path, *, embed: bool) -> ReportedRun:
         """A page that holds its videos is sent elsewhere, where the files are not."""
 
     video: Link = load if embed else link
-    return ReportedRun(folder.resolve().name or str(folder), read_records(folder), video, leave_out if embed else link)
+    name, links = folder.resolve().name or str(folder), leave_out if embed else link
+    return ReportedRun(name, read_records(folder), video, links, _read_benchmark(folder))
+
+
+def _read_benchmark(folder: Path) -> BenchmarkTable | None:
+    """Read what a run came to on a public benchmark, where it was one."""
+    try:
+        return make_benchmark_table(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def find_file(folder: Path, clip: str, name: str) -> Path | None:

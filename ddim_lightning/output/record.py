@@ -62,6 +62,7 @@ def make_record(result: ClipResult, files: Mapping[str, Any]) -> dict[str, Any]:
         "versions": read_versions(),
         "warnings": list(result.warnings),
         "files": {"input": clip.source, **files},
+        **({"rows": [dict(row) for row in clip.rows]} if isinstance(clip, Clip) and clip.rows else {}),
     }
 
 
@@ -99,6 +100,7 @@ def _clip_settings(clip: Any) -> dict[str, Any]:
         "negative_prompt": clip.negative_prompt,
         "mask": clip.mask_source or clip.mask is not None,
         "first_frame": clip.first_frame_source or clip.first_frame is not None,
+        **({"source_prompts": list(clip.source_prompts)} if clip.source_prompts else {}),
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ddim_lightning.report.benchmark_table import BenchmarkTable
 from ddim_lightning.report.numbers import STAGES, TOTAL, get_level_errors, list_numbers, order_keys
 from ddim_lightning.report.plot import Plot, make_plot
 from ddim_lightning.report.settings import find_common, flatten
@@ -26,12 +27,14 @@ class ReportedRun:
         records: As in ``results.jsonl``.
         video: Where videos are, or themselves as data URLs.
         link: Where files are.
+        benchmark: What it came to on a public benchmark; ``None`` where it was none.
     """
 
     name: str
     records: Sequence[Record]
     video: Link
     link: Link
+    benchmark: BenchmarkTable | None = None
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,18 @@ _GROUPS = {
     "peak_gib": "Peak memory (GiB)",
 }
 _VIDEOS = {"vae": "VAE round trip", "reconstruction": "Reconstruction"}
-_MEASURES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS", "clip": "CLIP", "vae": "VAE", "std": "deviation"}
-_DECIMALS = {"psnr": 2, "ssim": 4, "seconds": 2, "peak_gib": 2}
+_MEASURES = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "mse": "MSE",
+    "clip": "CLIP",
+    "vae": "VAE",
+    "std": "deviation",
+}
+_DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "clip": 2, "clip_frames": 4, "flow": 4, "motion": 4}
+_DECIMALS |= {"seconds": 2, "peak_gib": 2}
+"""Of what has such a name, or begins with it; all else has four digits that count."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +92,14 @@ def describe_number(key: str) -> Number:
     group, last = _GROUPS.get(part, "Clip"), rest[-1] if rest else part
     if part == "metrics":
         of = f"Edit {int(rest[1]):02d}" if rest[0] == "edits" else _VIDEOS.get(rest[0], rest[0])
-        return Number(key, group, of, _name_measure(last), "dB" if "psnr" in last else "")
+        return Number(key, group, of, name_measure(last), "dB" if "psnr" in last else "")
     if part in ("nfe", "seconds", "peak_gib"):
         unit = {"nfe": "", "seconds": "s", "peak_gib": "GiB"}[part]
         of = ("all stages" if part != "peak_gib" else "largest") if last == TOTAL else last
         return Number(key, group, of, {"nfe": "NFE", "seconds": "seconds", "peak_gib": "peak"}[part], unit)
     if key == "diagnosis.level_errors":
         return Number(key, group, "Round trip", "largest error of a level")
-    return Number(key, group, " ".join(rest[:-1]) if rest else "", _name_measure(last))
+    return Number(key, group, " ".join(rest[:-1]) if rest else "", name_measure(last))
 
 
 def format_number(number: float | None, key: str) -> str:
@@ -104,9 +114,9 @@ def format_number(number: float | None, key: str) -> str:
     if not math.isfinite(number):
         return "equal"
     part, _, rest = key.partition(".")
-    name = rest.rpartition(".")[2].partition("_vs_")[0] if part == "metrics" else part
-    if name in _DECIMALS:
-        return f"{number:,.{_DECIMALS[name]}f}"
+    name = rest.rpartition(".")[2] if part == "metrics" else part
+    if known := [start for start in _DECIMALS if f"{name}_".startswith(f"{start}_")]:
+        return f"{number:,.{_DECIMALS[max(known, key=len)]}f}"
     return f"{number:,}" if isinstance(number, int) else f"{number:.4g}"
 
 
@@ -137,7 +147,7 @@ def _walk(value: Any, key: str) -> Iterator[tuple[str, float]]:
         yield key, math.inf
 
 
-def _name_measure(name: str) -> str:
+def name_measure(name: str) -> str:
     """``PSNR to source`` for ``psnr_vs_source``."""
     words = name.replace("_vs_", "_to_").split("_")
     return " ".join(_MEASURES.get(word, word) for word in words)

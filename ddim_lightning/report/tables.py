@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ddim_lightning.report.benchmark_table import make_benchmark_table
+from ddim_lightning.report.numbers import format_number, name_measure
 from ddim_lightning.report.text import make_plain
 
 _DECIBELS = {
@@ -18,6 +21,8 @@ _DECIBELS = {
     "in_context": "in context",
     "do_nothing": "source",
 }
+
+_WIDEST = 10_000  # characters
 
 
 def print_results(records: Sequence[Mapping[str, Any]]) -> None:
@@ -71,9 +76,45 @@ def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:
     print("without training, edits in context (tiny_edit) and the untouched source, against the rendered truth.")
 
 
+def print_measured(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float | None]) -> None:
+    """Print a line a pair of videos, and the means.
+
+    Args:
+        rows: ``name`` and ``numbers`` of each; ``None`` is the PSNR of equal videos.
+        means: By the names of all numbers.
+    """
+    table = _make_table("video", right=[name_measure(name).replace(" ", "\n") for name in means])
+    for row in [*rows, {"name": "mean", "numbers": means}]:
+        numbers = row["numbers"]
+        known = {name: math.inf if number is None else number for name, number in numbers.items()}
+        table.add_row(make_plain(row["name"]), *(format_number(known.get(name), f"metrics.{name}") for name in means))
+    for column in table.columns:
+        column.no_wrap = True  # a cut number would be another one
+    needed = table.__rich_measure__(Console(width=_WIDEST), Console(width=_WIDEST).options).maximum
+    _print(table, width=max(needed, Console().width))
+
+
 def make_means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Average the decibels of rows as `print_edits` takes them, column by column."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in _DECIBELS}
+
+
+def print_benchmark(summary: Mapping[str, Any]) -> None:
+    """Print what a run came to on a public benchmark, beside what others published of the same numbers.
+
+    Args:
+        summary: As in ``benchmark.json``.
+    """
+    if (table := make_benchmark_table(summary)) is None:
+        return
+    measured = [place for place, number in enumerate(table.rows[0].numbers) if number is not None]
+    shown = _make_table(table.title, right=[table.columns[place] for place in measured])
+    for row in table.rows:
+        numbers = (row.numbers[place] for place in measured)
+        shown.add_row(make_plain(row.method), *("" if number is None else f"{number:.2f}" for number in numbers))
+    _print(shown)
+    for source in dict.fromkeys(row.source for row in table.rows if row.source):
+        print(make_plain(f"published, not run here: {source}"))
 
 
 def _make_table(*left: str, right: Sequence[str]) -> Table:
@@ -85,8 +126,8 @@ def _make_table(*left: str, right: Sequence[str]) -> Table:
     return table
 
 
-def _print(table: Table) -> None:
-    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(table)
+def _print(table: Table, width: int | None = None) -> None:
+    Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width).print(table)
 
 
 def _say_psnr(metrics: Mapping[str, float | None]) -> str:

@@ -34,7 +34,7 @@ def run(cwd, *commands):
 
 def test_help_and_version_are_light(tmp_path):
     commands = [["--version"], ["--help"], ["benchmark"], ["edit", "--help"], ["demo", "--help"], ["export", "--help"]]
-    commands += [["check", "--help"], ["report", "--help"]]
+    commands += [["benchmark", "five", "--help"], ["check", "--help"], ["report", "--help"], ["metrics", "--help"]]
     shown, errors = run(tmp_path, *commands)
     assert errors == []
     assert all("status 0\nheavy\n" in one for one in shown)
@@ -55,6 +55,12 @@ MISTAKES = [
     (["demo", "--output", "file/out"], 1, "output: must be a folder that can be written to, got 'file/out'"),
     (["env", "--jsn"], 2, "--jsn"),
     (["benchmark", "memry"], 2, "did you mean memory?"),
+    (["benchmark", "five", "gone", "--output", "out"], 1, "folder: must be the folder of FiVE-Bench, got 'gone'"),
+    (["benchmark", "five", "empty", "--output", "out"], 1, "folder: must hold the tables of FiVE-Bench"),
+    (["benchmark", "five", "empty"], 2, "required: output"),
+    (["benchmark", "five", "empty", "--output", "out", "--devices", "0"], 2, "devices: must be at least 1, got 0"),
+    (["benchmark", "measure.yaml", "empty", "--output", "out"], 1, "metrics: must be of psnr, "),
+    (["benchmark", "value.yaml", "empty", "--output", "out"], 1, "value.yaml, key title: must be given"),
     (["predict", "--config", "nope"], 1, "config: must be a file or one of the shipped "),
     (["predict", "--config", "edti"], 1, "got 'edti' (did you mean edit?)"),
     (["predict", "--config=./nope.yaml"], 1, "config: ./nope.yaml does not exist"),
@@ -77,6 +83,9 @@ MISTAKES = [
     ),
     (["report"], 2, "required: run"),
     (["report", "empty"], 1, "run: must be the output folder of a run, with its results.jsonl, got 'empty'"),
+    (["metrics", "clip.mp4"], 2, "required: videos"),
+    (["metrics", "clip.mp4", "clip.mp4", "--metrics", "fid"], 2, "metrics: must be of psnr, "),
+    (["metrics", "clip.mp4", "empty"], 1, "videos must name at least one file, but empty holds no video"),
     (["check"], 2, "required: model"),
     (["check", "empty"], 1, "model: empty is no pipeline folder"),
     (["check", "tiny", "--revision", "v1"], 1, "revision: must be unset for a model in a folder, got 'v1'"),
@@ -130,6 +139,8 @@ def test_a_mistake_is_one_line_with_its_status_before_anything_heavy(tmp_path, m
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "key.yaml").write_text("num_inference_stepz: 3\n")
+    numbers = "numbers: [{number: a, title: b, measure: psnrr}]"
+    (tmp_path / "measure.yaml").write_text(f"title: x\nedits: '*'\ncolumns: {{video: a}}\n{numbers}\n")
     (tmp_path / "value.yaml").write_text("num_inference_steps: 0\n")
     shown, errors = run(tmp_path, *(words for words, _, _ in MISTAKES))
     errors = [line for line in errors if not line.startswith("warning: tiny ")]  # which is told before the rest

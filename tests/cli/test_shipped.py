@@ -12,7 +12,8 @@ import pytest
 import benchmarks
 from ddim_lightning.cli import VERBS
 from ddim_lightning.cli.main import main
-from ddim_lightning.cli.shipped import BENCHMARKS, find_configs, find_shipped
+from ddim_lightning.cli.shipped import BENCHMARKS
+from ddim_lightning.data.benchmark_config import list_benchmarks
 
 
 def test_every_benchmark_with_a_command_line_has_a_name():
@@ -30,23 +31,12 @@ def test_it_runs_from_anywhere(tmp_path):
 def test_without_a_name_they_are_listed_with_what_they_measure(capsys):
     assert main(["benchmark"]) == 0
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:])
-    assert list(listed) == list(BENCHMARKS)
+    assert list(listed) == [*BENCHMARKS, *list_benchmarks()]
 
 
 def test_an_unknown_benchmark_is_wrong_usage(capsys):
     assert main(["benchmark", "step-latencies"]) == 2
     assert "did you mean step_latency?" in capsys.readouterr().err
-
-
-def test_configs_by_name_and_by_path(tmp_path):
-    path = str(find_shipped("configs") / "edit.yaml")
-    assert find_configs(["--config", "edit", "--x", "edit"]) == ["--config", path, "--x", "edit"]
-    assert find_configs(["-c=edit.yaml"]) == [f"-c={path}"]
-    own = tmp_path / "own.yaml"
-    own.touch()
-    assert find_configs(["--config", str(own)]) == ["--config", str(own)]
-    with pytest.raises(FileNotFoundError, match="gone"):
-        find_configs(["--config", str(tmp_path / "gone.yaml")])
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

@@ -298,3 +298,39 @@ def test_a_row_may_name_a_folder_of_frames_and_its_rate(folder):
         path.write_text(f"video,fps\nframes,{value}\n")
         with pytest.raises(ValueError, match=rf"row 2, column fps: .* got '{value}'$"):
             find_clips(path, ClipRequest())
+
+
+def test_somebody_elses_table_is_read_by_a_mapping_and_what_else_it_says_is_carried_along(folder):
+    rows = [{"name": "a", "kind": "mov", "what": "a [red] dog", "score": 3, "tags": ["x"]}]
+    (folder / "more" / "edits.json").write_text(json.dumps(rows))
+    columns = {"video": "{name}.{kind}", "prompts": "what"}
+    (request,) = find_clips(folder / "more" / "edits.json", DEFAULT, columns, folder)
+    assert (request.video, request.prompts, request.source_prompt) == (folder / "a.mov", ("a [red] dog",), "a cat")
+    assert request.rows == (rows[0],)
+    assert find_clips(folder / "b.mp4", DEFAULT)[0].rows == ()
+
+
+def test_a_mapping_that_will_not_do_is_named(folder):
+    (folder / "edits.json").write_text('[{"name": "b.mp4", "what": 3}]')
+    for columns, said in (
+        ({"vidoe": "name"}, "columns: .*did you mean video"),
+        ({"video": "nick"}, "edits.json entry 1: must have the column nick "),
+        (
+            {"video": "name", "prompts": "what"},
+            r"edits.json entry 1, column what \(prompts\): must be prompts, .* got 3",
+        ),
+    ):
+        with pytest.raises(ValueError, match=said):
+            find_clips(folder / "edits.json", DEFAULT, columns)
+    with pytest.raises(NotADirectoryError, match="root: "):
+        find_clips(folder / "edits.json", DEFAULT, {"video": "name"}, folder / "nowhere")
+    for name, options in (("columns", {"columns": {"video": "name"}}), ("root", {"root": folder})):
+        with pytest.raises(ValueError, match=f"^{name}: must be unset for videos that are no table"):
+            find_clips(folder / "b.mp4", DEFAULT, **options)
+
+
+def test_requests_in_a_list_stay_as_they_are(folder):
+    made = ClipRequest(folder / "b.mp4", prompts=("a cat",), seed=3)
+    first, second = find_clips([made, folder / "b.mp4"], DEFAULT)
+    assert (first.prompts, first.seed, first.id) == (("a cat",), 3, "b")
+    assert (second.prompts, second.id) == (("a dog",), "b-2")

@@ -115,3 +115,16 @@ def test_what_is_no_picture_names_the_mask(tmp_path, clip):
         read_mask(tmp_path / "mask.png", read_info(clip), choice, height=32, width=48)
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         read_mask(tmp_path / "gone.png", read_info(clip), choice, height=32, width=48)
+
+
+def test_objects_of_a_palette_are_white_above_a_threshold_of_0(tmp_path, clip):
+    blocks = make_blocks(1, 40, 72)[0]
+    picture = Image.fromarray(blocks.to(torch.uint8).numpy(), mode="P")
+    picture.putpalette([0, 0, 0, 128, 0, 0])  # as DAVIS colors its first object: darker than half
+    picture.save(tmp_path / "mask.png")
+    size = {"height": 40, "width": 72, "fit": "stretch"}
+    choice = choose_frames(23, LIMITS)
+    mask = read_mask(tmp_path / "mask.png", read_info(clip), choice, **size, threshold=0)
+    assert torch.equal(mask, blocks.expand(choice.count, -1, -1))
+    with pytest.raises(ValueError, match="got black everywhere"):
+        read_mask(tmp_path / "mask.png", read_info(clip), choice, **size)

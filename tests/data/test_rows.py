@@ -47,3 +47,8 @@ def test_a_mistake_is_told(tmp_path, name, text, named):
     with pytest.raises(ValueError, match=named) as error:
         read(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
+
+
+def test_columns_without_a_name_may_be_several(tmp_path):
+    (tmp_path / "t.csv").write_text("a,,\n1,,\n,,\n")
+    assert [row for _, row in read(tmp_path / "t.csv")[0]] == [{"a": "1"}, {}]

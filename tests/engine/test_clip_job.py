@@ -365,3 +365,20 @@ def test_diagnosis_of_the_inversion(engine):
     json.dumps(diagnosis)
     alone = run(engine, make_clip(prompts=()), reconstruct=False).diagnosis
     assert set(alone) == {"noise", "problems"}
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_edits_of_one_inversion_may_have_source_prompts_of_their_own(engine, together):
+    engine = replace(engine, editor=FlowEdit(first_step=1))
+    sources = ("a cross", "a triangle")
+    clip = make_clip(source_prompt="a cross", source_prompts=sources)
+    result = run(engine, clip, batch_prompts=together, reconstruct=False)
+    for edit, prompt, source in zip(result.edits, PROMPTS, sources, strict=True):
+        alone = run(engine, make_clip(prompts=(prompt,), source_prompt=source), reconstruct=False)
+        assert torch.allclose(edit.latents, alone.edits[0].latents, atol=1e-4)
+    assert not torch.equal(result.edits[1].latents, run(engine, make_clip(source_prompt="a cross")).edits[1].latents)
+
+
+def test_source_prompts_are_as_many_as_prompts(engine):
+    with pytest.raises(ValueError, match="source_prompts: must be empty or one for each of 2 prompts, got 1"):
+        run(engine, make_clip(source_prompts=("a cross",)))

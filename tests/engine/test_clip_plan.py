@@ -125,3 +125,11 @@ def test_a_stored_trajectory_that_nothing_reads_is_not_read_and_that_is_said(eng
     assert "no effect" in said and "FlowEdit" in said and "invert" not in result.nfe
     with pytest.raises(Exception, match=r"(?i)header"):
         run(engine, make_clip(), trajectory_dir=str(tmp_path), reconstruct=True)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_edits_that_share_no_description_are_counted_as_they_are_made(engine, together):
+    clip = make_clip(source_prompts=("a cross", "a triangle"))
+    job = make_job(engine, clip, batch_prompts=together)
+    planned = job.nfe_left
+    assert job.run().nfe["edit"] == planned

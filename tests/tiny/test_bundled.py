@@ -7,8 +7,8 @@ import re
 
 import torch
 
-from ddim_lightning.cli.shipped import get_config_path
 from ddim_lightning.data.streams import make_generator
+from ddim_lightning.engine.shipped import get_config_path
 from ddim_lightning.metrics.functional import psnr
 from ddim_lightning.models.loading import load_components
 from ddim_lightning.models.source import BUNDLED

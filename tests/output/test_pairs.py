@@ -1,0 +1,128 @@
+"""Which video is compared with which."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ddim_lightning.output.folder import RunFolder
+from ddim_lightning.output.pairs import find_pairs
+from tests.clip_results import make_result
+from tests.output.pictures import make_frames, write_frames
+
+
+def write_run(folder, *results):
+    run = RunFolder(folder, sheets=False)
+    run.begin()
+    for result in results:
+        run.write(result)
+    run.end(alone=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a clip with a reconstruction, two edits and a trajectory, and of one with none of them."""
+    trajectory = {"levels": torch.ones(3, 1, 2, 4, 4, 4)}
+    alone = make_result("alone", reconstruction=None, edits=[])
+    return write_run(tmp_path_factory.mktemp("runs") / "run", make_result("cat", trajectory=trajectory), alone)
+
+
+def describe(pairs):
+    return {pair.name: (pair.reference, pair.video, pair.prompt) for pair in pairs.found}
+
+
+def test_folders_are_paired_by_name_and_the_rest_is_listed(tmp_path):
+    for name in ("A/cat", "A/dog", "A/cow", "B/cat", "B/dog", "B/pig"):
+        write_frames(tmp_path / name, make_frames(0, f=1))
+    pairs = find_pairs(str(tmp_path / "A"), str(tmp_path / "B"))
+    assert describe(pairs) == {
+        name: (tmp_path / "A" / name, tmp_path / "B" / name, None) for name in ("cat", "dog")
+    }  # fmt: skip
+    assert (pairs.without_reference, pairs.without_video) == (["pig"], ["cow"])
+
+
+def test_two_single_videos_are_a_pair_whatever_their_names(tmp_path):
+    one, other = (write_frames(tmp_path / name, make_frames(0, f=1)) for name in ("one", "other"))
+    assert describe(find_pairs(str(one), str(other))) == {"other": (one, other, None)}
+    pairs = find_pairs(str(tmp_path), str(other))  # a folder's name counts
+    assert list(describe(pairs)) == ["other"] and pairs.without_video == ["one"]
+
+
+def test_a_run_is_its_sources_on_one_side_and_what_it_made_on_the_other(run, tmp_path):
+    cat = run / "cat"
+    made = {
+        "cat/reconstruction": (cat / "source.mp4", cat / "reconstruction.mp4", "a red circle"),
+        "cat/edit-00": (cat / "source.mp4", cat / "edit-00.mp4", "a green square"),
+        "cat/edit-01": (cat / "source.mp4", cat / "edit-01.mp4", "ein grüner Kreis"),
+    }
+    pairs = find_pairs(str(run), str(run))
+    assert describe(pairs) == made  # and no trajectory with itself
+    assert pairs.without_video == ["alone"] and not any(pair.latents for pair in pairs.found)
+    source = write_frames(tmp_path / "sources" / "cat", make_frames(0, f=1))
+    for reference in (source, source.parent):
+        assert describe(find_pairs(str(reference), str(run))) == {
+            name: (source, *rest) for name, (_, *rest) in made.items()
+        }
+    assert describe(find_pairs(str(run), str(source.parent))) == {"cat": (cat / "source.mp4", source, None)}
+
+
+def test_trajectories_of_two_runs_are_compared(run, tmp_path):
+    trajectory = {"levels": torch.zeros(3, 1, 2, 4, 4, 4)}
+    other = write_run(tmp_path / "other", make_result("cat", trajectory=trajectory, reconstruction=None, edits=[]))
+    pairs = find_pairs(str(run), str(other))
+    (pair,) = pairs.found
+    assert pair.name == "cat/trajectory" and pair.video is None
+    assert pair.latents == (run / "cat" / "trajectory.safetensors", other / "cat" / "trajectory.safetensors")
+
+
+def test_latents_lie_beside_videos_under_their_names(tmp_path):
+    for side in "AB":
+        write_frames(tmp_path / side / "cat", make_frames(0, f=1))
+        save_file({"latents": torch.ones(2)}, tmp_path / side / "cat.safetensors")
+    (pair,) = find_pairs(str(tmp_path / "A"), str(tmp_path / "B")).found
+    assert pair.latents == (tmp_path / "A" / "cat.safetensors", tmp_path / "B" / "cat.safetensors")
+
+
+def test_masks_are_found_by_name_or_hold_for_all(tmp_path):
+    for name in ("A/cat", "A/dog", "B/cat", "B/dog", "masks/cat", "one"):
+        write_frames(tmp_path / name, make_frames(0, f=1))
+    sides = str(tmp_path / "A"), str(tmp_path / "B")
+    by_name = {pair.name: pair.mask for pair in find_pairs(*sides, str(tmp_path / "masks")).found}
+    assert by_name == {"cat": tmp_path / "masks" / "cat", "dog": None}
+    for mask in (tmp_path / "one", tmp_path / "one" / "00000.png"):
+        assert {pair.mask for pair in find_pairs(*sides, str(mask)).found} == {mask}
+    with pytest.raises(ValueError, match=r"masks: .* name of each clip, cat, dog, got A, B, masks, one"):
+        find_pairs(*sides, str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="masks: "):
+        find_pairs(*sides, str(tmp_path / "gone"))
+
+
+def test_prompts_come_from_a_table_by_name_and_position(run, tmp_path):
+    table = tmp_path / "prompts.csv"
+    table.write_text("id,prompt\ncat,a lion\ncat,a tiger\nother,nothing\n", encoding="utf-8")
+    prompts = {pair.name: pair.prompt for pair in find_pairs(str(run), str(run), prompts=str(table)).found}
+    assert prompts == {"cat/reconstruction": "a red circle", "cat/edit-00": "a lion", "cat/edit-01": "a tiger"}
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text(json.dumps({"video": "clips/cat.mp4", "prompts": ["a [lion]", "x|y"]}), encoding="utf-8")
+    prompts = {pair.name: pair.prompt for pair in find_pairs(str(run), str(run), prompts=str(rows)).found}
+    assert (prompts["cat/edit-00"], prompts["cat/edit-01"]) == ("a [lion]", "x|y")
+    rows.write_text(json.dumps({"id": "cat/edit-01", "prompt": "a lynx"}), encoding="utf-8")
+    prompts = {pair.name: pair.prompt for pair in find_pairs(str(run), str(run), prompts=str(rows)).found}
+    assert (prompts["cat/edit-00"], prompts["cat/edit-01"]) == ("a green square", "a lynx")
+    table.write_text("id,text\ncat,a lion\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"prompts: .* prompt or prompts, got id, text"):
+        find_pairs(str(run), str(run), prompts=str(table))
+
+
+def test_a_record_leads_to_no_file_outside_the_folder_of_its_clip(run, tmp_path):
+    record = json.loads((run / "cat" / "result.json").read_text("utf-8"))
+    record["files"] |= {"reconstruction": "../../secret.mp4", "edits": ["/etc/passwd"]}
+    (tmp_path / "secret.mp4").touch()
+    (tmp_path / "run" / "cat").mkdir(parents=True)
+    (tmp_path / "run" / "cat" / "source.mp4").touch()
+    (tmp_path / "run" / "results.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    assert find_pairs(str(tmp_path / "run"), str(tmp_path / "run")).found == []
