@@ -11,10 +11,10 @@ from pathlib import Path
 
 from ddim_lightning.report.mistakes import get_nearest
 
-BENCHMARKS = tuple(  # a list of strings would take a line each
-    "ablation claims cold_start consistency edit_quality end_to_end forward_passes in_context inversion_error kernels "  # noqa: SIM905
-    "layer_scan memory new_word predicted_memory scaling step_cache step_latency tiny_model versus_reference".split()
-)
+# A list of strings would take a line each.
+BENCHMARKS = """ablation claims cold_start consistency edit_quality end_to_end forward_passes in_context inversion_error
+kernels layer_scan memory new_word predicted_memory round_trip scaling step_cache step_latency tiny_model
+versus_reference""".split()  # noqa: SIM905
 
 
 def find_shipped(name: str) -> Path:
