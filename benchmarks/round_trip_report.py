@@ -150,7 +150,7 @@ def make_markdown(result: Mapping[str, Any]) -> str:
         "",
         tell_origin(result),
         "",
-        f"{settings['clips']} clips at {size}; model {settings['model']} on {where}.",
+        f"Clips: {settings['clips']}, at {size}; model {settings['model']} on {where}.",
         "Trailing steps, float32 latents, empty prompt both ways, guidance 1.",
         f"Seconds are {settings['clock']}. GiB are {settings['memory']}.",
         "",
