@@ -11,7 +11,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -29,6 +29,7 @@ from ddim_lightning.engine.config import Runtime, Schedule
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
 from ddim_lightning.models.vae import quantize
+from ddim_lightning.report.environment import read_environment
 from ddim_lightning.runtime.allocator import keep_freed_memory
 from ddim_lightning.types import Clip as VideoClip
 from ddim_lightning.types import UnreadableClip
@@ -47,6 +48,7 @@ from .round_trip_report import (
     SOURCE,
     VAE,
     WASHOUT,
+    Clips,
     make_markdown,
     name_video,
     summarize,
@@ -120,43 +122,79 @@ def find_readable(dataset: VideoDataset) -> tuple[list[Found], list[dict[str, st
 
 
 class Run:
-    """A `Run` reads each clip once, measures one method after the other, and keeps the videos.
+    """A `Run` takes clips there and back, one method after the other, and keeps the numbers and the videos.
 
     Args:
         engine: The loaded model.
         dataset: The clips.
+        methods: What is measured of each.
         records: Where what is measured goes.
         folder: Where videos and sheets go, under ``clips/``.
     """
 
-    def __init__(self, engine: InversionEngine, dataset: VideoDataset, records: Records, folder: Path) -> None:
-        self.engine, self.dataset, self.records, self.folder = engine, dataset, records, folder
+    def __init__(
+        self,
+        engine: InversionEngine,
+        dataset: VideoDataset,
+        methods: Sequence[Variant],
+        records: Records,
+        folder: Path,
+    ) -> None:
+        self.engine, self.dataset, self.methods, self.records = engine, dataset, methods, records
+        self.folder = folder
+        self.found, self.skipped = find_readable(dataset)
         self._read: tuple[Found, VideoClip, Clip] | None = None
+
+    def list_missing(self) -> list[tuple[Found, Variant]]:
+        """List what no record holds, clip by clip, the dear methods last: a budget ends before them first."""
+        methods = sorted(self.methods, key=count_nfe)
+        return [
+            (clip, method) for clip in self.found for method in methods if clip.make_key(method) not in self.records
+        ]
 
     @torch.inference_mode()
     def measure(self, found: Found, method: Variant) -> None:
-        """Take one clip there and back by one method, and record it."""
-        video, clip = self._open(found)
-        place = self.folder / "clips" / found.id
+        """Take one clip there and back by one method, and record it; what goes wrong is listed with its reason."""
+        print(f"{found.id}: {method.name}", flush=True)
+        try:
+            video, clip = self._open(found)
+            path = self._place(found) / f"{name_video(method.name)}.mp4"
+            # The last video stays: with the residual, where the method keeps one.
+            row = measure_variant(
+                self.engine, clip, method, 0, lambda end, back: write_video(path, quantize(back[0]), video.fps)
+            )
+            self.records.add(found.make_key(method), row)
+        except (OSError, RuntimeError, ValueError) as error:  # too little memory for one clip, say, or NaN
+            self.skipped.append({"id": found.id, "reason": " ".join(f"{method.name}: {error}".split())})
+            print(f"{found.id}: {self.skipped[-1]['reason']}", file=sys.stderr, flush=True)
 
-        def show(end: str, returned: torch.Tensor) -> None:
-            """The last end stays: with the residual, where the method keeps one."""
-            write_video(place / f"{name_video(method.name)}.mp4", quantize(returned[0]), video.fps)
+    def gather(self) -> Clips:
+        """Return the records of all clips of which there are any."""
+        rows = self.records.rows()
+        return [
+            (clip.id, rows[source], {method.name: rows.get(clip.make_key(method)) for method in self.methods})
+            for clip in self.found
+            if (source := clip.make_key(None)) in rows
+        ]
 
-        row = measure_variant(self.engine, clip, method, 0, show)
-        self.records.add(found.make_key(method), row)
+    def write_sheet(self, found: Found, result: Mapping[str, Any]) -> None:
+        """Draw the sheet of a clip beside its videos."""
+        place = self._place(found)
+        write_clip_sheet(place, place / WASHOUT, result)
+
+    def _place(self, found: Found) -> Path:
+        return self.folder / "clips" / found.id
 
     def _open(self, found: Found) -> tuple[VideoClip, Clip]:
         """Read a clip, unless it is the one that was read last, and record what the VAE does to it."""
         if self._read is None or self._read[0] != found:
             self._read = None  # makes room
             video = self.dataset[found.position]
-            if isinstance(video, UnreadableClip):
-                raise ValueError(f"{found.id}: {video.reason}")
+            if isinstance(video, UnreadableClip):  # since it was found
+                raise ValueError(video.reason)
             clip = Clip(self.engine, video.frames)
-            place = self.folder / "clips" / found.id
-            write_video(place / f"{name_video(SOURCE)}.mp4", video.frames, video.fps)
-            write_video(place / f"{name_video(VAE)}.mp4", quantize(clip.round_trip[0]), video.fps)
+            for name, frames in ((SOURCE, video.frames), (VAE, quantize(clip.round_trip[0]))):
+                write_video(self._place(found) / f"{name_video(name)}.mp4", frames, video.fps)
             if (key := found.make_key(None)) not in self.records:
                 told = {"frames": len(video.frames), "fps": str(video.fps), "warnings": list(video.warnings)}
                 self.records.add(key, told | clip.describe())
@@ -164,14 +202,14 @@ class Run:
         return self._read[1:]
 
 
-def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Measure what no record holds yet, clip by clip; yield the result after each method, JSON-ready."""
-    deadline, environment, engine = Deadline(args.budget), read_block(args.commit), load_model(args)
+def open_run(args: argparse.Namespace) -> tuple[Run, dict[str, Any]]:
+    """Find the clips, load the model and open the records; return the run and its settings."""
     videos = args.videos[0] if len(args.videos) == 1 else args.videos
-    size = {"height": args.height, "width": args.width}
-    requests = find_clips(videos, ClipRequest(num_frames=args.frames))
-    dataset = VideoDataset(requests, limits=engine.components.limits, fit=args.fit, **size)
-    methods = make_methods(args.steps, args.many_steps)
+    requests = find_clips(videos, ClipRequest(num_frames=args.frames))  # before the weights
+    engine = load_model(args)
+    dataset = VideoDataset(
+        requests, limits=engine.components.limits, height=args.height, width=args.width, fit=args.fit
+    )
     names = ("model", "fit", "steps", "many_steps", "dtype", "offload", "attention", "frames")
     settings = {
         **{name: getattr(args, name) for name in names},
@@ -182,45 +220,36 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         "memory": "what is allocated at most" if engine.device.type == "cuda" else "the resident set at the end",
         "weights": digest_model(engine.components, engine.device),
     }
-    records = open_records(args.output, settings | {"gpus": environment["gpus"]})
-    found, skipped = find_readable(dataset)
-    run = Run(engine, dataset, records, args.output)
-    missing = [
-        (clip, method)
-        for clip in found
-        for method in sorted(methods, key=count_nfe)  # the dear ones last, where a budget ends first
-        if clip.make_key(method) not in records
-    ]
+    records = open_records(args.output, settings | {"gpus": read_environment()["gpus"]})
+    run = Run(engine, dataset, make_methods(args.steps, args.many_steps), records, args.output)
+    return run, {**settings, "clips": len(run.found)}
+
+
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measure what no record holds yet, clip by clip; yield the result after each method, JSON-ready."""
+    deadline = Deadline(args.budget)
+    run, settings = open_run(args)
+    environment, missing = read_block(args.commit), run.list_missing()
 
     def make_result() -> dict[str, Any]:
-        rows = records.rows()
-        clips = [
-            (clip.id, rows[clip.make_key(None)], {m.name: rows.get(clip.make_key(m)) for m in methods})
-            for clip in found
-            if clip.make_key(None) in rows
-        ]
         result = {
             "schema": SCHEMA,
             "environment": environment,
-            "settings": {**settings, "clips": len(found)},
-            **summarize(methods, clips),
-            "skipped": skipped,
+            "settings": settings,
+            **summarize(run.methods, run.gather()),
+            "skipped": run.skipped,
             **tell_left_out(deadline),
         }
-        return dict(json.loads(dump_json(result)))
+        return dict(json.loads(dump_json(result)))  # infinity becomes null
 
     if not missing:
         yield make_result()
+    last = dict(missing)
     for clip, method in deadline.take(missing, lambda c: f"{c[0].id} by {c[1].name}", lambda c: count_nfe(c[1])):
-        print(f"{clip.id}: {method.name}", flush=True)
-        try:
-            run.measure(clip, method)
-        except (OSError, RuntimeError, ValueError) as error:  # too little memory for one clip, say, or NaN
-            skipped.append({"id": clip.id, "reason": " ".join(f"{method.name}: {error}".split())})
-            print(f"{clip.id}: {skipped[-1]['reason']}", file=sys.stderr, flush=True)
+        run.measure(clip, method)
         yield (result := make_result())
-        if (clip, method) == [case for case in missing if case[0] == clip][-1]:
-            write_clip_sheet(place := args.output / "clips" / clip.id, place / WASHOUT, result)
+        if last[clip] is method:
+            run.write_sheet(clip, result)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -252,6 +281,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parser.parse_known_args(argv)[0].quick:
         parser.set_defaults(**QUICK)
     args = parser.parse_args(argv)
+    if args.many_steps <= args.steps:
+        raise ValueError(f"many_steps: must be more than steps, {args.steps}, got {args.many_steps}")
     result = write_growing(args.output, measure(args), make_markdown, write_plots)
     return 1 if result["skipped"] else 0
 

@@ -242,14 +242,16 @@ def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def write_clip_sheet(place: Path, path: Path, result: Mapping[str, Any]) -> None:
-    """Draw the sheet of a clip from its videos.
+    """Draw the sheet of a clip from its videos; nothing where there are none.
 
     Args:
         place: The folder of its videos, named after it.
         path: The sheet.
         result: Holds its numbers.
     """
-    clip = next(clip for clip in result["by_clip"] if clip["id"] == place.name)
+    clip = next((clip for clip in result["by_clip"] if clip["id"] == place.name), None)
+    if clip is None or not (place / f"{name_video(SOURCE)}.mp4").exists():
+        return
     told = {SOURCE: "", VAE: f"{_tell(to_decibels(clip['vae_error']))} dB to the source"}
     notes = {SOURCE: f"saturation {clip['saturation']:.2f}"}
     for row in clip["rows"]:
@@ -257,8 +259,6 @@ def write_clip_sheet(place: Path, path: Path, result: Mapping[str, Any]) -> None
         told[row["name"]] = f"{_tell(to_decibels(row['error']))} dB to the VAE round trip{residual}"
         notes[row["name"]] = f"saturation {row['saturation']:.2f}, deviation of x_T {row['noise_std']:.2f}"
     videos = {name: file for name in told if (file := place / f"{name_video(name)}.mp4").exists()}
-    if SOURCE not in videos:
-        return
     info = read_info(videos[SOURCE])
     limits = VideoLimits(sys.maxsize, info.height, info.width, multiple=1, temporal=1)
     frames = {name: read_clip(file, limits=limits)[0] for name, file in videos.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import round_trip
+from benchmarks import coming_back, round_trip
 from benchmarks.check import list_faults
 from benchmarks.loading import load_engine
 from benchmarks.round_trip import main, make_methods
@@ -168,6 +168,18 @@ def test_a_method_that_fails_on_a_clip_loses_nothing_of_the_others(tiny_model, v
     assert list_faults(tmp_path) == []
 
 
+def test_a_clip_of_which_nothing_can_be_made_is_listed(tiny_model, videos, tmp_path, monkeypatch):
+    def fail(self, engine, frames, caption=""):
+        raise ValueError("nothing can be made of it")
+
+    monkeypatch.setattr(coming_back.Clip, "__init__", fail)
+    assert run(tiny_model, videos / "clip 0.mp4", tmp_path) == 1
+    assert {row["reason"] for row in read(tmp_path)["skipped"]} == {
+        f"{name}: nothing can be made of it" for name in METHODS
+    }
+    assert list_faults(tmp_path) == []
+
+
 def test_what_is_equal_has_no_decibels(result):
     result["rows"][-1]["to_vae"] = dict.fromkeys(result["rows"][-1]["to_vae"])
     assert "| equal (equal .. equal) | equal | equal |" in make_markdown(result)
@@ -177,3 +189,7 @@ def test_it_needs_videos_and_a_folder(capsys):
     with pytest.raises(SystemExit):
         round_trip.main(["--quick"])
     assert "--videos, --output" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"^many_steps: .*got 50$"):
+        round_trip.main(["--videos", "gone", "--output", "out", "--many-steps", "50"])
+    with pytest.raises(FileNotFoundError, match="gone"):
+        round_trip.main(["--videos", "gone", "--output", "out", "--model", "gone too"])
