@@ -14,6 +14,7 @@ import torch
 
 from benchmarks import coming_back, round_trip
 from benchmarks.check import list_faults
+from benchmarks.emulated_cuda import emulate_cuda
 from benchmarks.loading import load_engine
 from benchmarks.round_trip import main, make_methods
 from benchmarks.round_trip_report import WASHOUT, make_markdown, name_video
@@ -178,6 +179,15 @@ def test_a_clip_of_which_nothing_can_be_made_is_listed(tiny_model, videos, tmp_p
         f"{name}: nothing can be made of it" for name in METHODS
     }
     assert list_faults(tmp_path) == []
+
+
+def test_an_emulated_gpu_tells_the_peak_of_each_method(tiny_model, videos, tmp_path):
+    with emulate_cuda():
+        assert run(tiny_model, videos / "clip 0.mp4", tmp_path, "--device", "cuda", "--dtype", "bfloat16") == 0
+    result = read(tmp_path)
+    gib = {row["name"]: row["gib"] for row in result["rows"]}
+    assert 0 < gib[METHODS[0]] < gib[METHODS[1]]  # every level is kept
+    assert result["settings"]["clock"] == "wall"
 
 
 def test_what_is_equal_has_no_decibels(result):
