@@ -22,6 +22,14 @@ from tests.browser import FIND_OVERLAPS, TIMES, get_card, keep_shot, wait
 
 pytestmark = pytest.mark.slow
 
+COVERED = """
+scrollTo(0, arguments[0]);
+return [...document.querySelectorAll(".bar input, .bar select, .bar button")].filter((one) => {
+  const box = one.getBoundingClientRect();
+  const top = document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2);
+  return box.top < innerHeight - box.height && !top?.closest(".bar");
+}).map((one) => one.id);
+"""
 HOSTILE = '<script>window.hacked = 1</script> "><img src=x onerror="window.hacked=1">'
 QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
 
@@ -183,6 +191,8 @@ def test_nothing_overlaps(browser, opened, runs, thousand, page, width, dark):
     card.find_element("class name", "split").send_keys("\ue00e" * 4)  # page up
     keep_shot(browser, f"{name}-card")
     assert browser.execute_script(FIND_OVERLAPS) == []
+    for step in range(0, 1200, 40):  # what is scrolled below the bar never shows above it
+        assert browser.execute_script(COVERED, step) == [], step
     color = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(color.removeprefix("rgb(").split(",")[0]) < 128) == dark
     browser.find_element("id", "theme").click()
