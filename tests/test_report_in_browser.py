@@ -19,6 +19,7 @@ from ddim_lightning.report.numbers import format_number, list_numbers
 from ddim_lightning.tiny.demo import EDITS
 from ddim_lightning.tiny.shapes_datamodule import ShapesDataModule
 from tests.browser import FIND_OVERLAPS, TIMES, get_card, keep_shot, wait
+from tests.page_numbers import check_cards
 
 pytestmark = pytest.mark.slow
 
@@ -159,6 +160,11 @@ def test_the_table_shows_the_numbers_of_the_results(browser, opened, runs):
         numbers = list_numbers(record)
         assert clip == record["id"]
         assert cells == [format_number(numbers.get(key), key) for key in keys[1:]]
+
+
+def test_every_number_of_a_card_is_that_of_the_results(browser, opened, runs):
+    opened(runs[0] / "index.html")
+    check_cards(browser, read_results(runs[0]))
 
 
 def test_keys_alone_will_do(browser, opened, runs):

@@ -88,3 +88,4 @@ def test_settings_are_told_once_and_side_by_side():
     assert find_common([first, second]) == {"model": "tiny", "inverter": "DDIM", "lora": "none"}
     assert lay_side_by_side([first, second])[0] == ("inverter.steps", ["3", "4"], True)
     assert find_common([]) == {}
+    assert flatten({"editor": {"class_path": "mine.Plain", "init_args": {}}}) == {"editor": "Plain"}
