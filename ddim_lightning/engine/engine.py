@@ -134,7 +134,8 @@ class InversionEngine:
         if self.adapter is not None:
             self.adapter.prepare()
         quantized = self.edit_denoiser.network
-        (quantized if isinstance(quantized, QuantizedNetwork) else self.network).start_stage()
+        network = quantized if isinstance(quantized, QuantizedNetwork) else self.network
+        network.start_stage(self.schedule.timesteps)
 
     def encode(self, video: Video | Frames) -> Latents:
         """Encode a video to latents by the posterior's mode.

@@ -164,7 +164,8 @@ class CogVideoXDenoiser:
 
     def _make_rows(self, latents: Tensor, images: Sequence[Latents], embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Return rows and embeddings as the network takes them."""
-        rows, embeds = latents.to(embeds.device, self.network.dtype), embeds.to(self.network.dtype)
+        dtype = self.network.dtype
+        rows, embeds = latents.to(embeds.device, dtype), embeds.to(dtype)
         return torch.cat([rows, torch.cat(list(images)).to(rows)], dim=2) if images else rows, embeds
 
     def _check_image(self, branch: Branch) -> None:

@@ -102,8 +102,12 @@ class DiffusersNetwork(OverModel):
             if type(block.attn1.processor) in (CogVideoXAttnProcessor2_0, ReadingProcessor):
                 block.attn1.set_processor(ReadingProcessor(attention))
 
-    def start_stage(self) -> None:
-        """Let caches forget what they hold of the stage before; see also `check_whole_tokens`."""
+    def start_stage(self, timesteps: tuple[int, ...] = ()) -> None:
+        """Let caches forget what they hold of the stage before; see also `check_whole_tokens`.
+
+        Args:
+            timesteps: Of no use here; see `Network.start_stage`.
+        """
         check_whole_tokens(self.transformer)
         self._seen.clear()
         self.transformer._reset_stateful_cache()

@@ -27,12 +27,15 @@ from ddim_lightning.network.weights import (
     gather_block,
     gather_norms,
     list_projections,
-    make_modulation,
+    make_modulations,
     read_modulation_state,
 )
 from ddim_lightning.types import KVScale
 
 T = TypeVar("T")
+
+_TIMESTEPS_TOGETHER = 32
+"""Of how many timesteps of a stage the modulations are made at once; those of CogVideoX-5B take 3 MB each."""
 ChooseRows = Callable[[RowLayout, Tensor, Tensor], int]
 
 
@@ -66,12 +69,20 @@ class Network(OverModel):
         """Called before every pass; parked weights come back here."""
         self._blocks: list[BlockWeights] = []
         self._streams: tuple[Iterable[BlockWeights], Iterable[NormPair]] | None = None
+        self._timesteps: tuple[int, ...] = ()
         self._modulations: dict[int, Modulation] = {}
         self._masks = TokenMasks(transformer.config)
         self._gathered_from: State = []
         self._modulated_by: State = []
         # Copying them to the device in every step would make the host wait for it.
         self._kv_scales: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which latents and embeddings enter."""
+        # Of the layer that they enter. `transformer.dtype` walks over all modules for a hook that is refused here.
+        dtype: torch.dtype = self.transformer.patch_embed.proj.weight.dtype
+        return dtype
 
     @property
     def blocks(self) -> Iterable[BlockWeights]:
@@ -97,16 +108,20 @@ class Network(OverModel):
         """Let go of all that was made of the weights; the next pass makes it anew."""
         self._blocks, self._modulations = [], {}
 
-    def start_stage(self) -> None:
+    def start_stage(self, timesteps: tuple[int, ...] = ()) -> None:
         """Check that nothing of the model would be ignored, and let go of what was made of its weights.
 
         So every stage runs on the weights of its beginning, whoever wrote them and in whatever way.
+
+        Args:
+            timesteps: Those of the passes to come, as far as they are known.
 
         Raises:
             ValueError: A hook, a cache, a processor or a kind of weights that only diffusers' forward pass honors.
         """
         check_nothing_ignored(self.transformer)
         self._masks.clear()
+        self._timesteps = timesteps
         if self._streams is None:  # those that are streamed do not change, and travel anew for each timestep
             self._gathered_from, self._modulations = [], {}
 
@@ -133,16 +148,25 @@ class Network(OverModel):
         if state != self._modulated_by:
             self._modulations, self._modulated_by = {}, state
         if timestep not in self._modulations:
+            together, device = self._find_together(timestep), self.transformer.patch_embed.proj.weight.device
+            norms = (
+                map(gather_norms, self.transformer.transformer_blocks)
+                if self._streams is None
+                else self._add_adapters(self._streams[1], gather_norms)
+            )
             with torch.inference_mode(False):
-                where = torch.full((), timestep, device=self.transformer.device)
-                self._modulations[timestep] = make_modulation(
-                    self.transformer,
-                    where,
-                    map(gather_norms, self.transformer.transformer_blocks)
-                    if self._streams is None
-                    else self._add_adapters(self._streams[1], gather_norms),
-                )
+                # Filled on the device: copying numbers to it would make the host wait.
+                where = torch.stack([torch.full((), one, device=device) for one in together])
+                made = make_modulations(self.transformer, where, norms)
+            self._modulations |= dict(zip(together, made, strict=True))
         return self._modulations[timestep]
+
+    def _find_together(self, timestep: int) -> tuple[int, ...]:
+        """Return the timesteps of the stage in whose company one always is, whatever came before it."""
+        if timestep not in self._timesteps:
+            return (timestep,)
+        first = self._timesteps.index(timestep) // _TIMESTEPS_TOGETHER * _TIMESTEPS_TOGETHER
+        return self._timesteps[first : first + _TIMESTEPS_TOGETHER]
 
     def __call__(
         self,

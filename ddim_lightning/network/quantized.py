@@ -160,10 +160,10 @@ class QuantizedNetwork(Network):
             self._quantized_from = state
         return self._quantized
 
-    def start_stage(self) -> None:
+    def start_stage(self, timesteps: tuple[int, ...] = ()) -> None:
         """Bring the weights to 8 bits anew in the next pass; see `Network.start_stage`."""
         self._quantized_from = []
-        self.exact.start_stage()
+        self.exact.start_stage(timesteps)
 
     def get_modulation(self, timestep: int) -> Modulation:
         """Return what a timestep decides; see `Network.get_modulation`."""

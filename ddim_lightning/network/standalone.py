@@ -13,7 +13,7 @@ from ddim_lightning.network.attention import Attention
 from ddim_lightning.network.forward import run_rows
 from ddim_lightning.network.layout import RowLayout, plan_pass
 from ddim_lightning.network.rotary import make_rotary_table
-from ddim_lightning.network.weights import BlockWeights, Norm, gather_block, make_modulation
+from ddim_lightning.network.weights import BlockWeights, Norm, gather_block, make_modulations
 
 _PARTS = (
     "patch_embed", "time_proj", "time_embedding", "ofs_proj", "ofs_embedding", "norm_final", "norm_out", "proj_out",
@@ -53,7 +53,6 @@ class StandaloneNetwork(nn.Module):
             nn.ModuleDict({"norm1": block.norm1, "norm2": block.norm2}) for block in blocks
         )
         self.weights = nn.ModuleList(_Block(gather_block(block)) for block in blocks)
-        self.dtype = transformer.dtype
         rotary = None
         if self.config.use_rotary_positional_embeddings:
             rotary = make_rotary_table(transformer, *size, transformer.device)
@@ -77,7 +76,7 @@ class StandaloneNetwork(nn.Module):
         return run_rows(
             self,
             blocks,
-            make_modulation(self, timestep),
+            make_modulations(self, timestep[None])[0],
             latents,
             prompt_embeds,
             None if self.cos is None else (self.cos, self.sin),  # type: ignore[arg-type]

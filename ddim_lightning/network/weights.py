@@ -182,36 +182,45 @@ OFS = 2.0
 
 
 @torch.no_grad()
-def make_modulation(
-    transformer: CogVideoXTransformer3DModel, timestep: Tensor, norms: Iterable[NormPair] | None = None
-) -> Modulation:
-    """Work out what a timestep decides.
+def make_modulations(
+    transformer: CogVideoXTransformer3DModel, timesteps: Tensor, norms: Iterable[NormPair] | None = None
+) -> list[Modulation]:
+    """Work out what timesteps decide, for each of them; together, since reading the weights is what takes the time.
 
     Args:
         transformer: The model.
-        timestep: Scalar int64 on its device.
+        timesteps: (n,) int64 on its device.
         norms: The modulated norms of every block, where they are not to be those of the model.
 
     Source: Peebles and Xie 2022, "Scalable diffusion models with transformers" (adaLN-Zero), arXiv:2212.09748, in the
     form of `CogVideoXLayerNormZero`, which has a set for the video tokens and one for the text tokens.
     """
-    embedded = transformer.time_embedding(transformer.time_proj(timestep[None]).to(transformer.dtype))
+    # In the dtype of the layer that it enters: `transformer.dtype` walks over all modules.
+    dtype = transformer.time_embedding.linear_1.weight.dtype
+    embedded = transformer.time_embedding(transformer.time_proj(timesteps).to(dtype))
     if transformer.ofs_embedding is not None:
-        offset = transformer.ofs_proj(torch.full((1,), OFS, device=timestep.device))
-        embedded = embedded + transformer.ofs_embedding(offset.to(transformer.dtype))
-    condition = torch.nn.functional.silu(embedded[0])
-    blocks = [
-        _modulate(norm.norm, norm.linear(condition).view(2, 3, -1))
-        for pair in norms or ((block.norm1, block.norm2) for block in transformer.transformer_blocks)
-        for norm in pair
-    ]
-    shift, scale = transformer.norm_out.linear(condition).chunk(2)
-    final = _fold(transformer.norm_out.norm, shift, 1.0 + scale)
-    return Modulation(torch.stack(blocks).unflatten(0, (-1, 2)), torch.stack(final))
+        offset = transformer.ofs_proj(torch.full((1,), OFS, device=timesteps.device))
+        embedded = embedded + transformer.ofs_embedding(offset.to(dtype))
+    condition = torch.nn.functional.silu(embedded)
+    parts, learnt = [], []
+    for pair in norms or ((block.norm1, block.norm2) for block in transformer.transformer_blocks):
+        for norm in pair:  # streamed weights are here now, and not behind the loop
+            parts.append(norm.linear(condition))
+            if norm.norm.weight is not None and norm.norm.bias is not None:
+                learnt.append(torch.stack([norm.norm.weight, norm.norm.bias]))
+    # (n, norms, video and text, width) each.
+    shift, scale, gate = torch.stack(parts, dim=1).unflatten(-1, (2, 3, -1)).unbind(3)
+    affine = torch.stack(learnt, dim=1)[:, :, None] if learnt else None
+    blocks = torch.stack([*_fold(affine, shift, 1.0 + scale), gate], dim=3).unflatten(1, (-1, 2))
+    shift, scale = transformer.norm_out.linear(condition).chunk(2, dim=-1)
+    last = transformer.norm_out.norm
+    affine = None if last.weight is None else torch.stack([last.weight, last.bias])
+    final = torch.stack(_fold(affine, shift, 1.0 + scale), dim=1)
+    return [Modulation(*made) for made in zip(blocks.unbind(), final.unbind(), strict=True)]
 
 
 def read_modulation_state(transformer: CogVideoXTransformer3DModel) -> State:
-    """Read what changes when the weights do that `make_modulation` computes with; see `read_state`."""
+    """Read what changes when the weights do that `make_modulations` computes with; see `read_state`."""
     blocks = [norm for block in transformer.transformer_blocks for norm in (block.norm1, block.norm2)]
     embeddings = filter(None, (transformer.time_embedding, transformer.ofs_embedding))
     linears = [layer for embedding in embeddings for layer in (embedding.linear_1, embedding.linear_2)]
@@ -222,16 +231,9 @@ def read_modulation_state(transformer: CogVideoXTransformer3DModel) -> State:
     return [*read_state(linears), *changes]
 
 
-def _modulate(norm: nn.LayerNorm | Norm, parts: Tensor) -> Tensor:
-    """Fold shift and scale of video and text, (2, 3, width) with the gate as third, into the norm's affine part."""
-    shift, scale, gate = parts.unbind(1)
-    return torch.stack([*_fold(norm, shift, 1.0 + scale), gate], dim=1)
-
-
-def _fold(norm: nn.LayerNorm | Norm, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    if norm.weight is None or norm.bias is None:
-        return scale, shift
-    return norm.weight * scale, norm.bias * scale + shift
+def _fold(affine: Tensor | None, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Fold shift and scale into what a norm has learnt, (2, ...) weight and bias; return the new weight and bias."""
+    return (scale, shift) if affine is None else (affine[0] * scale, affine[1] * scale + shift)
 
 
 def _take_norm(module: Any) -> Norm:

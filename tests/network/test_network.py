@@ -73,11 +73,13 @@ def relative_error(ours, theirs):
     return float((ours - theirs).norm() / theirs.norm())
 
 
+@pytest.mark.parametrize("known", [(), tuple(range(999, 0, -1)), (999, 979)], ids=["none", "all", "some"])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", list(VARIANTS))
-def test_network_equals_diffusers_forward(name, rows):
+def test_network_equals_diffusers_forward(name, rows, known):
     transformer = make_variant(**VARIANTS[name])
     network, (latents, embeds) = Network(transformer, SDPA), make_rows(rows, transformer.config)
+    network.start_stage(known)
     for timestep in (999, 20, 999):
         theirs = run_diffusers(transformer, latents, embeds, timestep)
         assert relative_error(network(latents, embeds, timestep), theirs) <= 2e-6
@@ -95,6 +97,15 @@ def test_rows_that_are_not_the_models_are_refused(name):
     larger = torch.cat([latents, latents], dim=3)
     with pytest.raises(ValueError, match=r"^latents: .*\(.*8, 12\).*got \(.*16, 12\)"):
         network(larger, embeds, 500)
+
+
+def test_what_a_timestep_decides_is_the_same_from_both_ends_of_a_stage(transformer):
+    network, timesteps = Network(transformer, SDPA), tuple(range(999, 0, -20))
+    network.start_stage(timesteps)
+    down = [network.get_modulation(timestep) for timestep in timesteps]
+    network.start_stage(timesteps)
+    up = [network.get_modulation(timestep) for timestep in timesteps[::-1]][::-1]
+    assert all(torch.equal(a, b) for one, other in zip(down, up, strict=True) for a, b in zip(one, other, strict=True))
 
 
 def test_the_weights_of_the_offset_are_followed():

@@ -57,8 +57,8 @@ def test_an_item_in_a_step(smallest_model, clip, monkeypatch):
 def test_a_buffer_that_was_forgotten_on_the_host(smallest_model, clip, monkeypatch):
     start_stage = Network.start_stage
 
-    def add_buffer(self):
-        start_stage(self)
+    def add_buffer(self, timesteps):
+        start_stage(self, timesteps)
         projection = self.transformer.patch_embed.proj
         if not hasattr(projection, "shift"):
             projection.register_buffer("shift", torch.zeros(1, dtype=torch.bfloat16))
