@@ -131,6 +131,7 @@ class Player {
   }
 
   measure(video) {
+    find(".gone", video.parentElement)?.remove();
     const ratio = `${video.videoWidth} / ${video.videoHeight}`;
     this.card.style.setProperty("--ratio", ratio);
     if (!document.documentElement.style.getPropertyValue("--ratio")) {
