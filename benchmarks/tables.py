@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,28 +69,10 @@ def make_versus_table(result: Result) -> list[str]:
     )
 
 
-def make_forward_table(result: Result) -> list[str]:
-    """Make the table of the two forward passes: a row each, and what every form of a pass takes by it."""
-    forms = list(dict.fromkeys(row["form"] for row in result["rows"]))
-    found = {(row["forward"], row["form"]): row for row in result["rows"]}
-    return make_table(
-        ("`runtime.forward`", *forms, "ready for a stage"),
-        [
-            (
-                forward,
-                *(f"{found[forward, form]['median']:.2f}" for form in forms),
-                f"{statistics.median(found[forward, forms[0]]['stage_ms'][1:]):.1f} ms",
-            )
-            for forward in dict.fromkeys(row["forward"] for row in result["rows"])
-        ],
-    )
-
-
 MAKERS: Mapping[str, Callable[[Result], list[str]]] = {
     "inversion-error": make_inversion_table,
     "edit-quality": make_edit_table,
     "versus-reference": make_versus_table,
-    "forward-passes": make_forward_table,
 }
 """Name of a region, and of a folder of results, to what makes its table."""
 

@@ -111,21 +111,6 @@ def test_the_script(results: Path):
     assert shown == ["| inversion step | 2.40 (2.25 - 2.50) |"]
 
 
-def test_the_forward_passes(results: Path):
-    rows = [
-        {"form": form, "forward": forward, "median": median, "stage_ms": [900.0, stage, stage, stage + 7]}
-        for forward, median, stage in (("fused, eager", 1.0, 2.0), ("diffusers, eager", 1.5, 0.25))
-        for form in ("one row", "four rows")
-    ]
-    (results / "forward-passes").mkdir()
-    (results / "forward-passes" / "result.json").write_text(json.dumps({"rows": rows}), "utf-8")
-    filled = fill_tables("<!-- table:forward-passes --><!-- end -->", results)
-    assert [line for line in filled.splitlines() if line.startswith("| ")][2:] == [
-        "| fused, eager | 1.00 | 1.00 | 2.0 ms |",
-        "| diffusers, eager | 1.50 | 1.50 | 0.2 ms |",
-    ]
-
-
 def test_it_is_filled_once_and_then_stays(results: Path, capsys: pytest.CaptureFixture[str]):
     readme = results / "R.md"
     names = ("edit-quality", "inversion-error")
