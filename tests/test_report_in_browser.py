@@ -18,13 +18,26 @@ from ddim_lightning.output.page import write_page
 from ddim_lightning.report.numbers import format_number, list_numbers
 from ddim_lightning.tiny.demo import EDITS
 from ddim_lightning.tiny.shapes_datamodule import ShapesDataModule
+from tests.browser import FIND_OVERLAPS, TIMES, get_card, keep_shot, wait
+from tests.page_numbers import check_cards
 
 pytestmark = pytest.mark.slow
 
-SHOTS = Path(__file__).parents[1] / "out" / "report"
+COVERED = """
+const bar = document.querySelector(".bar"), table = document.querySelector(".scroll"), covered = [];
+for (let below = -20; below < 160; below += 10) {
+  scrollTo(0, 0);
+  scrollTo(0, table.getBoundingClientRect().bottom - below);
+  for (const one of bar.querySelectorAll("input, select, button")) {
+    const box = one.getBoundingClientRect();
+    const top = document.elementFromPoint(box.left + 8, box.top + box.height / 2);
+    if (!top?.closest(".bar")) covered.push(`${one.id} by ${top?.outerHTML.slice(0, 80)}`);
+  }
+}
+return covered;
+"""
 HOSTILE = '<script>window.hacked = 1</script> "><img src=x onerror="window.hacked=1">'
 QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary"), False)
-TIMES = "return [...arguments[0].querySelectorAll('video')].map((video) => video.currentTime)"
 
 
 def run(folder, steps):
@@ -62,47 +75,6 @@ def thousand(runs, tmp_path_factory):
             file.write(json.dumps(record) + "\n")
     write_page([folder])
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    from tests.browser import start_browser  # a default run collects this file without selenium
-
-    browser = start_browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture
-def opened(browser):
-    """Opens a page, and sees afterwards that it had nothing to complain of."""
-    from tests.browser import open_page
-
-    browser.get_log("browser")
-    yield lambda path, **window: open_page(browser, path, **window)
-    assert browser.get_log("browser") == []
-
-
-def wait(browser, script, *arguments, seconds=20):
-    """Wait until a script returns something true."""
-    end = time.monotonic() + seconds
-    while not (found := browser.execute_script(script, *arguments)):
-        assert time.monotonic() < end, script
-        time.sleep(0.05)
-    return found
-
-
-def get_card(browser, index=0):
-    card = browser.find_element("id", f"clip-{index}")
-    browser.execute_script("arguments[0].scrollIntoView()", card)
-    videos = "const videos = [...arguments[0].querySelectorAll('video')];"
-    wait(browser, f"{videos} return videos.length && videos.every((video) => video.readyState > 2)", card)
-    return card
-
-
-def keep_shot(browser, name):
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    browser.save_screenshot(str(SHOTS / f"{name}.png"))
 
 
 def test_videos_play_in_step(browser, opened, runs):
@@ -190,6 +162,11 @@ def test_the_table_shows_the_numbers_of_the_results(browser, opened, runs):
         assert cells == [format_number(numbers.get(key), key) for key in keys[1:]]
 
 
+def test_every_number_of_a_card_is_that_of_the_results(browser, opened, runs):
+    opened(runs[0] / "index.html")
+    check_cards(browser, read_results(runs[0]))
+
+
 def test_keys_alone_will_do(browser, opened, runs):
     opened(runs[0] / "index.html")
     active = browser.switch_to.active_element
@@ -216,8 +193,6 @@ def test_keys_alone_will_do(browser, opened, runs):
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1400, False)])
 @pytest.mark.parametrize("page", ["index.html", "compare.html", "thousand"])
 def test_nothing_overlaps(browser, opened, runs, thousand, page, width, dark):
-    from tests.browser import FIND_OVERLAPS
-
     if page == "compare.html":
         write_page(runs)
     opened(thousand / "index.html" if page == "thousand" else runs[0] / page, width=width, dark=dark)
@@ -227,6 +202,7 @@ def test_nothing_overlaps(browser, opened, runs, thousand, page, width, dark):
     card.find_element("class name", "split").send_keys("\ue00e" * 4)  # page up
     keep_shot(browser, f"{name}-card")
     assert browser.execute_script(FIND_OVERLAPS) == []
+    assert browser.execute_script(COVERED) == []
     color = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (int(color.removeprefix("rgb(").split(",")[0]) < 128) == dark
     browser.find_element("id", "theme").click()

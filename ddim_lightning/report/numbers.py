@@ -83,7 +83,9 @@ def get_level_errors(record: Mapping[str, Any]) -> list[float]:
     """Return the relative error of the way back by level, noise first; empty where a record has none."""
     diagnosis = record.get("diagnosis")
     errors = diagnosis.get("level_errors") if isinstance(diagnosis, Mapping) else None
-    return list(errors) if isinstance(errors, list) and all(map(_is_number, errors)) else []
+    if not isinstance(errors, list) or not all(_is_number(error) and math.isfinite(error) for error in errors):
+        return []
+    return list(errors)
 
 
 def describe_number(key: str) -> Number:
@@ -113,6 +115,8 @@ def format_number(number: float | None, key: str) -> str:
         return "-"
     if not math.isfinite(number):
         return "equal"
+    if abs(number) >= 1e9:
+        return f"{number:.4g}"
     part, _, rest = key.partition(".")
     name = rest.rpartition(".")[2] if part == "metrics" else part
     if known := [start for start in _DECIMALS if f"{name}_".startswith(f"{start}_")]:
@@ -154,4 +158,7 @@ def name_measure(name: str) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number that a page can show; NaN and minus infinity, which no record of ours has, are none."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return value == math.inf or math.isfinite(value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -42,17 +42,13 @@ class Column:
     number: Number
     view: str
     values: list[float | None]
+    mean: float | None
+    """Over the clips that have it, of two runs over those that both have. Equal videos have no decibels to average."""
 
     @property
     def key(self) -> str:
         """A word that no other column has."""
         return f"{self.number.key} {self.view}".strip()
-
-    @property
-    def mean(self) -> float | None:
-        """Over the clips that have it; of those that are equal, which have no decibels, the mean says nothing."""
-        known = [value for value in self.values if value is not None and math.isfinite(value)]
-        return fmean(known) if known else None
 
     @property
     def is_shown(self) -> bool:
@@ -118,11 +114,22 @@ def make_columns(cards: Sequence[Card], num_runs: int) -> list[Column]:
             "B - A": lambda card, key: _subtract(_get_number(card, 1, key), _get_number(card, 0, key)),
         }
     keys = order_keys([key for card in cards for side in card.sides for key in side.numbers])
-    return [
-        Column(describe_number(key), view, [read(card, key) for card in cards])
-        for key in keys
-        for view, read in views.items()
-    ]
+    columns: list[Column] = []
+    for key in keys:
+        values = {view: [read(card, key) for card in cards] for view, read in views.items()}
+        means = _average(values)
+        columns += [Column(describe_number(key), view, values[view], means[view]) for view in views]
+    return columns
+
+
+def _average(values: Mapping[str, Sequence[float | None]]) -> dict[str, float | None]:
+    """Average the columns of a number over the clips of which all of them have it."""
+    shared: list[tuple[float, ...]] = []
+    for row in zip(*values.values(), strict=True):
+        known = tuple(value for value in row if value is not None and math.isfinite(value))
+        if len(known) == len(row):
+            shared.append(known)
+    return {view: fmean(row[k] for row in shared) if shared else None for k, view in enumerate(values)}
 
 
 def _get_number(card: Card, run: int, key: str) -> float | None:

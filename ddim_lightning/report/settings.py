@@ -16,7 +16,8 @@ def flatten(settings: object, name: str = "") -> dict[str, str]:
     if not isinstance(settings, Mapping):
         return {name: _say(settings)} if name else {}
     if "class_path" in settings:
-        return {name: str(settings["class_path"]).rpartition(".")[2]} | flatten(settings.get("init_args", {}), name)
+        options = flatten(settings["init_args"], name) if settings.get("init_args") else {}
+        return {name: str(settings["class_path"]).rpartition(".")[2]} | options
     flat: dict[str, str] = {} if settings or not name else {name: "none"}
     for key, value in settings.items():
         flat |= flatten(value, f"{name}.{key}" if name else str(key))

@@ -27,7 +27,7 @@ _AT_WORK = (
         "inversion_error",
         "kernels",
     ),
-    *("layer_scan", "memory", "new_word", "predicted_memory", "scaling"),
+    *("layer_scan", "memory", "new_word", "predicted_memory", "round_trip", "scaling"),
     *("step_cache", "step_latency", "tiny_model", "versus_reference"),
 )
 """Benchmarks whose tests run them."""

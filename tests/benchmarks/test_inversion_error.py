@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import inversion_error
-from benchmarks.inversion_error import SPLIT, Clip, come_back, main, measure_variant
+from benchmarks import coming_back
+from benchmarks.coming_back import come_back, measure_variant
+from benchmarks.inversion_error import SPLIT, draw_clip, main
 from benchmarks.inversion_report import pool_errors, tell_nfe
 from benchmarks.inversion_variants import BFloat16, Variant, make_variants
 from benchmarks.loading import INVERTER, load_engine
@@ -185,9 +186,9 @@ def test_levels_never_reach_the_way_back(engine: InversionEngine, monkeypatch: p
         seen.append(inversion)
         return reconstruct(denoiser, inversion, **others)
 
-    reconstruct = inversion_error.reconstruct
-    monkeypatch.setattr(inversion_error, "reconstruct", spy)
-    clip = Clip(engine, 0, 0)
+    reconstruct = coming_back.reconstruct
+    monkeypatch.setattr(coming_back, "reconstruct", spy)
+    clip = draw_clip(engine, 0, 0)
     for inverter in (DDIM(), UniInv(), FixedPoint(), BDIA(), EditFriendly(), BFloat16(inner=UniInv())):
         measure_variant(engine, clip, Variant("", inverter, steps=STEPS), 0)
         assert seen[-1].levels.numel() == 0
@@ -196,7 +197,7 @@ def test_levels_never_reach_the_way_back(engine: InversionEngine, monkeypatch: p
 
 @torch.inference_mode()
 def test_without_the_residual_it_is_as_if_none_had_been_kept(engine: InversionEngine):
-    clip = Clip(engine, 0, 1)
+    clip = draw_clip(engine, 0, 1)
     both = measure_variant(engine, clip, Variant("", UniInv(), steps=STEPS), 0)
     none = measure_variant(engine, clip, Variant("", UniInv(keep_residual=False), steps=STEPS), 0)
     assert none["back"][0]["without_residual"] == both["back"][0]["without_residual"]
@@ -206,13 +207,13 @@ def test_without_the_residual_it_is_as_if_none_had_been_kept(engine: InversionEn
 
 @torch.inference_mode()
 def test_prompt_and_guidance_reach_the_network(engine: InversionEngine, monkeypatch: pytest.MonkeyPatch):
-    clip, told = Clip(engine, 0, 0), []
+    clip, told = draw_clip(engine, 0, 0), []
     monkeypatch.setattr(engine.denoiser, "encode_prompt", lambda prompt: told.append(prompt) or engine.prompts(prompt))
     inversion = engine.invert(clip.latents, prompt="")
     assert set(told) == {""}
     told.clear()
     come_back(engine, clip, inversion, 6.0)
-    assert told == ["", clip.scene.caption] * STEPS
+    assert told == ["", clip.caption] * STEPS
     told.clear()
     come_back(engine, clip, inversion, 1.0)
     assert told == [""] * STEPS

@@ -14,7 +14,10 @@ import pytest
 from ddim_lightning.cli.main import main
 from ddim_lightning.output.folder import RunFolder, read_results
 from ddim_lightning.output.page import write_page
+from ddim_lightning.output.record import make_record
+from ddim_lightning.report.cards import ReportedRun, make_cards
 from ddim_lightning.report.numbers import list_numbers
+from ddim_lightning.report.page import make_columns
 from ddim_lightning.types import ClipResult, UnreadableClip
 from tests.clip_results import make_result, make_small_result
 
@@ -123,6 +126,36 @@ def test_two_runs_are_paired_by_id(folder, tmp_path):
     assert numbers["metrics.vae.ssim B"] == [0.75, 1.0, None]
     assert numbers["metrics.vae.ssim B - A"] == [-0.25, None, None]
     assert numbers["metrics.vae.psnr B - A"] == [0, None, None]  # both are equal videos
+
+
+def test_means_of_two_runs_are_of_the_clips_that_both_have():
+    def make(name, *values):
+        records = [
+            make_record(make_small_result(clip, metrics={"vae": {"psnr": psnr}, "reconstruction": {}}), {})
+            for clip, psnr in values
+        ]
+        return ReportedRun(name, records, lambda clip, file: None, lambda clip, file: None)
+
+    first = make("A", ("a", 10.0), ("b", 30.0), ("c", math.inf))
+    second = make("B", ("b", 36.0), ("c", 40.0), ("d", 90.0))
+    key = "metrics.vae.psnr"
+    alone = {column.key: column for column in make_columns(make_cards([first]), 1)}
+    assert (alone[key].values, alone[key].mean) == ([10.0, 30.0, math.inf], 20.0)  # equal videos have no decibels
+    both = {column.key: column for column in make_columns(make_cards([first, second]), 2)}
+    assert [both[f"{key} {view}"].mean for view in ("A", "B", "B - A")] == [30.0, 36.0, 6.0]
+    unlike = {column.key: column for column in make_columns(make_cards([first, make("B", ("d", 1.0))]), 2)}
+    assert [unlike[f"{key} {view}"].mean for view in ("A", "B", "B - A")] == [None] * 3
+
+
+def test_what_was_skipped_and_what_is_drawn_says_of_which_run(tmp_path):
+    bad = ClipResult(UnreadableClip("bad", "bad.mp4", "broken"), "skipped", "broken")
+    levels = {"noise": {}, "level_errors": [0.0, 0.01], "problems": []}
+    first = write_run(tmp_path / "first", make_small_result("a"))
+    second = write_run(tmp_path / "second", make_small_result("b", diagnosis=levels), bad)
+    path = write_page([first, second])
+    assert "1 clip was skipped in B" in [text.strip() for text in read_page(path).shown]
+    assert 'class="curve curve-2"' in path.read_text("utf-8")
+    assert 'class="curve curve-1"' not in path.read_text("utf-8")
 
 
 def test_a_page_follows_runs_that_go_on(tmp_path):

@@ -33,7 +33,14 @@ def test_numbers_are_those_of_the_record():
     assert numbers["fps"] == pytest.approx(30000 / 1001)
 
 
-@pytest.mark.parametrize("record", [{}, {"metrics": 3, "diagnosis": [], "nfe": {"edit": "x"}, "seconds": None}])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"metrics": 3, "diagnosis": [], "nfe": {"edit": "x"}, "seconds": None},
+        {"metrics": {"vae": {"psnr": math.nan, "ssim": -math.inf}}, "diagnosis": {"level_errors": [0.0, math.inf]}},
+    ],
+)
 def test_what_is_no_number_is_left_out(record):
     assert list_numbers(record) == {}
 
@@ -48,6 +55,7 @@ def test_what_is_no_number_is_left_out(record):
         (1234.5, "seconds.total", "1,234.50"),
         (None, "peak_gib.edit", "-"),
         (0.000123456, "diagnosis.level_errors", "0.0001235"),
+        (1e300, "metrics.reconstruction.psnr", "1e+300"),
     ],
 )
 def test_numbers_are_rounded(number, key, shown):
@@ -80,3 +88,4 @@ def test_settings_are_told_once_and_side_by_side():
     assert find_common([first, second]) == {"model": "tiny", "inverter": "DDIM", "lora": "none"}
     assert lay_side_by_side([first, second])[0] == ("inverter.steps", ["3", "4"], True)
     assert find_common([]) == {}
+    assert flatten({"editor": {"class_path": "mine.Plain", "init_args": {}}}) == {"editor": "Plain"}

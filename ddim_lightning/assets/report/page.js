@@ -30,6 +30,7 @@ class Player {
       video?.addEventListener("loadedmetadata", () => this.measure(video));
       video?.addEventListener("seeked", () => this.paint());
       video?.addEventListener("loadeddata", () => this.paint());
+      video?.addEventListener("error", () => this.lose(video));
       if ("under" in tile.dataset) this.drag(find(".screen", tile));
     }
     this.tell();
@@ -130,12 +131,21 @@ class Player {
   }
 
   measure(video) {
+    find(".gone", video.parentElement)?.remove();
     const ratio = `${video.videoWidth} / ${video.videoHeight}`;
     this.card.style.setProperty("--ratio", ratio);
     if (!document.documentElement.style.getPropertyValue("--ratio")) {
       document.documentElement.style.setProperty("--ratio", ratio); // what the next ones will have, most likely
     }
     this.card.classList.toggle("small", video.videoWidth < 160);
+  }
+
+  /* A page may have been taken away from its videos. */
+  lose(video) {
+    const said = document.createElement("span");
+    said.className = "gone";
+    said.textContent = "cannot be played";
+    if (!find(".gone", video.parentElement)) video.after(said);
   }
 
   /* Left of the split a tile shows the video that it is compared with. */
