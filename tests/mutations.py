@@ -383,8 +383,8 @@ MUTATIONS = (
     Mutation(
         "a norm's own bias is not scaled",
         "network/weights.py",
-        "norm.bias * scale + shift",
-        "norm.bias + shift",
+        "affine[1] * scale + shift",
+        "affine[1] + shift",
         "network/test_network.py::test_network_equals_diffusers_forward",
     ),
     Mutation(
