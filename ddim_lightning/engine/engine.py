@@ -119,23 +119,28 @@ class InversionEngine:
             self.placement.use(part)
 
     @contextmanager
-    def stage(self, name: Stage) -> Iterator[None]:
-        """Run a stage of a clip on the weights as they are at its beginning, an edit with the adapter switched on."""
+    def stage(self, name: Stage, schedule: NoiseSchedule | None = None) -> Iterator[None]:
+        """Run a stage of a clip on the weights as they are at its beginning, an edit with the adapter switched on.
+
+        Args:
+            name: The stage.
+            schedule: Its own, where it is not the engine's.
+        """
         adapter = self.adapter if name == "edit" else None
         with nullcontext() if adapter is None else adapter.acting():
             if name in ("invert", "reconstruct", "edit"):
-                self.start_stage()
+                self.start_stage(schedule)
             yield
         if adapter is not None and isinstance(self.network, Network):
             self.network.clear_cache()  # the sums of an edit do not stay while it is decoded
 
-    def start_stage(self) -> None:
-        """Make a forward pass ready for the weights as they are now; see `Network.start_stage`."""
+    def start_stage(self, schedule: NoiseSchedule | None = None) -> None:
+        """Make a forward pass ready for the weights as they are now, and for a schedule; see `Network.start_stage`."""
         if self.adapter is not None:
             self.adapter.prepare()
         quantized = self.edit_denoiser.network
         network = quantized if isinstance(quantized, QuantizedNetwork) else self.network
-        network.start_stage(self.schedule.timesteps)
+        network.start_stage((schedule or self.schedule).timesteps)
 
     def encode(self, video: Video | Frames) -> Latents:
         """Encode a video to latents by the posterior's mode.
@@ -252,7 +257,7 @@ class InversionEngine:
 
     def reconstruct(self, inversion: Inversion, *, callback: StepCallback | None = None) -> Latents:
         """Come back from the noise; see `diffusion.sampling.reconstruct`."""
-        self.start_stage()
+        self.start_stage(inversion.schedule)
         with _gradients_of(inversion.clean):
             return reconstruct(self.denoiser, inversion, callback=callback)
 
@@ -261,7 +266,7 @@ class InversionEngine:
     ) -> Latents:
         """Rebuild under a new prompt; see `diffusion.sampling.edit`."""
         generator = torch.Generator().manual_seed(seed)
-        with self.stage("edit"), _gradients_of(inversion.clean):
+        with self.stage("edit", inversion.schedule), _gradients_of(inversion.clean):
             return edit(
                 self.edit_denoiser,
                 inversion,
