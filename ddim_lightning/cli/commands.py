@@ -46,7 +46,8 @@ def demo(*, run: Run) -> int:
 def benchmark(*, run: Run, suite: Suite, benchmark: Benchmark, method: Method, outputs: Outputs, **groups: Any) -> int:
     """Run a public benchmark, lay it out for its evaluation and measure it, and return the exit status."""
     module = DDIMInversionModule(**vars(method), **groups, outputs=outputs)
-    data = VideoDataModule(benchmark.requests, height=suite.height, width=suite.width, fit=benchmark.config.fit)
+    videos: Any = benchmark.requests  # no type of an option; see `Videos`
+    data = VideoDataModule(videos, height=suite.height, width=suite.width, fit=benchmark.config.fit)
     with leave_group():
         records = predict_clips(run, module, data, devices=suite.devices)
         if not is_first():

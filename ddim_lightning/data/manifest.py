@@ -63,12 +63,15 @@ class ClipRequest:
     rows: tuple[Row, ...] = ()
 
 
-Videos = Sequence[str | os.PathLike[str] | ClipRequest] | str | os.PathLike[str]
-"""What a user may name: a file, a folder, a glob, a manifest, or a list of files, folders of frames and requests."""
+Videos = Sequence[str | os.PathLike[str]] | str | os.PathLike[str]
+"""What a user may name: a file, a folder, a glob, a manifest, or a list of files and folders of frames.
+
+It is the type of an option: with `ClipRequest` in it, the command line would read a manifest as a list of its lines.
+"""
 
 
 def find_clips(
-    videos: Videos,
+    videos: Videos | Sequence[ClipRequest],
     default: ClipRequest,
     columns: Mapping[str, str] | None = None,
     root: str | os.PathLike[str] | None = None,
