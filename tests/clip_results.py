@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import torch
 
+from ddim_lightning.output.folder import RunFolder
 from ddim_lightning.types import Clip, ClipResult, Edit, FrameSelection
 
 
@@ -53,3 +54,13 @@ def make_result(clip_id="a clip", **changes):
 def make_small_result(clip_id, **changes):
     """A result of a source alone."""
     return make_result(clip_id, **{"reconstruction": None, "edits": [], **changes})
+
+
+def write_run(folder, *results, sheets=False, overwrite=False):
+    """The folder of a run, as a run leaves it."""
+    run = RunFolder(folder, sheets=sheets, overwrite=overwrite)
+    run.begin()
+    for result in results:
+        run.write(result)
+    run.end(alone=True)
+    return folder

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from ddim_lightning.output.folder import RunFolder, read_results
+from ddim_lightning.output.folder import read_results
 from ddim_lightning.output.page import write_page
 from ddim_lightning.types import ClipResult, Edit, UnreadableClip
 from tests.browser import FIND_OVERLAPS, TIMES, get_card, keep_shot, wait
@@ -26,16 +26,6 @@ TEXTS = (
 )
 WINDOWS = pytest.mark.parametrize("window", [{"width": 390, "dark": True}, {"width": 1400}], ids=["phone", "desk"])
 SHOWN = "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)"
-
-
-def write_run(folder, *results):
-    """The folder of a run, as a run leaves it."""
-    run = RunFolder(folder, sheets=False)
-    run.begin()
-    for result in results:
-        run.write(result)
-    run.end(alone=True)
-    return folder
 
 
 def skip(name, reason):

@@ -12,14 +12,14 @@ from urllib.parse import unquote
 import pytest
 
 from ddim_lightning.cli.main import main
-from ddim_lightning.output.folder import RunFolder, read_results
+from ddim_lightning.output.folder import read_results
 from ddim_lightning.output.page import write_page
 from ddim_lightning.output.record import make_record
 from ddim_lightning.report.cards import ReportedRun, make_cards
 from ddim_lightning.report.numbers import list_numbers
 from ddim_lightning.report.page import make_columns
 from ddim_lightning.types import ClipResult, UnreadableClip
-from tests.clip_results import make_result, make_small_result
+from tests.clip_results import make_result, make_small_result, write_run
 
 HOSTILE = "</script><script>alert(1)</script>\"'&<!--"
 
@@ -63,15 +63,6 @@ class Page(HTMLParser):
 
 def read_page(path):
     return Page(path.read_text("utf-8"))
-
-
-def write_run(folder, *results, overwrite=False):
-    run = RunFolder(folder, sheets=False, overwrite=overwrite)
-    run.begin()
-    for result in results:
-        run.write(result)
-    run.end(alone=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

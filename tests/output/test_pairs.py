@@ -8,19 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddim_lightning.output.folder import RunFolder
 from ddim_lightning.output.pairs import find_pairs
-from tests.clip_results import make_result
+from tests.clip_results import make_result, write_run
 from tests.output.pictures import make_frames, write_frames
-
-
-def write_run(folder, *results):
-    run = RunFolder(folder, sheets=False)
-    run.begin()
-    for result in results:
-        run.write(result)
-    run.end(alone=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

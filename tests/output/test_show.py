@@ -12,27 +12,17 @@ import torch
 from ddim_lightning import show
 from ddim_lightning.data.video import read_info
 from ddim_lightning.output import show as module
-from ddim_lightning.output.folder import RunFolder
 from ddim_lightning.types import Clip, ClipResult, UnreadableClip
-from tests.clip_results import make_result, make_small_result
+from tests.clip_results import make_result, make_small_result, write_run
 
 HOSTILE = '<script>window.hacked = 1</script> "><img src=x onerror="window.hacked=1">'
 FILES = re.compile(r'<(img|video) src="data:(image/png|video/mp4);base64,([^"]+)"')
 
 
-def write_run(folder, results):
-    run = RunFolder(folder)
-    run.begin()
-    for result in results:
-        run.write(result)
-    run.end(alone=True)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     broken = ClipResult(UnreadableClip("d", "d.mp4", HOSTILE), "skipped", HOSTILE)
-    return write_run(tmp_path_factory.mktemp("runs") / "run", [*map(make_result, "abc"), broken])
+    return write_run(tmp_path_factory.mktemp("runs") / "run", *map(make_result, "abc"), broken, sheets=True)
 
 
 def test_a_result_shows_its_sheet_its_videos_and_its_numbers(tmp_path):
