@@ -13,7 +13,7 @@ from ddim_lightning.output.folder import read_results
 from ddim_lightning.output.page import write_page
 from ddim_lightning.types import ClipResult, Edit, UnreadableClip
 from tests.browser import FIND_OVERLAPS, TIMES, get_card, keep_shot, wait
-from tests.clip_results import make_frames, make_result, make_small_result
+from tests.clip_results import make_frames, make_result, make_small_result, write_run
 
 pytestmark = pytest.mark.slow
 
