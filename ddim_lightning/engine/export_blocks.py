@@ -219,7 +219,7 @@ def _record_calls(
     assert isinstance(network, Network)
     with _replaced(network, recording):
         rehearse(
-            CogVideoXDenoiser(network, lambda prompt: embeds),
+            CogVideoXDenoiser(network, lambda prompt: embeds, merges=False),
             engine.inverter,
             engine.editor,
             engine.schedule,

@@ -64,7 +64,7 @@ def record_layouts(
     """
     embeds = torch.zeros(1, 1, 1)
     recorder = Recorder(torch.float32, num_layers, size[1], channels)
-    denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds)
+    denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds, merges=False)
     rehearse(
         denoiser, inverter, editor, schedule, latents=torch.zeros(1, size[0], channels, *size[2:]),
         shows_image=size[1] != channels, guidance_scale=guidance_scale,

@@ -25,7 +25,8 @@ def count_edit_nfe(engine: InversionEngine, requests: Sequence[EditRequest], tog
     """
     embeds, value = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1, 1, 1)
     recorder = Recorder(torch.float32, engine.denoiser.num_layers, in_channels=1, out_channels=1)
-    denoiser, cache = CogVideoXDenoiser(recorder, lambda prompt: embeds), engine.make_step_cache()
+    denoiser = CogVideoXDenoiser(recorder, lambda prompt: embeds, merges=engine.edit_denoiser.merges)
+    cache = engine.make_step_cache()
     inversion = invert(denoiser, value, engine.schedule, engine.inverter, generator=torch.Generator())
     asked = [replace(request, mask=None if request.mask is None else torch.ones_like(value)) for request in requests]
     denoiser.nfe = 0

@@ -70,6 +70,7 @@ class CogVideoXDenoiser:
         windows: Pieces in which longer clips are evaluated; ``None`` evaluates clips of any length at once.
         group: Processes that work on a clip together, over which passes are split; ``None`` is this one alone.
         split: What splits them; `SplitTokens` is the other one.
+        merges: Make evaluations that are equal once. Artifacts hold the rows that a rehearsal had, whatever the prompts.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class CogVideoXDenoiser:
         windows: Windows | None = None,
         group: ClipGroup | None = None,
         split: Callable[[Any, ClipGroup], SplitRows | SplitTokens] = SplitRows,
+        merges: bool = True,
     ) -> None:
         self.network = network
         self.group = ClipGroup() if group is None else group
         self._run = network if self.group.size == 1 else split(network, self.group)
         self.encode_prompt = encode_prompt
         self.windows = windows
+        self.merges = merges
         self.nfe = 0
         """Number of function evaluations so far: one latent under one embedding counts 1."""
 
@@ -96,7 +99,7 @@ class CogVideoXDenoiser:
     def __call__(self, branches: Sequence[Branch], step: Step, kv_scale: KVScale | None = None) -> list[Latents | None]:
         """Evaluate all branches in one pass, or in one for each window of a long clip; see `Denoiser`.
 
-        Evaluations that are equal in all that enters are made once, and count once.
+        Evaluations that are equal in all that enters are made once, and count once, unless `merges` is false.
 
         Raises:
             ValueError: Image latents that are missing, of no use, or of another shape than the latents; branches of
@@ -109,7 +112,10 @@ class CogVideoXDenoiser:
                 raise ValueError(f"timestep: must be the step's, {step.timestep}, or None, got {branch.timestep}")
         if self.windows is not None and branches[0].latents.shape[1] > self.windows.length:
             return evaluate_windows(self, self.windows, branches, step, kv_scale)
-        kinds = [[_make_evaluation(b, k, branches) for k in range(len(one.prompts))] for b, one in enumerate(branches)]
+        kinds = [
+            [_make_evaluation(b, k, branches, self.merges) for k in range(len(one.prompts))]
+            for b, one in enumerate(branches)
+        ]
         found = {kind: branch for branch, own in zip(branches, kinds, strict=True) for kind in own}
         wanted = {kind for branch, own in zip(branches, kinds, strict=True) if branch.needs_velocity for kind in own}
         # Those with a source come first, those that are only a source come last, as the network wants its rows.
@@ -201,14 +207,16 @@ class _Evaluation(NamedTuple):
     context: int | None
     mask: int | None
     source: _Evaluation | None
+    place: tuple[int, int] | None
+    """Among the branches; ``None`` where it may be that of another, too."""
 
 
-def _make_evaluation(b: int, k: int, branches: Sequence[Branch]) -> _Evaluation:
+def _make_evaluation(b: int, k: int, branches: Sequence[Branch], merges: bool) -> _Evaluation:
     """Return a branch under its k-th prompt; it reads the k-th of its source if that has as many, else the last."""
     branch, source = branches[b], None
     if branch.kv_source is not None:
         own, read = len(branch.prompts), len(branches[branch.kv_source].prompts)
-        source = _make_evaluation(branch.kv_source, k if own == read else read - 1, branches)
+        source = _make_evaluation(branch.kv_source, k if own == read else read - 1, branches, merges)
     elif branch.mask is not None:
         raise ValueError("mask: must be None for a branch without a kv_source, got a tensor")
     return _Evaluation(
@@ -218,6 +226,7 @@ def _make_evaluation(b: int, k: int, branches: Sequence[Branch]) -> _Evaluation:
         id(branch.context[0]) if branch.context else None,
         None if branch.mask is None else branch.mask.data_ptr(),
         source,
+        None if merges else (b, k),
     )
 
 
