@@ -50,7 +50,8 @@ def measure_changes(transformer: CogVideoXTransformer3DModel, timesteps: Sequenc
 
     Returns:
         For each timestep the mean magnitude of the difference over that of the embedding before, through the polynomial
-        of `find_polynomial`; 0 for the first.
+        of `find_polynomial`, without its sign: outside of where it was fitted, as with weights of others or in many small
+        steps, it goes below 0, and such changes would never come to a threshold. 0 for the first.
 
     Source: Liu et al. 2024, TeaCache, arXiv:2411.19108 (relative L1 distance, and its rescaling), of what the authors'
     code for CogVideoX takes for the input: ``emb``, which every block is told.
@@ -62,4 +63,5 @@ def measure_changes(transformer: CogVideoXTransformer3DModel, timesteps: Sequenc
     before, after = embedded[:-1], embedded[1:]
     changes = (after - before).abs().mean(dim=1) / before.abs().mean(dim=1)
     polynomial = find_polynomial(transformer)
-    return (0.0, *(reduce(lambda value, factor: value * change + factor, polynomial) for change in changes.tolist()))
+    rescaled = (reduce(lambda value, factor: value * change + factor, polynomial) for change in changes.tolist())
+    return (0.0, *map(abs, rescaled))

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ddim_lightning.diffusion.step_cache import StepCache
+from ddim_lightning.network import timestep_changes
 from ddim_lightning.network.timestep_changes import find_polynomial, measure_changes
 from tests.variants import make_published
 
@@ -41,6 +43,15 @@ def test_released_models_take_the_polynomials_of_teacache(model, expected):
     config = {"patch_size_t": None} | (two_b if model == "2B" else make_published(model))
     polynomial = find_polynomial(SimpleNamespace(config=SimpleNamespace(**config)))
     assert sum(factor * 0.1**power for power, factor in enumerate(reversed(polynomial))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_steps", [10, 1000])
+def test_changes_outside_of_where_a_polynomial_was_fitted_count_too(num_steps, flat_transformer, monkeypatch):
+    """Those of random weights lie above it, those of a thousand steps below: the polynomial is negative in both."""
+    monkeypatch.setattr(timestep_changes, "find_polynomial", lambda _: timestep_changes._FITTED["CogVideoX-5b"])
+    changes = measure_changes(flat_transformer, range(999, -1, -1000 // num_steps))
+    cache = StepCache(0.0, changes)
+    assert min(changes) >= 0.0 and not any(cache.skips(i, i - 1) for i in range(num_steps))
 
 
 def test_other_models_leave_changes_as_they_are(transformer):
