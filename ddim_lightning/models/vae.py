@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from ddim_lightning.models.lean_vae import make_coder
+from ddim_lightning.models.lean_vae import Coder, make_coder
 from ddim_lightning.types import Latents, Video
 
 
@@ -85,7 +85,7 @@ def _encode(vae: AutoencoderKLCogVideoX, video: Video, generator: torch.Generato
     if vae.use_tiling:
         posterior = vae.encode(torch.cat([_prepare(vae, frame) for frame in video.split(1, dim=1)], dim=2)).latent_dist
     else:
-        encoded, encode = [], make_coder(vae.encoder, video)
+        encoded, encode = [], _make_coder(vae, vae.encoder, video)
         for piece in split_frames(video.shape[1], vae.num_sample_frames_batch_size):
             moments = encode(_prepare(vae, video[:, piece]))
             encoded.append(moments if vae.quant_conv is None else vae.quant_conv(moments))
@@ -118,7 +118,7 @@ def stream_decoded(vae: AutoencoderKLCogVideoX, latents: Latents) -> Iterator[Vi
         # diffusers decodes frames in pairs and keeps the first one single only where their number is odd: of two latent
         # frames it would make eight. The decoder is causal, so one more at the end makes the number odd and is cut off.
         latents = torch.cat([latents, latents[:, -1:]], dim=1)
-    decode = make_coder(vae.decoder, latents)
+    decode = _make_coder(vae, vae.decoder, latents)
     pieces = [slice(None)] if vae.use_tiling else split_frames(latents.shape[1], vae.num_latent_frames_batch_size)
     for piece in pieces:
         unscaled = (latents[:, piece].to(vae.device) / vae.config.scaling_factor).to(vae.dtype).transpose(1, 2)
@@ -130,6 +130,14 @@ def stream_decoded(vae: AutoencoderKLCogVideoX, latents: Latents) -> Iterator[Vi
         video = decoded.transpose(1, 2)[:, :frames].float()
         frames -= video.shape[1]
         yield (video / 2.0 + 0.5).clamp(0.0, 1.0)
+
+
+def _make_coder(vae: AutoencoderKLCogVideoX, coder: Coder, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+    """Make the function that takes videos through a coder piece by piece; with slices each of them for itself."""
+    if not vae.use_slicing or len(inputs) == 1:
+        return make_coder(coder, inputs)
+    coders = [make_coder(coder, one) for one in inputs.split(1)]
+    return lambda piece: torch.cat([code(one) for code, one in zip(coders, piece.split(1), strict=True)])
 
 
 def split_frames(num_frames: int, size: int) -> list[slice]:

@@ -68,9 +68,12 @@ def test_bytes_are_those_of_diffusers(variant, dtype):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_of_several_rows_and_with_channels_last_and_of_the_bundled_model(dtype):
+def test_of_several_rows_and_slices_and_with_channels_last_and_of_the_bundled_model(dtype):
     vae = make_vae(dtype)
     check_same_bytes(vae, 3, 5, 4, rows=2)
+    vae.enable_slicing()
+    check_same_bytes(vae, 5, 5, 4, rows=2)
+    vae.disable_slicing()
     order_channels_last(vae)
     check_same_bytes(vae, 3, 5, 4, rows=2)
     check_same_bytes(vae, 5, 4, 6)
