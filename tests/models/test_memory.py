@@ -203,20 +203,20 @@ def test_the_vae(size):
     """At the larger size diffusers divides the inputs of some convolutions."""
     height, width = size
     vae = make_empty(AutoencoderKLCogVideoX, COGVIDEOX_5B_VAE)
-    peaks = predict_peaks(
-        {"transformer": {}, "vae": {}},
-        {"transformer": COGVIDEOX_5B_TRANSFORMER, "vae": COGVIDEOX_5B_VAE},
-        LIMITS,
-        Size(49, height, width, rows=1),
-    )["model"]
+    configs = {"transformer": COGVIDEOX_5B_TRANSFORMER, "vae": COGVIDEOX_5B_VAE}
+    peaks, long = (
+        predict_peaks({"transformer": {}, "vae": {}}, configs, LIMITS, Size(frames, height, width, rows=1))["model"]
+        for frames in (49, 45)
+    )
     with torch.no_grad():
         with LiveBytes() as live:
             for _ in stream_decoded(vae, torch.empty(1, 7, 16, height // 8, width // 8, device=META)):
                 pass
         assert live.peak == pytest.approx(peaks["decode"] * 2**30, rel=0.05)
-        with LiveBytes() as live:
-            encode_video(vae, torch.empty(1, 25, 3, height, width, device=META))
-        assert live.peak == pytest.approx(peaks["encode"] * 2**30, rel=0.05)
+        for frames, predicted in ((25, peaks), (21, long)):  # the first piece of the second one has 13 frames
+            with LiveBytes() as live:
+                encode_video(vae, torch.empty(1, frames, 3, height, width, device=META))
+            assert live.peak == pytest.approx(predicted["encode"] * 2**30, rel=0.05)
 
 
 def test_weights_are_exact_and_offload_parks_those_that_do_not_work():
