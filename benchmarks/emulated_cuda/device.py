@@ -54,5 +54,5 @@ def emulate_cuda(
     total, taken = int(total_gib * GIB), int(taken_gib * GIB)
     device = EmulatedDevice(Ledger(total - taken if limited else None))
     dispatch = EmulatedDispatch(device.memory, device.pinned, device.waits)
-    with patched_torch(device.memory, total, taken, capability), patched_loading(), dispatch:
+    with patched_torch(device.memory, device.waits, total, taken, capability), patched_loading(), dispatch:
         yield device

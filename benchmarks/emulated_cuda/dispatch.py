@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .ledger import Ledger
 from .outcomes import Outcomes
+from .patches import Generator
 from .rules import attend, check_dtypes
 from .waits import Waits, answer_wait, lies_on_device
 
@@ -50,6 +51,8 @@ class EmulatedDispatch(TorchDispatchMode):
         named = kwargs.get("device") or next((one for one in args if isinstance(one, torch.device)), None)
         if not is_cuda(named) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             return func(*args, **kwargs)
+        if kwargs.get("generator") is not None and not Generator.on_device:
+            raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
         if func.is_view and not _is_composite(func):
             return self.outcomes.view(func, args, kwargs)
         made = self._decompose(func, args, kwargs)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .ledger import Ledger
+from .waits import Waits, lies_on_device
 
 NAME = "emulated GPU"
 
@@ -31,7 +32,8 @@ class Stream:
         """Do nothing."""
 
     def synchronize(self) -> None:
-        """Do nothing."""
+        """Wait for the device."""
+        torch.cuda.synchronize()
 
     def record_event(self, event: Event | None = None) -> Event:
         """Record an event."""
@@ -55,7 +57,8 @@ class Event:
         return (other.at - self.at) * 1e3
 
     def synchronize(self) -> None:
-        """Do nothing."""
+        """Wait for the device."""
+        torch.cuda.synchronize()
 
     def wait(self, stream: Stream | None = None) -> None:
         """Do nothing."""
@@ -68,17 +71,24 @@ class Event:
 class Generator(torch.Generator):
     """A `Generator` draws nothing on the device, whose tensors have no values; on the host it is what it was."""
 
+    on_device = False
+    """Whether one was made for the device: operations are not told which one they are given."""
+
     def __new__(cls, device: Any = "cpu") -> Generator:
         """Make one that lies on the host."""
+        Generator.on_device |= torch.device(device).type == "cuda"
         return super().__new__(cls)
 
 
 @contextlib.contextmanager
-def patched_torch(memory: Ledger, total: int, taken: int, capability: tuple[int, int]) -> Iterator[None]:
+def patched_torch(
+    memory: Ledger, waits: Waits, total: int, taken: int, capability: tuple[int, int]
+) -> Iterator[None]:
     """Let `torch.cuda` and what tensors say of their memory answer for the emulated device.
 
     Args:
         memory: Of the device.
+        waits: Of the host for the device.
         total: Bytes that the device has.
         taken: Bytes of them that are not for us.
         capability: Its compute capability.
@@ -88,12 +98,13 @@ def patched_torch(memory: Ledger, total: int, taken: int, capability: tuple[int,
     lifts = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)
     current = Stream()
+    Generator.on_device = False
     cuda = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": lambda device: None,
-        "synchronize": lambda device=None: None,
+        "synchronize": lambda device=None: waits.note("synchronize", True),
         "empty_cache": lambda: None,
         "ipc_collect": lambda: None,
         "is_initialized": lambda: True,
@@ -118,7 +129,13 @@ def patched_torch(memory: Ledger, total: int, taken: int, capability: tuple[int,
         "reset_accumulated_memory_stats": lambda device=None: None,
         "mem_get_info": lambda device=None: (max(0, total - taken - memory.current), total),
     }
+
+    def tell(tensor: FakeTensor, **named: Any) -> str:
+        waits.note("print", lies_on_device(tensor))
+        return _real_repr(tensor, **named)
+
     tensors = [
+        (FakeTensor, "__repr__", tell),
         (FakeTensor, "data_ptr", _address),
         (FakeTensor, "record_stream", lambda tensor, stream: None),
         (torch.UntypedStorage, "data_ptr", _storage_address),
@@ -142,6 +159,7 @@ def patched_torch(memory: Ledger, total: int, taken: int, capability: tuple[int,
 
 _real_storage_address = torch.UntypedStorage.data_ptr
 _real_data: Any = torch._C.TensorBase.data
+_real_repr: Any = FakeTensor.__repr__
 
 
 def _storage_address(storage: torch.UntypedStorage) -> int:

@@ -83,7 +83,7 @@ def _answer_to(waits: Waits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     if device is None or (torch.device(device).type == "cuda") == lies_on_device(tensor):
         return NotImplemented  # stays where it is
     if not lies_on_device(tensor):
-        waits.note("copy from pageable memory", not kwargs.get("non_blocking"))
+        waits.note("copy from pageable memory", not (kwargs.get("non_blocking") and _is_pinned(tensor)))
         return NotImplemented
     waits.note("copy to the host", not kwargs.get("non_blocking"))
     return torch.zeros(tensor.shape, dtype=kwargs.get("dtype") or tensor.dtype, device="cpu")
@@ -93,10 +93,21 @@ def _answer_copy(waits: Waits, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     target, source, *rest = args
     non_blocking = bool(rest[0]) if rest else bool(kwargs.get("non_blocking"))
     if lies_on_device(source) and not lies_on_device(target):
-        waits.note("copy to the host", not non_blocking)
+        waits.note("copy to the host", not (non_blocking and _is_pinned(target)))
         return NotImplemented if isinstance(target, FakeTensor) else target
     if lies_on_device(target) and not isinstance(source, FakeTensor) and source.ndim:
-        waits.note("copy from pageable memory", not non_blocking)
+        waits.note("copy from pageable memory", True)  # whatever was asked for: the driver reads it before it returns
+    return NotImplemented
+
+
+def _answer_index(waits: Waits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    tensor, indices, *values = args
+    for index in indices:
+        if isinstance(index, Tensor) and index.dtype == torch.bool:
+            # How many they are is found out, but where one value goes to all of them.
+            waits.note("nonzero", lies_on_device(index) and not (values and values[0].numel() == 1))
+        elif isinstance(index, Tensor):
+            waits.note("copy from pageable memory", lies_on_device(tensor) and not isinstance(index, FakeTensor))
     return NotImplemented
 
 
@@ -106,9 +117,17 @@ _ANSWERS: dict[Any, Callable[[Waits, Sequence[Any], Mapping[str, Any]], Any]] = 
     aten.nonzero.default: _answer_nonzero,
     aten._to_copy.default: _answer_to,
     aten.copy_.default: _answer_copy,
+    aten.index.Tensor: _answer_index,
+    aten.index_put.default: _answer_index,
+    aten.index_put_.default: _answer_index,
 }
 
 
 def lies_on_device(tensor: Tensor) -> bool:
     """Whether a tensor is the device's."""
     return isinstance(tensor, FakeTensor) and tensor.fake_device.type == "cuda"
+
+
+def _is_pinned(tensor: Tensor) -> bool:
+    """Whether a tensor of the host is in page-locked memory, which alone has no values."""
+    return isinstance(tensor, FakeTensor)

@@ -74,11 +74,17 @@ def test_dtypes_do_not_mix_in_products_and_norms(mix, inference, device):
         ("item", lambda x: float(x[0])),
         ("equal", lambda x: torch.equal(x, x)),
         ("copy to the host", lambda x: x.cpu()),
-        ("copy to the host", lambda x: torch.zeros(4).copy_(x)),
+        ("copy to the host", lambda x: torch.zeros(4).copy_(x, non_blocking=True)),
         ("copy from pageable memory", lambda x: torch.ones(4).to(x.device)),
-        ("copy from pageable memory", lambda x: x.copy_(torch.ones(4))),
+        ("copy from pageable memory", lambda x: torch.ones(4).to(x.device, non_blocking=True)),
+        ("copy from pageable memory", lambda x: x.copy_(torch.ones(4), non_blocking=True)),
+        ("copy from pageable memory", lambda x: x[torch.tensor([0, 2])]),
         ("copy from pageable memory", lambda x: torch.tensor([1.0], device="cuda")),
         ("nonzero", lambda x: x.nonzero()),
+        ("nonzero", lambda x: x.index_put_((x > 0,), x)),
+        ("print", lambda x: str(x)),
+        ("synchronize", lambda _: torch.cuda.synchronize()),
+        ("synchronize", lambda _: torch.cuda.current_stream().synchronize()),
     ],
 )
 def test_waits_are_named_with_their_line(kind, ask, device):
@@ -88,6 +94,20 @@ def test_waits_are_named_with_their_line(kind, ask, device):
     ((wait, count),) = device.waits.list_in_steps().items()
     assert (wait.kind, wait.stage, count) == (kind, "edit", 1)
     assert wait.place.ours == f"emulated_cuda/test_device.py:{ask.__code__.co_firstlineno}"
+
+
+@pytest.mark.parametrize("draw", [lambda x, **by: x.normal_(**by), lambda x, **by: torch.randn(4, device="cuda", **by)])
+def test_a_generator_of_the_host_draws_nothing_for_the_device(draw, device):
+    x = torch.zeros(4, device="cuda")
+    with pytest.raises(RuntimeError, match="generator"):
+        draw(x, generator=torch.Generator())
+    assert draw(x, generator=torch.Generator("cuda")).device.type == "cuda"
+
+
+def test_one_value_for_all_that_a_mask_picks_does_not_wait(device):
+    x = torch.zeros(4, device="cuda")
+    x[x > 0] = 1.0
+    assert not device.waits.counts
 
 
 def test_copies_from_pinned_memory_do_not_wait(device):
