@@ -132,7 +132,8 @@ def patched_torch(
 
     def tell(tensor: FakeTensor, **named: Any) -> str:
         waits.note("print", lies_on_device(tensor))
-        return _real_repr(tensor, **named)
+        told: str = _real_repr(tensor, **named)
+        return told
 
     tensors = [
         (FakeTensor, "__repr__", tell),

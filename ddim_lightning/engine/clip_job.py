@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +31,9 @@ from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.decoding import DecodedVideo, measure_decoded
 from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.measuring import SourceMeter
-from ddim_lightning.engine.trajectory import check_fingerprint, make_fingerprint, read_trajectory
+from ddim_lightning.engine.trajectory import check_fingerprint, keep_levels, make_fingerprint, read_trajectory
 from ddim_lightning.limits import count_latent_frames
-from ddim_lightning.metrics.diagnosis import diagnose
+from ddim_lightning.metrics.diagnosis import describe_noise, diagnose, level_errors
 from ddim_lightning.metrics.functional import use_full_precision
 from ddim_lightning.metrics.measurer import Measurer
 from ddim_lightning.runtime.timing import StageTimer
@@ -45,8 +46,6 @@ from ddim_lightning.types import (
     Latents,
     Progress,
     Stage,
-    Step,
-    StepCallback,
 )
 
 Tick = Callable[..., None]
@@ -172,9 +171,13 @@ class ClipJob:
         if self.outputs.reconstruct:
             returned = [inversion.state[0]]
             with self._stage("reconstruct", "reconstruct", len(engine.schedule), self._plan.reconstruct_nfe) as tick:
-                returned[-1] = reconstruct(engine.denoiser, inversion, callback=_keep_levels(returned, tick))
+                returned[-1] = reconstruct(engine.denoiser, inversion, callback=keep_levels(returned, tick))
             self._check_finite("reconstruct", returned[-1])
-        return self._finish(latents, inversion, returned, self._edit(inversion))
+        edited, measured = self._edit(inversion), self._measure_levels(inversion, returned)
+        trajectory = inversion.to_dict() if self.outputs.save_trajectory else None
+        reconstructed = None if returned is None else returned[-1]
+        del inversion, returned  # decoding needs their room
+        return self._finish(latents, reconstructed, edited, measured, trajectory)
 
     def _load_trajectory(self, path: Path, prompt: str, device: torch.device) -> Inversion:
         """Take the trajectory of a former run instead of an inversion."""
@@ -213,6 +216,14 @@ class ClipJob:
             self._check_finite("edit", latents)
         return edited
 
+    def _measure_levels(self, inversion: Inversion, returned: list[Latents] | None) -> dict[str, Any]:
+        """Return what `diagnose` is told of the levels; nothing of an inversion that was not made."""
+        if not inversion.was_made:
+            return {}
+        with self.timer.stage("measure"), use_full_precision(inversion.levels.device):
+            errors = None if returned is None else level_errors(inversion.levels, returned)
+            return {"noise": describe_noise(inversion.levels[0]), "errors": errors}
+
     def _make_generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
@@ -235,12 +246,14 @@ class ClipJob:
     def _finish(
         self,
         latents: Latents,
-        inversion: Inversion,
-        returned: list[Latents] | None,
+        reconstructed: Latents | None,
         edited: list[Latents],
+        measured: dict[str, Any],
+        trajectory: dict[str, Tensor] | None,
     ) -> ClipResult:
         """Decode what was made, measure it and gather the result."""
-        result, source = ClipResult(self.clip, "done", seed=self.seed), self.clip.frames
+        result = ClipResult(self.clip, "done", seed=self.seed, trajectory=trajectory)
+        source = self.clip.frames
 
         def decode(
             clean: Latents, references: dict[str, Tensor], keep: bool = False, prompt: str | None = None
@@ -253,25 +266,22 @@ class ClipJob:
             return decoded
 
         reconstruction = None
-        with self._stage("decode", "decode", 1 + (returned is not None) + len(edited)) as tick:
+        with self._stage("decode", "decode", 1 + (reconstructed is not None) + len(edited)) as tick:
             shown = self.clip.source_prompt
-            ceiling = decode(latents, {"": source}, keep=returned is not None, prompt=shown)
+            ceiling = decode(latents, {"": source}, keep=reconstructed is not None, prompt=shown)
             result.vae_round_trip, result.metrics["vae"] = ceiling.frames, ceiling.metrics
-            if returned is not None:
+            if reconstructed is not None:
                 assert ceiling.video is not None
-                reconstruction = decode(returned[-1], {"": source, "_vs_vae": ceiling.video}, prompt=shown)
+                reconstruction = decode(reconstructed, {"": source, "_vs_vae": ceiling.video}, prompt=shown)
                 ceiling.video = None
                 result.reconstruction = reconstruction.frames
                 result.metrics["reconstruction"] = reconstruction.metrics
             for request, clean in zip(self.requests, edited, strict=True):
                 video = decode(clean, {"_vs_source": source}, prompt=request.prompt)
                 result.edits.append(Edit(request.prompt, video.frames, clean.cpu(), video.metrics))
-        if inversion.was_made:
-            with self.timer.stage("measure"), use_full_precision(inversion.levels.device):
-                after = None if reconstruction is None else reconstruction.color
-                result.diagnosis = diagnose(inversion.levels, returned, ceiling.color, after)
-        if self.outputs.save_trajectory:
-            result.trajectory = inversion.to_dict()
+        if measured:
+            after = None if reconstruction is None else reconstruction.color
+            result.diagnosis = diagnose(**measured, source=ceiling.color, reconstruction=after)
         windows = self.engine.denoiser.windows
         if windows is not None and self.num_windows > 1:
             result.windows = {"count": self.num_windows, "frames": windows.length, "overlap": windows.overlap}
@@ -333,13 +343,3 @@ def _move_to_host(clip: Clip) -> Clip:
     tensors = {name: getattr(clip, name) for name in ("frames", "mask", "first_frame")}
     moved = {name: tensor.cpu() for name, tensor in tensors.items() if tensor is not None}
     return replace(clip, **moved, latents=None if clip.latents is None else clip.latents.cpu().float())
-
-
-def _keep_levels(levels: list[Latents], tick: Tick) -> StepCallback:
-    """Return a callback that keeps the latents of every level beside ticking."""
-
-    def keep(step: Step, latents: Latents) -> None:
-        levels.append(latents)
-        tick()
-
-    return keep

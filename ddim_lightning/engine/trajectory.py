@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,21 @@ from ddim_lightning.network.diffusers_network import DiffusersNetwork
 from ddim_lightning.network.ignored import describe_switches
 from ddim_lightning.network.quantized import QuantizedNetwork
 from ddim_lightning.network.source_mark import SOURCE_MARK
-from ddim_lightning.types import Clip
+from ddim_lightning.types import Clip, Latents, Step, StepCallback
 
 _KEY = "ddim_lightning"
 _SAMPLES = 64
 """Values of each weight that a digest of a model reads."""
+
+
+def keep_levels(levels: list[Latents], tick: Callable[[], None]) -> StepCallback:
+    """Return a callback that keeps the latents of every level beside ticking."""
+
+    def keep(step: Step, latents: Latents) -> None:
+        levels.append(latents)
+        tick()
+
+    return keep
 
 
 def write_trajectory(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -88,6 +88,8 @@ def measure_color(video: Float[Tensor, "f c h w"]) -> dict[str, Tensor]:
 def level_errors(levels: Iterable[Latents], returned: Iterable[Latents]) -> list[float]:
     """Return by level how far the reconstruction is from the inversion, level 0 (noise) first.
 
+    Latents are read level by level: nothing as large as the trajectory is made.
+
     Args:
         levels: The latents of the inversion, level by level; a stacked tensor will do.
         returned: The latents of the reconstruction, as many, in the same order.
@@ -128,33 +130,26 @@ def find_problems(
 
 
 def diagnose(
-    levels: Sequence[Latents] | Float[Tensor, "n b f c h w"],
-    returned: Iterable[Latents] | None = None,
+    noise: Mapping[str, float],
+    errors: Sequence[float] | None = None,
     source: Mapping[str, float] | None = None,
     reconstruction: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Collect what is to be said about one inversion.
 
-    Latents are read level by level: nothing as large as the trajectory is made.
-
     Args:
-        levels: N + 1 latents (b, f, c, h, w) of the inversion, level 0 (noise) first.
-        returned: The N + 1 latents that the reconstruction passed through, the same noise first.
+        noise: `describe_noise` of the inverted latent.
+        errors: `level_errors` of the reconstruction, ``None`` without one.
         source: `describe_color` of the source video.
         reconstruction: `describe_color` of the reconstruction.
 
     Returns:
-        JSON-ready: ``noise`` and ``problems`` always; ``level_errors`` with ``returned``; ``color``, by ``source`` and
+        JSON-ready: ``noise`` and ``problems`` always; ``level_errors`` with ``errors``; ``color``, by ``source`` and
         ``reconstruction``, with both.
-
-    Raises:
-        ValueError: When the levels and what returned differ in count or shape.
     """
-    noise = describe_noise(levels[0])
-    diagnosis: dict[str, Any] = {"noise": noise}
-    errors = None
-    if returned is not None:
-        diagnosis["level_errors"] = errors = level_errors(levels, returned)
+    diagnosis: dict[str, Any] = {"noise": dict(noise)}
+    if errors is not None:
+        diagnosis["level_errors"] = list(errors)
     if source is not None and reconstruction is not None:
         diagnosis["color"] = {"source": dict(source), "reconstruction": dict(reconstruction)}
     diagnosis["problems"] = find_problems(noise, errors, source, reconstruction)

@@ -70,7 +70,7 @@ class CogVideoXDenoiser:
         windows: Pieces in which longer clips are evaluated; ``None`` evaluates clips of any length at once.
         group: Processes that work on a clip together, over which passes are split; ``None`` is this one alone.
         split: What splits them; `SplitTokens` is the other one.
-        merges: Make evaluations that are equal once. Artifacts hold the rows that a rehearsal had, whatever the prompts.
+        merges: Make evaluations that are equal once. Artifacts hold the rows of a rehearsal, whatever the prompts.
     """
 
     def __init__(

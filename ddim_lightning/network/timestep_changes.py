@@ -50,7 +50,7 @@ def measure_changes(transformer: CogVideoXTransformer3DModel, timesteps: Sequenc
 
     Returns:
         For each timestep the mean magnitude of the difference over that of the embedding before, through the polynomial
-        of `find_polynomial`, without its sign: outside of where it was fitted, as with weights of others or in many small
+        of `find_polynomial`, without its sign: outside of where it was fitted, as with other weights or in many small
         steps, it goes below 0, and such changes would never come to a threshold. 0 for the first.
 
     Source: Liu et al. 2024, TeaCache, arXiv:2411.19108 (relative L1 distance, and its rescaling), of what the authors'

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
 from ddim_lightning import BDIA, Clip, DirectInversion, EditFriendly, FlowEdit, KVInjection, Outputs, UniInv
+from ddim_lightning.diffusion.inversion import Inversion
 from ddim_lightning.diffusion.schedule import NoiseSchedule
+from ddim_lightning.engine import clip_job
 from ddim_lightning.engine.clip_job import ClipJob, make_clip_seed
+from ddim_lightning.engine.engine import InversionEngine
 from ddim_lightning.engine.trajectory import make_fingerprint, write_trajectory
 from ddim_lightning.types import EditRequest
 from tests.modules import make_module
@@ -365,6 +369,27 @@ def test_diagnosis_of_the_inversion(engine):
     json.dumps(diagnosis)
     alone = run(engine, make_clip(prompts=()), reconstruct=False).diagnosis
     assert set(alone) == {"noise", "problems"}
+
+
+def test_a_trajectory_is_let_go_of_before_decoding(engine, monkeypatch):
+    """That of CogVideoX-5B and the way back along it take 0.4 GiB, which a small GPU wants for the decoder."""
+    alive, seen, stream = [], [], InversionEngine.stream
+
+    def watch(function):
+        def run(*arguments, **options):
+            made = function(*arguments, **options)
+            alive.append(weakref.ref(made.levels if isinstance(made, Inversion) else made))
+            return made
+
+        return run
+
+    for name in ("invert", "keep_levels"):
+        monkeypatch.setattr(clip_job, name, watch(getattr(clip_job, name)))
+    monkeypatch.setattr(
+        InversionEngine, "stream", lambda *call: seen.append([one() is not None for one in alive]) or stream(*call)
+    )
+    run(engine, make_clip(prompts=PROMPTS[:1]))
+    assert seen == [[False, False]] * 3
 
 
 @pytest.mark.parametrize("together", [False, True])

@@ -129,7 +129,8 @@ def test_a_diagnosis_collects_everything_and_is_json():
     returned = [levels[0], levels[1] * 1.5, levels[2] * 1.6]
     source = torch.full((3, 3, 8, 9), 0.5)
     source[:, 0] = 1.0
-    diagnosis = diagnose(levels, returned, describe_color(source), describe_color(source * 0.5))
+    noise, colors = describe_noise(levels[0]), (describe_color(source), describe_color(source * 0.5))
+    diagnosis = diagnose(noise, level_errors(levels, returned), *colors)
     assert json.loads(json.dumps(diagnosis, allow_nan=False)) == diagnosis
     assert diagnosis["noise"] == describe_noise(levels[0])
     assert diagnosis["level_errors"] == pytest.approx([0.0, 0.5, 0.6], abs=1e-6)
@@ -140,8 +141,7 @@ def test_a_diagnosis_collects_everything_and_is_json():
 
 
 def test_a_diagnosis_without_a_reconstruction_tells_of_the_noise_alone():
-    levels = [0.5 * normal(1, 5, 4, 24, 26), normal(1, 5, 4, 24, 26)]
-    diagnosis = diagnose(levels, source=COLOR)
+    diagnosis = diagnose(describe_noise(0.5 * normal(1, 5, 4, 24, 26)), source=COLOR)
     assert set(diagnosis) == {"noise", "problems"}
     assert len(diagnosis["problems"]) == 1
     assert "standard deviation is 0.50" in diagnosis["problems"][0]

@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddim_lightning.engine.decoding import measure_decoded
-from ddim_lightning.metrics.diagnosis import describe_color, describe_noise, diagnose
+from ddim_lightning.metrics.diagnosis import describe_color, describe_noise, level_errors
 from ddim_lightning.metrics.functional import ssim
 from ddim_lightning.metrics.reading import read_numbers
 from ddim_lightning.runtime.timing import StageTimer
@@ -67,7 +67,7 @@ def test_each_measure_reads_once():
     assert count_reads(lambda: describe_color(make_video())) == (1, 0)
     levels = [torch.randn(1, 3, 4, 6, 6, generator=torch.Generator().manual_seed(k)) for k in range(5)]
     assert count_reads(lambda: describe_noise(levels[0])) == (1, 0)
-    assert count_reads(lambda: diagnose(levels, levels[1:] + levels[:1])) == (2, 0)  # the noise; all levels
+    assert count_reads(lambda: level_errors(levels, levels[1:] + levels[:1])) == (1, 0)
 
 
 def test_numbers_come_back_as_they_were_given():

@@ -82,7 +82,7 @@ def test_dtypes_do_not_mix_in_products_and_norms(mix, inference, device):
         ("copy from pageable memory", lambda x: torch.tensor([1.0], device="cuda")),
         ("nonzero", lambda x: x.nonzero()),
         ("nonzero", lambda x: x.index_put_((x > 0,), x)),
-        ("print", lambda x: str(x)),
+        ("print", lambda x: f"{x}"),
         ("synchronize", lambda _: torch.cuda.synchronize()),
         ("synchronize", lambda _: torch.cuda.current_stream().synchronize()),
     ],
