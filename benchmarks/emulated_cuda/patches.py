@@ -81,9 +81,7 @@ class Generator(torch.Generator):
 
 
 @contextlib.contextmanager
-def patched_torch(
-    memory: Ledger, waits: Waits, total: int, taken: int, capability: tuple[int, int]
-) -> Iterator[None]:
+def patched_torch(memory: Ledger, waits: Waits, total: int, taken: int, capability: tuple[int, int]) -> Iterator[None]:
     """Let `torch.cuda` and what tensors say of their memory answer for the emulated device.
 
     Args:

@@ -217,9 +217,7 @@ def make_engine(
         exact.check(digest_model(parts, placement.device))
     elif quantized is not None and runtime.quantize_inversion:
         exact = quantized
-    denoiser = edit_denoiser = CogVideoXDenoiser(
-        exact, prompts, windows, group, merges=runtime.exported is None
-    )
+    denoiser = edit_denoiser = CogVideoXDenoiser(exact, prompts, windows, group, merges=runtime.exported is None)
     if quantized is not None and exact is not quantized:
         edit_denoiser = CogVideoXDenoiser(quantized, prompts, windows, group)
     if placement is not None:
