@@ -37,7 +37,7 @@ QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", 
 
 
 class Trace(Callback):
-    """Keeps the own functions on the stack, from `predict_step` down, at each way in which an update line is reached."""
+    """Keeps the own functions on the stack, from `predict_step` down, at each way to an update line."""
 
     def __init__(self):
         self.chains = set()
@@ -78,7 +78,8 @@ def test_the_update_line_is_near(inverter, editor, tiny_model):
     clip = Clip("a", frames, prompts=("a red circle",), source_prompt="a blue square")
     module = make_module(str(tiny_model), num_inference_steps=4, inverter=inverter, editor=editor, on_error="raise")
     trace = Trace()
-    (result,) = Trainer(accelerator="cpu", callbacks=trace, **QUIET).predict(module, DataLoader([clip], batch_size=None))
+    trainer = Trainer(accelerator="cpu", callbacks=trace, **QUIET)
+    (result,) = trainer.predict(module, DataLoader([clip], batch_size=None))
     assert result.status == "done"
     chains = trace.chains
     edits = {chain for chain in chains if "edit_together" in chain}
