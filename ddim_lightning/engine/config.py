@@ -96,7 +96,8 @@ class Outputs(Networks):
         metrics: What is measured of the videos beside PSNR and SSIM, ``lpips`` and ``clip_text`` for example; the names
             are those of the verb ``metrics``. What a measure needs must be on this machine.
         on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
-        lpips_weights: See `Networks`; likewise ``clip_model``, ``raft_weights`` and ``tracker``.
+        lpips_weights: File of torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1, for ``lpips``;
+            ``None`` takes the first of them that torch's own cache holds. The other networks are those of `Networks`.
 
     Raises:
         ValueError: An option out of its range.
