@@ -85,7 +85,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outputs(Networks):
-    """The `Outputs` say what a run makes of every clip beside its edits.
+    """The `Outputs` say what a run makes of every clip beside its edits, and as `Networks` where those of measures lie.
 
     Args:
         reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion. Without it, and without
@@ -97,7 +97,7 @@ class Outputs(Networks):
             are those of the verb ``metrics``. What a measure needs must be on this machine.
         on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
         lpips_weights: File of torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1, for ``lpips``;
-            ``None`` takes the first of them that torch's own cache holds. The other networks are those of `Networks`.
+            ``None`` takes the first of them that torch's own cache holds.
 
     Raises:
         ValueError: An option out of its range.
