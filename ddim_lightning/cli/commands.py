@@ -20,6 +20,7 @@ from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.export import export_network, make_row_size
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.output.suite import Suite, finish_benchmark
+from ddim_lightning.report.console import plain_output
 from ddim_lightning.report.tables import make_means, print_benchmark, print_edits
 from ddim_lightning.runtime.processes import is_first, leave_group
 from ddim_lightning.tiny.demo import make_demo
@@ -52,7 +53,8 @@ def benchmark(*, run: Run, suite: Suite, benchmark: Benchmark, method: Method, o
         records = predict_clips(run, module, data, devices=suite.devices)
         if not is_first():
             return DONE
-    summary = finish_benchmark(benchmark, run.output, outputs, str(module.trainer.strategy.root_device))
+    with plain_output(run.json):
+        summary = finish_benchmark(benchmark, run.output, outputs, str(module.trainer.strategy.root_device))
     if not (run.quiet or run.json):
         print_benchmark(summary)
     return tell_results(run, records, {"benchmark": summary})

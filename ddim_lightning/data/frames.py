@@ -63,7 +63,7 @@ class FrameChoice:
             found.append(f"frames {self._end}..{self.total - 1} of {self.total} were not used ({self.reason})")
         if self.cropped > _TELL_CROPPED:
             lost = f"{self.cropped:.0%} of the picture"
-            found.append(f"{lost} was cut at its sides (fit='crop'); 'pad' and 'stretch' keep all of it")
+            found.append(f"{lost} was cut off at two sides (fit='crop'); 'pad' and 'stretch' keep all of it")
         return (*found, *self.notes)
 
     @property

@@ -85,7 +85,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outputs(Networks):
-    """The `Outputs` say what a run makes of every clip beside its edits.
+    """The `Outputs` say what a run makes of every clip beside its edits, and as `Networks` where those of measures lie.
 
     Args:
         reconstruct: Also reconstruct every clip, measure how well, and diagnose the inversion. Without it, and without
@@ -96,7 +96,8 @@ class Outputs(Networks):
         metrics: What is measured of the videos beside PSNR and SSIM, ``lpips`` and ``clip_text`` for example; the names
             are those of the verb ``metrics``. What a measure needs must be on this machine.
         on_error: ``skip`` records a clip that fails and goes on, ``raise`` stops.
-        lpips_weights: See `Networks`; likewise ``clip_model``, ``raft_weights`` and ``tracker``.
+        lpips_weights: File of torchvision's ImageNet weights of AlexNet, VGG-16 or SqueezeNet 1.1, for ``lpips``;
+            ``None`` takes the first of them that torch's own cache holds.
 
     Raises:
         ValueError: An option out of its range.

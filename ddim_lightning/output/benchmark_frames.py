@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddim_lightning.data.benchmark import BenchmarkEdit
 from ddim_lightning.data.frame_folder import open_folder
-from ddim_lightning.data.video import read_frames
+from ddim_lightning.data.video import read_frames, read_info
 from ddim_lightning.metrics.pieces import Piece
 
 _PIECE = 8
@@ -54,10 +54,12 @@ def read_pictures(path: Path, indices: Sequence[int], mode: str = "RGB") -> Iter
 
 
 def read_masks(path: Path, indices: Sequence[int], threshold: float, size: Size) -> Iterator[np.ndarray]:
-    """Read masks (h, w) bool at a size, True where a pixel is lighter than the threshold."""
-    for picture in read_pictures(path, indices, "L"):
+    """Read masks (h, w) bool at a size, True where a pixel is lighter than the threshold; an image holds for all."""
+    is_image = read_info(path).num_frames == 1
+    for picture in read_pictures(path, [0] if is_image else indices, "L"):
         white = Image.fromarray(((picture > threshold) * 255).astype(np.uint8))
-        yield np.asarray(white.resize(size, Image.Resampling.NEAREST)) > 0
+        mask = np.asarray(white.resize(size, Image.Resampling.NEAREST)) > 0
+        yield from [mask] * (len(indices) if is_image else 1)
 
 
 def resize(frame: np.ndarray, size: Size) -> np.ndarray:

@@ -22,10 +22,11 @@ def warn_of_natural(model: str, videos: Sequence[str | Path]) -> None:
     natural = [video for video in map(Path, videos) if not _is_made_of_shapes(video)] if _is_bundled(model) else []
     if not natural:
         return
-    what = natural[0].name if len(videos) == 1 else f"{len(natural)} of {len(videos)} clips"
+    some = f"{len(natural)} of" if len(natural) < len(videos) else "the"
+    what = natural[0].name if len(videos) == 1 else f"{some} {len(videos)} clips"
     comes = "a few frames of 64 x 64, blurred, with no regard to the prompt"
     better = f"for natural video take --model {_EXAMPLE}, on a GPU"
-    say(f"warning: {model} knows moving shapes alone: of {what} come {comes}; {better}")
+    say(f"warning: {model} knows moving shapes alone: of anything else in {what} come {comes}; {better}")
 
 
 def _is_bundled(model: str) -> bool:

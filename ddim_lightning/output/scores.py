@@ -75,7 +75,8 @@ class Scorer:
                     "prompt": edit.prompt,
                     "file": file,
                 }
-                numbers = known["numbers"] if known.get("digest") == digest else None
+                # What could not be measured is tried again.
+                numbers = (known["numbers"] or None) if known.get("digest") == digest else None
                 rows.append((edit, {**place, "digest": digest, "numbers": numbers}))
         for edit, row in rows:
             if row["numbers"] is None:
@@ -140,7 +141,8 @@ class Scorer:
             for row in one.rows
         ]
         only = f", of {name_some(self.benchmark.chosen)} alone" if self.benchmark.chosen else ""
-        method = f"this run, {len(rows)} of {len(edits)} edits{only}"
+        measured = sum(bool(row["numbers"]) for row in rows)
+        method = f"this run, {measured} of {len(edits)} edits{only}"
         return {
             "schema": SCHEMA,
             "benchmark": self.benchmark.name,

@@ -19,7 +19,7 @@ class Suite:
 
     Args:
         benchmark: ``five`` (FiVE-Bench), ``davis``, ``editboard``, ``tgve``, ``ivebench``, or the YAML file of one's
-            own; see `BenchmarkConfig`.
+            own; its keys are those of `BenchmarkConfig`, told in docs/public-benchmarks.md.
         folder: Where it lies, as it is unpacked.
         edits: A table of its edits, by name (``edit1_FiVE``), or a file of one's own; repeat it for more. Without it
             all are made.

@@ -66,17 +66,29 @@ def tell_records(
 
 @contextlib.contextmanager
 def plain_output(as_json: bool) -> Iterator[None]:
-    """Show a warning as one line, without the code that raised it; with JSON wanted, keep stdout free for it."""
+    """Show a warning as one line, without the code that raised it; with JSON wanted, keep stdout free for it.
+
+    Of what Lightning says, its tips for other products are left out.
+    """
 
     def show(message: Any, *_: Any, **__: Any) -> None:
         say(f"warning: {' '.join(str(message).split())}")
 
-    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+    stdout = sys.stderr if as_json else sys.stdout
+    with warnings.catch_warnings(), contextlib.redirect_stdout(stdout), contextlib.ExitStack() as stack:
+        for part in ("pytorch", "fabric"):
+            logger = logging.getLogger(f"lightning.{part}.utilities.rank_zero")
+            logger.addFilter(_is_no_tip)
+            stack.callback(logger.removeFilter, _is_no_tip)
         warnings.showwarning = show
         warnings.filterwarnings("ignore", "clip ")  # told at the end
         for category in (DeprecationWarning, FutureWarning):  # between our dependencies, not for who runs a command
             warnings.simplefilter("ignore", category)
         yield
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in record.getMessage()
 
 
 @contextlib.contextmanager

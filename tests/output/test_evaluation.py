@@ -49,6 +49,15 @@ def test_editboard_has_edits_sources_and_masks_of_as_many_frames_and_a_script(tm
     assert np.array_equal(mask, draw_masks(5)[3] * 255)
 
 
+def test_an_image_is_laid_out_as_the_mask_of_every_frame(tmp_path):
+    benchmark = read_benchmark("editboard", write_editboard(tmp_path / "editboard", count=5))
+    for file in sorted((tmp_path / "editboard/sample/bear_mask").iterdir())[1:]:
+        file.unlink()
+    assert write_evaluation(benchmark, tmp_path / "out", write_results(benchmark, tmp_path / "out")) == []
+    found = sorted((tmp_path / "out/evaluation/sample/bear_mask").iterdir())
+    assert len(found) == 5 and len({file.read_bytes() for file in found}) == 1
+
+
 def test_tgve_has_jpegs_of_the_size_of_the_source(tmp_path):
     _, _, _, found = run("tgve", lambda root: write_tgve(root, count=5), tmp_path)
     files = list_files(found)

@@ -41,6 +41,8 @@ def test_anything_else_is_not(made, real_clip, capsys):
         assert line.startswith("warning: tiny ")
         assert "--model zai-org/CogVideoX-5b" in line
     assert "1 of 2 clips" in line
+    warn_of_natural("tiny", [real_clip, made / "again" / "source.mp4"])
+    assert "the 2 clips" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["./gone", "zai-org/CogVideoX-5b"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -93,3 +94,19 @@ def test_an_edit_that_cannot_be_measured_costs_none_of_the_others(five, tmp_path
     with pytest.warns(UserWarning, match="edit2_FiVE.json entry 1: not measured: "):
         summary = score(five, tmp_path)
     assert [bool(row["numbers"]) for row in summary["edits"]] == [True, False, *[True] * 5]
+    assert "6 of 7 edits" in summary["rows"][0]["method"]
+    (tmp_path / "0001_bus" / "edit-01.mp4").write_bytes((root / "out" / "0001_bus" / "edit-01.mp4").read_bytes())
+    assert "7 of 7 edits" in score(five, tmp_path)["rows"][0]["method"]
+
+
+def test_an_image_is_the_mask_of_all_frames(tmp_path):
+    root = write_five(tmp_path / "five", count=17, as_mp4=())
+    for folder in (root / "bmasks").iterdir():
+        for file in sorted(folder.iterdir())[1:]:
+            file.unlink()
+    benchmark = read_benchmark("five", root)
+    records = write_results(benchmark, tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary = Scorer(benchmark, tmp_path / "out", Networks(), "cpu").score(records)
+    assert all(math.isfinite(row["numbers"]["psnr_unedit_part"]) for row in summary["edits"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from pathlib import Path
 
 import pytest
+from lightning import Trainer
 
 from ddim_lightning.report.console import plain_output, tell_records
 from ddim_lightning.report.tables import print_edits
@@ -47,6 +49,17 @@ def test_a_warning_is_one_safe_line(capsys):
     with plain_output(as_json=False):
         warnings.warn(f"two\nlines {NASTY}", stacklevel=1)
     assert capsys.readouterr().err == f"warning: two lines {SHOWN}\n"
+
+
+def test_what_lightning_finds_is_told_and_what_it_would_sell_is_not(caplog):
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, "lightning.pytorch"), plain_output(as_json=False):
+            Trainer(accelerator="cpu", logger=False)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "GPU available" in caplog.text and "Tip" not in caplog.text
 
 
 def test_a_change_is_no_markup(capsys):
