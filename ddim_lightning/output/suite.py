@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ddim_lightning.data.benchmark import Benchmark, read_benchmark
 from ddim_lightning.data.benchmark_config import read_benchmark_config
 from ddim_lightning.data.manifest import ClipRequest
-from ddim_lightning.metrics.measures import Networks, check_measures
+from ddim_lightning.metrics.measures import MEASURES, OF_FRAMES, Networks
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,12 @@ def open_benchmark(*, suite: Suite, method: Any, **_: object) -> Benchmark:
         OSError: If something is not there; always the exact subclass.
         ValueError: If its config or a row breaks a rule.
     """
-    check_measures(one.measure for one in read_benchmark_config(suite.benchmark).numbers if one.measure is not None)
+    for place, number in enumerate(read_benchmark_config(suite.benchmark).numbers, 1):
+        where = f"{suite.benchmark}, key numbers, entry {place}"
+        if number.measure not in (None, *OF_FRAMES):
+            raise ValueError(f"{where}, key measure: must be of {', '.join(OF_FRAMES)}, got {number.measure!r}")
+        if number.measure is not None and number.number not in (known := MEASURES[number.measure].numbers):
+            raise ValueError(f"{where}, key number: must be of {', '.join(known)}, got {number.number!r}")
     default = ClipRequest(num_frames=suite.num_frames, negative_prompt=suite.negative_prompt)
     return read_benchmark(
         suite.benchmark,
