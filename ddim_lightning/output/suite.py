@@ -11,6 +11,7 @@ from ddim_lightning.data.benchmark import Benchmark, read_benchmark
 from ddim_lightning.data.benchmark_config import read_benchmark_config
 from ddim_lightning.data.manifest import ClipRequest
 from ddim_lightning.metrics.measures import MEASURES, OF_FRAMES, Networks
+from ddim_lightning.report.console import plain_output
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,15 @@ def open_benchmark(*, suite: Suite, method: Any, **_: object) -> Benchmark:
         if number.measure is not None and number.number not in (known := MEASURES[number.measure].numbers):
             raise ValueError(f"{where}, key number: must be of {', '.join(known)}, got {number.number!r}")
     default = ClipRequest(num_frames=suite.num_frames, negative_prompt=suite.negative_prompt)
-    return read_benchmark(
-        suite.benchmark,
-        suite.folder,
-        suite.edits,
-        default=default,
-        inside_masks=suite.inside_masks,
-        by_source_prompt=method.inversion_prompt is None,
-    )
+    with plain_output(as_json=False):
+        return read_benchmark(
+            suite.benchmark,
+            suite.folder,
+            suite.edits,
+            default=default,
+            inside_masks=suite.inside_masks,
+            by_source_prompt=method.inversion_prompt is None,
+        )
 
 
 def finish_benchmark(benchmark: Benchmark, output: str | Path, networks: Networks, device: str) -> dict[str, Any]:
@@ -101,8 +103,9 @@ def finish_benchmark(benchmark: Benchmark, output: str | Path, networks: Network
 
     folder = Path(output)
     records = {record["id"]: record for record in read_results(folder) if record["status"] == "done"}
-    for note in write_evaluation(benchmark, folder, records):
-        warnings.warn(note, stacklevel=2)
-    summary = Scorer(benchmark, folder, networks, device).score(records)
-    try_to_write_page(folder)
+    with plain_output(as_json=False):  # nothing is printed here but warnings
+        for note in write_evaluation(benchmark, folder, records):
+            warnings.warn(note, stacklevel=2)
+        summary = Scorer(benchmark, folder, networks, device).score(records)
+        try_to_write_page(folder)
     return summary

@@ -6,7 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddim_lightning.output.suite import Suite, open_benchmark
+from ddim_lightning.metrics.measures import Networks
+from ddim_lightning.output.suite import Suite, finish_benchmark, open_benchmark
+from tests.benchmark_folders import write_five
+from tests.clip_results import write_run
 
 CONFIG = "title: Mine\nedits: edits.csv\ncolumns: {video: video}\nnumbers: [{number: %s, title: A, measure: %s}]\n"
 
@@ -24,3 +27,13 @@ def test_a_number_that_no_measure_gives_is_named_by_file_and_key(tmp_path, numbe
     path.write_text(CONFIG % (number, measure))
     with pytest.raises(ValueError, match=said):
         open_benchmark(suite=Suite(str(path), str(tmp_path)), method=SimpleNamespace(inversion_prompt=""))
+
+
+def test_what_is_noticed_is_a_line_for_a_person(tmp_path, capsys):
+    five = write_five(tmp_path, count=5, as_mp4=())
+    table = five / "edit_prompt" / "edit6_FiVE.json"
+    table.write_text(table.read_text().replace("a river", ""))
+    benchmark = open_benchmark(suite=Suite("five", str(five)), method=SimpleNamespace(inversion_prompt=""))
+    finish_benchmark(benchmark, write_run(tmp_path / "out"), Networks(lpips_weights="gone"), "cpu")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: ") and "edit6_FiVE.json entry 1" in line
