@@ -76,7 +76,7 @@ MISTAKES = [
                 ["--lora", "gone.safetensors:0.5"],
                 "lora: must be a safetensors file or a folder with one, got 'gone.saf",
             ),
-            (["--start", "5"], "too few frames: 4 of 9 can be used (start=5, stride=1)"),
+            (["--start", "5"], "too few frames: 4 of 9 can be used (start=5)"),
             (["--num-frames", "13"], "num_frames must be at most 9, what the clip of 9 frames holds"),
             (["--height", "63"], "height must be a positive multiple of 8 pixels, got 63"),
         )
