@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -154,7 +155,7 @@ def _list_results(folder: Path, record: Mapping[str, Any]) -> Iterator[_Item]:
     if video := _find_file(folder, record, "reconstruction"):
         yield replace(clip, name=f"{clip.name}{RECONSTRUCTION}", video=video, prompt=source_prompt)
     for index, name in enumerate(record["files"].get("edits") or []):
-        if video := find_file(folder, clip.name, str(name)):
+        if video := _find(folder, record, name):
             prompt = dict(enumerate(prompts)).get(index)
             yield replace(clip, name=f"{clip.name}/edit-{index:02d}", video=video, prompt=prompt)
     if latents := _find_latents(folder, record):
@@ -196,9 +197,16 @@ def _describe(record: Mapping[str, Any]) -> _Item:
 
 
 def _find_file(folder: Path, record: Mapping[str, Any], kind: str) -> Path | None:
-    """Find a file that a record names; a list may be anybody's: see `find_file`."""
+    """Find the file of a kind that a record names, if it names one."""
     name = record["files"].get(kind)
-    return find_file(folder, str(record["id"]), name) if isinstance(name, str) else None
+    return None if name is None else _find(folder, record, name)
+
+
+def _find(folder: Path, record: Mapping[str, Any], name: object) -> Path | None:
+    """Find a file that a record names, or say that it is not there; a list may be anybody's: see `find_file`."""
+    if (path := find_file(folder, str(record["id"]), str(name))) is None:
+        warnings.warn(f"{folder}: {name} of {record['id']} is not there", stacklevel=2)
+    return path
 
 
 def _find_latents(folder: Path, record: Mapping[str, Any]) -> Path | None:

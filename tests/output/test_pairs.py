@@ -109,6 +109,13 @@ def test_prompts_come_from_a_table_by_name_and_position(run, tmp_path):
         find_pairs(str(run), str(run), prompts=str(table))
 
 
+def test_a_file_of_a_run_that_is_gone_is_told(tmp_path):
+    run = write_run(tmp_path / "run", make_result("cat", reconstruction=None))
+    (run / "cat" / "edit-00.mp4").unlink()
+    with pytest.warns(UserWarning, match="edit-00.mp4 of cat is not there"):
+        assert list(describe(find_pairs(str(run), str(run)))) == ["cat/edit-01"]
+
+
 def test_a_record_leads_to_no_file_outside_the_folder_of_its_clip(run, tmp_path):
     record = json.loads((run / "cat" / "result.json").read_text("utf-8"))
     record["files"] |= {"reconstruction": "../../secret.mp4", "edits": ["/etc/passwd"]}
@@ -116,7 +123,8 @@ def test_a_record_leads_to_no_file_outside_the_folder_of_its_clip(run, tmp_path)
     (tmp_path / "run" / "cat").mkdir(parents=True)
     (tmp_path / "run" / "cat" / "source.mp4").touch()
     (tmp_path / "run" / "results.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    assert find_pairs(str(tmp_path / "run"), str(tmp_path / "run")).found == []
+    with pytest.warns(UserWarning, match="/etc/passwd of cat is not there"):
+        assert find_pairs(str(tmp_path / "run"), str(tmp_path / "run")).found == []
 
 
 def test_names_count_as_they_stand_and_a_clip_of_a_run_has_that_of_its_file_too(tmp_path):
