@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -16,6 +17,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_collection_finish():
+    """Let garbage collections, which Trainers start too, pass over the millions of objects that imports left."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

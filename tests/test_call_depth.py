@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 import ddim_lightning
@@ -35,11 +36,13 @@ UPDATES = {
 QUIET = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
 
 
-def trace_updates(module, clip):
-    """The own functions on the stack, from `predict_step` down, at each way in which an update line is reached."""
-    chains = set()
+class Trace(Callback):
+    """Keeps the own functions on the stack, from `predict_step` down, at each way to an update line."""
 
-    def look(frame, event, _):
+    def __init__(self):
+        self.chains = set()
+
+    def look(self, frame, event, _):
         if event != "call" or frame.f_code.co_name not in UPDATES.get(Path(frame.f_code.co_filename).name, ()):
             return
         names = []
@@ -47,16 +50,16 @@ def trace_updates(module, clip):
             if frame.f_code.co_filename.startswith(PACKAGE) and not frame.f_code.co_name.startswith("<"):
                 names.append(frame.f_code.co_name)
             frame = frame.f_back
-        chains.add(tuple(reversed(names)))
+        self.chains.add(tuple(reversed(names)))
 
-    before = sys.getprofile()
-    sys.setprofile(look)
-    try:
-        (result,) = Trainer(accelerator="cpu", **QUIET).predict(module, DataLoader([clip], batch_size=None))
-    finally:
-        sys.setprofile(before)
-    assert result.status == "done"
-    return chains
+    def on_predict_batch_start(self, *_):
+        self.before = sys.getprofile()
+        sys.setprofile(self.look)
+
+    def on_predict_batch_end(self, *_):
+        sys.setprofile(self.before)
+
+    on_exception = on_predict_batch_end
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -74,7 +77,11 @@ def test_the_update_line_is_near(inverter, editor, tiny_model):
     frames = torch.randint(0, 256, (5, 3, 16, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     clip = Clip("a", frames, prompts=("a red circle",), source_prompt="a blue square")
     module = make_module(str(tiny_model), num_inference_steps=4, inverter=inverter, editor=editor, on_error="raise")
-    chains = trace_updates(module, clip)
+    trace = Trace()
+    trainer = Trainer(accelerator="cpu", callbacks=trace, **QUIET)
+    (result,) = trainer.predict(module, DataLoader([clip], batch_size=None))
+    assert result.status == "done"
+    chains = trace.chains
     edits = {chain for chain in chains if "edit_together" in chain}
     assert edits and chains - edits
     assert all(chain[:3] == ("predict_step", "run", "run") for chain in chains)
