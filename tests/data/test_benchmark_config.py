@@ -50,7 +50,7 @@ def test_published_numbers_have_a_source_and_columns(name):
         (GOOD + "numbers: [{number: a}]", "key numbers, entry 1, key title: must be given"),
         (GOOD + "published: [{source: a, rows: [{psnr: 3}]}]", "key published, entry 1, key rows: must be a list"),
         (GOOD + "fit: crop\nnumbers: [{number: a, title: b}]", "key fit: must be stretch with numbers"),
-        ('title: Mine\nedits: "*"\ncolumns: {video: a, promts: b}', "got 'promts' (did you mean prompts?)"),
+        ('title: Mine\nedits: "*"\ncolumns: {video: a, prompt: b}', "got 'prompt' (did you mean prompts?)"),
         (GOOD + "optional: [mask]", "key optional: must be of video"),
         (GOOD + "fps: 0", "key fps: must be a number in 0.01 .. 1000, got 0"),
         (GOOD + "mask_threshold: 256", "key mask_threshold: must be a number in 0 .. 255, got 256"),
