@@ -276,7 +276,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is missing and write the report; the exit status is 1 where a clip was skipped."""
+    """Measure what is missing and write the report; the exit status is 3 where a clip was skipped, as that of a run."""
     parser = make_parser()
     if parser.parse_known_args(argv)[0].quick:
         parser.set_defaults(**QUICK)
@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.many_steps <= args.steps:
         raise ValueError(f"many_steps: must be more than steps, {args.steps}, got {args.many_steps}")
     result = write_growing(args.output, measure(args), make_markdown, write_plots)
-    return 1 if result["skipped"] else 0
+    return 3 if result["skipped"] else 0
 
 
 if __name__ == "__main__":

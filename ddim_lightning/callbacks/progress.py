@@ -42,7 +42,9 @@ class ProgressPrinter(Callback):
         self._left: TimeLeft | None = None
         self._writers: list[VideoWriter] = []
         self._counts: Counter[str] = Counter()
-        """Clips by what became of them."""
+        """Clips of earlier batches by what became of them."""
+        self._ended: list[ClipResult] = []
+        """Those of the last batch: a writer that comes after this callback may still skip one."""
         self._batches_to_come = 0.0
         self._num_clips: int | None = None
         """Clips in all, if all batches are as large as the one at work."""
@@ -57,7 +59,7 @@ class ProgressPrinter(Callback):
             name = type(pl_module).__name__
             warnings.warn(f"ProgressPrinter shows nothing: {name} has no `progress_listeners`", stacklevel=2)
             return
-        self._clock, self._left, self._counts = RunClock(), None, Counter()
+        self._clock, self._left, self._counts, self._ended = RunClock(), None, Counter(), []
         self._batches_to_come, self._num_clips = float(sum(trainer.num_predict_batches)), None
         self._num_before = self._batch_size = self._num_begun = 0
         self._writers = [one for one in trainer.callbacks if isinstance(one, VideoWriter)]  # type: ignore[attr-defined]
@@ -71,6 +73,8 @@ class ProgressPrinter(Callback):
         """Count the clips of a batch."""
         if self._view is not None:
             self._clock.pause()
+            self._counts.update(one.status for one in self._ended)
+            self._ended = []
             self._batch_size, self._num_begun = len(split_batch(batch, "")), 0
             total = self._num_before + self._batch_size * self._batches_to_come
             self._num_clips = int(total) if math.isfinite(total) else None  # a stream of clips has no length
@@ -88,7 +92,7 @@ class ProgressPrinter(Callback):
         """Count what became of the clips of a batch."""
         if self._view is not None:
             results = outputs if isinstance(outputs, list) else [outputs]
-            self._counts.update(one.status for one in results if isinstance(one, ClipResult))
+            self._ended = [one for one in results if isinstance(one, ClipResult)]
             self._num_before += self._batch_size
             self._show(self._num_before)
 
@@ -109,14 +113,15 @@ class ProgressPrinter(Callback):
         self._show(number, progress)
 
     def _show(self, number: int, progress: Progress | None = None) -> None:
+        counts = self._counts + Counter(one.status for one in self._ended)
         sheets = [one.last_sheet for one in self._writers if one.last_sheet is not None]
         tick = Tick(
             number,
             self._num_clips,
             progress,
             self._left,
-            num_skipped=self._counts["skipped"],
-            num_finished=self._counts["finished"],
+            num_skipped=counts["skipped"],
+            num_finished=counts["finished"],
             sheet=sheets[0] if sheets else None,
         )
         if self._view is not None:
@@ -125,6 +130,7 @@ class ProgressPrinter(Callback):
     def _close(self, pl_module: LightningModule) -> None:
         if self._view is not None:
             _listeners(pl_module).remove(self._listen)
+            self._ended = []
             view, self._view = self._view, None
             view.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -97,6 +98,8 @@ def read_benchmark(
         source = request.source_prompt if by_source_prompt else None
         clip = replace(request, prompts=(), rows=(), origin="", mask=mask, source_prompt=source)
         groups.setdefault(clip, []).append((table, request))
+    if not groups:  # where there are rows, none has the column
+        raise ValueError(f"{name}, key skip_without: must be a column of a row, got {config.skip_without}")
     merged = [_merge([request for _, request in rows], inside_masks) for rows in groups.values()]
     requests = [_fit_length(request, wanted) for request in assign_ids(merged)]
     for request in requests:
@@ -158,6 +161,9 @@ def _read_requests(
                 if table is not None:
                     cells = split_prompts(table, cells)
                 request = make_request(root, origin, cells, default, mapped.names)
+                if not request.prompts and "prompts" in {*mapped.names} - {*config.optional}:
+                    told = f"{origin}, column {mapped.names['prompts']} (prompts): is empty, no edit is made of it"
+                    warnings.warn(told, stacklevel=4)
                 yield stem, replace(request, rows=({"edit": edit, **whole},))
 
 

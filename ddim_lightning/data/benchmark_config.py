@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 import yaml
 
+from ddim_lightning.data.listing import FRAME_SUFFIXES
+from ddim_lightning.data.manifest import find_columns
 from ddim_lightning.data.rows import SHORT
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "benchmarks"
@@ -146,13 +150,34 @@ def read_benchmark_config(name: str) -> BenchmarkConfig:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: must be YAML in UTF-8 ({' '.join(str(error).split())})") from None
     config = _make(BenchmarkConfig, values, str(path))
-    if "video" not in config.columns:
-        raise ValueError(f"{path}, key columns: must map video, got {', '.join(config.columns) or 'nothing'}")
-    if bool(config.edits) == (config.clips is not None):
-        raise ValueError(f"{path}: must have one of edits and clips, got {'both' if config.edits else 'neither'}")
-    if config.fit != "stretch" and (config.numbers or (config.output and config.output.size == "source")):
-        raise ValueError(f"{path}, key fit: must be stretch with numbers or size: source, got {config.fit}")
+    _check(config, str(path))
     return config
+
+
+def _check(config: BenchmarkConfig, origin: str) -> None:
+    """Check what keys say of each other, so that nothing is found wanting when all edits are made."""
+    output, numbers = config.output, [one.number for one in config.numbers]
+    try:
+        find_columns(dict.fromkeys(config.columns, ""))
+    except ValueError as error:
+        raise ValueError(f"{origin}, key {error}") from None
+    if not config.columns:
+        raise ValueError(f"{origin}, key columns: must map video, got nothing")
+    for name in config.optional:
+        if name not in config.columns:
+            raise ValueError(f"{origin}, key optional: must be of {', '.join(config.columns)}, got {name}")
+    if bool(config.edits) == (config.clips is not None):
+        raise ValueError(f"{origin}: must have one of edits and clips, got {'both' if config.edits else 'neither'}")
+    if config.fit != "stretch" and (numbers or (output and output.size == "source")):
+        raise ValueError(f"{origin}, key fit: must be stretch with numbers or size: source, got {config.fit}")
+    if output and output.frames is None and (output.source or output.mask or output.size == "source"):
+        raise ValueError(f"{origin}, key output, key frames: must be given with source, mask or size: source")
+    for name in numbers:
+        if numbers.count(name) > 1:
+            raise ValueError(f"{origin}, key numbers: must name {name} once, got {numbers.count(name)}")
+    for name in (name for one in config.published for row in one.rows for name in row):
+        if name not in ("method", *numbers):
+            raise ValueError(f"{origin}, key published: must have numbers of {', '.join(numbers)}, got {name}")
 
 
 _Kind = TypeVar("_Kind")
@@ -187,7 +212,7 @@ def _is_text(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _is_count(value: object) -> bool:
@@ -196,6 +221,12 @@ def _is_count(value: object) -> bool:
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _leads_inside(value: object) -> bool:
+    """Whether it is a path or a glob that stays in the folder it begins at."""
+    path = PurePosixPath(value) if isinstance(value, str) else PurePosixPath()
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def _is_columns(value: object) -> bool:
@@ -223,18 +254,28 @@ def _choose(*names: str) -> tuple[Callable[[object], bool], str]:
 _LISTED = ("edits", "optional")
 """Keys that take one text, too."""
 _PARTS: dict[str, type[Any]] = {"output": Layout, "numbers": ShownNumber, "published": Published}
-_RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+_FRAME = rf"[^%/\\]*%(0\d)?d[^%/\\]*({'|'.join(map(re.escape, FRAME_SUFFIXES))})"
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "columns": (_is_columns, "must map our columns to texts, prompts to one or to several with names"),
-    "edits": (_is_texts, "must be a list of globs"),
+    "edits": (
+        lambda value: isinstance(value, list) and all(map(_leads_inside, value)),
+        "must be a list of globs inside the folder",
+    ),
+    "clips": (_leads_inside, "must be a glob inside the folder"),
+    "frames": (
+        lambda value: _is_text(value) and re.fullmatch(_FRAME, str(value)) is not None,
+        "must be a name with one number, %05d.png for example",
+    ),
+    "table": (_leads_inside, "must be a path inside the folder"),
     "either": (
         lambda value: isinstance(value, Mapping) and all(map(_is_texts, value.values())),
         "must map names to lists of paths",
     ),
     "optional": (_is_texts, "must be a list of our columns"),
-    "mask_threshold": (_is_number, "must be a number of at least 0"),
+    "mask_threshold": (lambda value: _is_number(value) and value <= 255, "must be a number in 0 .. 255"),
     "num_frames": (lambda value: value in ("all", None) or _is_count(value), "must be an integer, all or null"),
     "fit": _choose("crop", "pad", "stretch"),
-    "fps": (_is_number, "must be a number of at least 0"),
+    "fps": (lambda value: _is_number(value) and 0.01 <= value <= 1000, "must be a number in 0.01 .. 1000"),
     "output": (lambda value: isinstance(value, Mapping), "must be a mapping"),
     "every": (_is_count, "must be an integer of at least 1"),
     "numbers": (lambda value: isinstance(value, list), "must be a list"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from ddim_lightning.data.fitting import measure_crop
-from ddim_lightning.data.frames import Stride, check_num_frames, make_size
+from ddim_lightning.data.frames import Stride, check_num_frames, make_size, tell_given
 from ddim_lightning.data.video import VideoInfo
 from ddim_lightning.limits import VideoLimits
 
@@ -64,7 +64,7 @@ def choose_size(infos: Sequence[VideoInfo], sizes: Sequence[Size], start: int = 
     if not possible:
         least = min(size[0] for size in sizes)
         raise ValueError(
-            f"too few frames: {min(counts)} can be used (start={start}, stride={stride}), at least {least} are needed"
+            f"too few frames: {min(counts)} can be used{tell_given(start, stride)}, at least {least} are needed"
         )
     info = infos[0]
     pixels = float(info.height * info.width * info.pixel_aspect)

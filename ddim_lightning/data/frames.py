@@ -76,6 +76,13 @@ class FrameChoice:
         return self.start + math.floor(self.count * self.stride)
 
 
+def tell_given(start: int, stride: Stride) -> str:
+    """Return `` (start=2, stride=1.5)``, for messages, without what is as it is by default."""
+    shown = stride if isinstance(stride, str) else f"{stride:g}"
+    given = [f"start={start}"] * (start != 0) + [f"stride={shown}"] * (stride != 1)
+    return f" ({', '.join(given)})" if given else ""
+
+
 def check_stride(stride: Stride) -> None:
     """Check that frames can be taken at this distance.
 
@@ -138,7 +145,7 @@ def choose_frames(
     usable = rest if exact is None else math.ceil(rest / exact)
     if usable <= temporal:
         raise ValueError(
-            f"too few frames: {usable} of {total} can be used (start={start}, stride={stride}), "
+            f"too few frames: {usable} of {total} can be used{tell_given(start, stride)}, "
             f"at least {temporal + 1} are needed"
         )
     if num_frames is None or num_frames == "all":
@@ -152,8 +159,8 @@ def choose_frames(
         check_num_frames(num_frames, limits)
         if num_frames > usable:
             raise ValueError(
-                f"num_frames must be at most {usable}, what the clip of {total} frames holds "
-                f"(start={start}, stride={stride}), got {num_frames}"
+                f"num_frames must be at most {usable}, what the clip of {total} frames holds"
+                f"{tell_given(start, stride)}, got {num_frames}"
             )
         reason = f"num_frames={num_frames}"
     return FrameChoice(total, start, exact or Fraction(rest, num_frames), num_frames, reason)

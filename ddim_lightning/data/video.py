@@ -160,13 +160,15 @@ def read_frames(path: str | os.PathLike[str], indices: Sequence[int]) -> Iterato
     Raises:
         OSError: If there is no such file, it is a folder without frames, or it may not be read; always the exact
             subclass.
-        ValueError: If it is neither a video nor an image that can be read, or is damaged.
+        ValueError: If it is neither a video nor an image that can be read, is damaged, or has fewer frames.
     """
     path = Path(path)
     if path.is_dir():
         yield from (picture.pixels for picture in open_folder(path).read(indices))
         return
     timeline = read_timeline(path)
+    if max(indices, default=0) >= timeline.num_frames:
+        raise ValueError(f"{path} must have at least {max(indices) + 1} frames, got {timeline.num_frames}")
     with reading(path) as container:
         stream = video_stream(path, container)
         for frame in _decode(path, container, stream, timeline, indices):

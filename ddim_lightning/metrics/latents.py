@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -52,12 +53,14 @@ def compare_files(reference: Path, latents: Path) -> dict[str, float]:
 
     Raises:
         OSError: When a file cannot be read.
-        ValueError: When one is no such file, or their shapes differ.
+        ValueError: When one is no such file, their shapes differ, or the error is no finite number.
     """
     read, found = _read_latents(reference), _read_latents(latents)
     numbers = {"latent_error": relative_l2(found[1], read[1])}
     if read[0] == found[0] == _LEVELS:
         numbers["latent_error_noise"] = relative_l2(found[1][0], read[1][0])
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError(f"{latents} and {reference} must hold finite numbers, the latter not all zero, got others")
     return numbers
 
 

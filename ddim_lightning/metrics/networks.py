@@ -81,7 +81,8 @@ def _read_weights(option: str, named: str | None) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # pickle raises whatever it meets
-        raise ValueError(f"{option}: {path} must hold weights that can be read: {error}") from error
+        rule = "must hold tensors by name, as safetensors or as torch.save writes them"
+        raise ValueError(f"{option}: {path} {rule}, got what cannot be read as such") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{option}: {path} must hold the weights of a network by name, got {type(weights).__name__}")
     return dict(weights)

@@ -42,9 +42,15 @@ def read_pictures(path: Path, indices: Sequence[int], mode: str = "RGB") -> Iter
         path: The file or the folder.
         indices: Where the frames stand in it.
         mode: Of PIL.
+
+    Raises:
+        OSError: A picture that is not there or cannot be read.
+        ValueError: A folder or a video that has fewer frames, or a video that is damaged.
     """
     if path.is_dir():
         files = open_folder(path).frames
+        if len(files) <= max(indices):
+            raise ValueError(f"{path} must have at least {max(indices) + 1} frames, got {len(files)}")
         for index in indices:
             with Image.open(files[index]) as picture:
                 yield np.asarray(picture.convert(mode))

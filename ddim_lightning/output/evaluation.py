@@ -44,6 +44,7 @@ def write_evaluation(benchmark: Benchmark, folder: Path, records: Mapping[str, R
         return []
     notes: list[str] = []
     taken: dict[PurePosixPath, BenchmarkEdit] = {}
+    laid_out: list[BenchmarkEdit] = []
     for edit in benchmark.edits:
         if edit.clip not in records:
             continue
@@ -59,8 +60,10 @@ def write_evaluation(benchmark: Benchmark, folder: Path, records: Mapping[str, R
             if find_disk_fault(error):
                 raise
             notes.append(f"{edit.origin}: not laid out: {' '.join(str(error).split())}")
-    if layout.table is not None and taken:
-        _write_table(root / layout.table, benchmark, list(taken.values()))
+        else:
+            laid_out.append(edit)
+    if layout.table is not None and laid_out:
+        _write_table(root / layout.table, benchmark, laid_out)
     return notes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -37,7 +38,11 @@ def load_measures(comparison: Comparison, networks: Networks, pairs: Sequence[Pa
     except (AssertionError, RuntimeError) as error:
         got = f"{comparison.accelerator!r}: {str(error).partition(chr(10))[0]}"
         raise ValueError(f"accelerator: must be one that is here, got {got}") from error
-    return load_measurer(names, networks, device)
+    measurer = load_measurer(names, networks, device)
+    if LATENTS in comparison.metrics and not any(pair.latents for pair in pairs):
+        rule = "must lie beside both videos as NAME.safetensors, or be the trajectories of two runs"
+        measurer = replace(measurer, missing={**measurer.missing, LATENTS: f"latents: {rule}, got none"})
+    return measurer
 
 
 def measure_pair(pair: Pair, measurer: Measurer, comparison: Comparison) -> Measured:
@@ -55,9 +60,13 @@ def measure_pair(pair: Pair, measurer: Measurer, comparison: Comparison) -> Meas
         if pair.video is not None and pair.reference is not None and measurer.names:
             rule = FrameRule(comparison.num_frames, comparison.stride, comparison.fit)
             clip = measurer.start(pair.prompt)
+            has_inside = pair.mask is None
             for piece in read_pieces(pair.reference, pair.video, pair.mask, rule):
                 clip.add(piece)
+                has_inside = has_inside or (piece.mask is not None and bool(piece.mask.any()))
             numbers, problems, notes = clip.read(), clip.problems, clip.notes
+            if not has_inside:
+                notes.append(f"masks: nothing of {pair.mask} is white (luma above half), so that all is outside")
             failed = {name for sentence in problems for name in sentence.partition(":")[0].split(", ")}
             problems += _find_unmeasured(
                 pair, comparison, [name for name in measurer.names if name not in failed], numbers

@@ -37,7 +37,8 @@ def tell_metrics(*, comparison: Comparison, networks: Networks) -> NoReturn:
         from ddim_lightning.output.measuring import load_measures, measure_pair  # which imports torch
 
         measurer = load_measures(comparison, networks, pairs.found)
-        for name, lacks in {} if comparison.quiet and not comparison.metrics else measurer.missing.items():
+        asked = _choose_asked(measurer.missing, comparison, networks)
+        for name, lacks in (asked if comparison.quiet else measurer.missing).items():
             say(f"not measured: {name}: {lacks}")
         rows = []
         for number, pair in enumerate(pairs.found, 1):
@@ -50,8 +51,14 @@ def tell_metrics(*, comparison: Comparison, networks: Networks) -> NoReturn:
     if comparison.output is not None:
         write_measured(result, Path(comparison.output))
     _tell(result, comparison)
-    lacking = pairs.without_reference or (measurer.missing and comparison.metrics)
-    sys.exit(SOME_SKIPPED if lacking or any(row.problems for row in rows) else DONE)
+    lacking = pairs.without_reference or asked or any(row.problems for row in rows)
+    sys.exit(SOME_SKIPPED if lacking else DONE)
+
+
+def _choose_asked(missing: Mapping[str, str], comparison: Comparison, networks: Networks) -> Mapping[str, str]:
+    """Return what is missing of the measures that were asked for, by their names or by that of their network."""
+    named = {name for name, place in asdict(networks).items() if place is not None}
+    return {name: why for name, why in missing.items() if comparison.metrics or why.partition(":")[0] in named}
 
 
 def _tell(result: Mapping[str, Any], comparison: Comparison) -> None:

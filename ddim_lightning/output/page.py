@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from ddim_lightning.data.ids import PAGE, RESULTS, SUMMARY, check_id
 from ddim_lightning.output.listing import read_list
-from ddim_lightning.output.place import make_folder, read_record
+from ddim_lightning.output.place import check_output_dir, make_folder, read_record
 from ddim_lightning.report.benchmark_table import BenchmarkTable, make_benchmark_table
 from ddim_lightning.report.cards import Link, ReportedRun
 from ddim_lightning.report.page import GENERATOR, make_page
@@ -72,7 +72,9 @@ def write_page(runs: Sequence[str | Path], output: str | Path | None = None, *, 
     path = folders[0] / (PAGE if len(folders) == 1 else COMPARISON) if output is None else Path(output)
     _check_replaceable(path)
     shown = [_read_run(folder, path.parent, embed=embed) for folder in folders]
+    check_output_dir(path.parent, "output")
     page = make_page(shown, written=datetime.now().astimezone().isoformat(" ", "minutes"))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with make_folder(path.parent) as made:
         made.joinpath(PAGE).write_text(page, encoding="utf-8", errors="backslashreplace")
         made.joinpath(PAGE).replace(path)

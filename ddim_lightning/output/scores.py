@@ -75,12 +75,13 @@ class Scorer:
                     "prompt": edit.prompt,
                     "file": file,
                 }
-                # What could not be measured is tried again.
-                numbers = (known["numbers"] or None) if known.get("digest") == digest else None
-                rows.append((edit, {**place, "digest": digest, "numbers": numbers}))
+                is_done = known.get("digest") == digest and not known.get("problems")
+                numbers = known["numbers"] if is_done else None
+                rows.append((edit, {**place, "digest": digest, "numbers": numbers, "problems": []}))
         for edit, row in rows:
             if row["numbers"] is None:
-                row["numbers"] = self._measure(edit, self.folder / edit.clip / row["file"], records[edit.clip])
+                measured = self._measure(edit, self.folder / edit.clip / row["file"], records[edit.clip])
+                row["numbers"], row["problems"] = measured
                 self._write([row for _, row in rows])  # so that nothing is measured again where this is stopped
         return self._write([row for _, row in rows])
 
@@ -91,9 +92,10 @@ class Scorer:
         made.replace(self.folder / SUMMARY)
         return summary
 
-    def _measure(self, edit: BenchmarkEdit, video: Path, record: Record) -> dict[str, float | None]:
-        """Measure one edit; one that cannot be measured costs none of the others."""
+    def _measure(self, edit: BenchmarkEdit, video: Path, record: Record) -> tuple[dict[str, float | None], list[str]]:
+        """Measure one edit, and say what could not be measured, which costs none of the others."""
         found: dict[str, float] = {}
+        problems: list[str] = []
         for every, measurer in self.measurers.items():
             measuring = measurer.start(edit.prompt)
             try:
@@ -102,9 +104,11 @@ class Scorer:
                 found |= measuring.read()
             except (OSError, ValueError, IndexError) as error:
                 measuring.problems.append(" ".join(str(error).split()))
-            for problem in measuring.problems:
-                warnings.warn(f"{edit.origin}: not measured: {problem}", stacklevel=2)
-        return {name: value if math.isfinite(value) else None for name, value in found.items()}
+            problems += measuring.problems
+        for problem in dict.fromkeys(problems):
+            warnings.warn(f"{edit.origin}: not measured: {problem}", stacklevel=2)
+        numbers = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        return numbers, list(dict.fromkeys(problems))
 
     def _digest(self, record: Record, file: str) -> str:
         """What the numbers of an edit depend on."""
@@ -141,8 +145,8 @@ class Scorer:
             for row in one.rows
         ]
         only = f", of {name_some(self.benchmark.chosen)} alone" if self.benchmark.chosen else ""
-        measured = sum(bool(row["numbers"]) for row in rows)
-        method = f"this run, {measured} of {len(edits)} edits{only}"
+        num_measured = sum(not row["problems"] for row in rows)
+        method = f"this run, {num_measured} of {len(edits)} edits{only}"
         return {
             "schema": SCHEMA,
             "benchmark": self.benchmark.name,

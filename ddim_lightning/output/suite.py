@@ -10,7 +10,8 @@ from typing import Any, Literal
 from ddim_lightning.data.benchmark import Benchmark, read_benchmark
 from ddim_lightning.data.benchmark_config import read_benchmark_config
 from ddim_lightning.data.manifest import ClipRequest
-from ddim_lightning.metrics.measures import Networks, check_measures
+from ddim_lightning.metrics.measures import MEASURES, OF_FRAMES, Networks
+from ddim_lightning.report.console import plain_output
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,22 @@ def open_benchmark(*, suite: Suite, method: Any, **_: object) -> Benchmark:
         OSError: If something is not there; always the exact subclass.
         ValueError: If its config or a row breaks a rule.
     """
-    check_measures(one.measure for one in read_benchmark_config(suite.benchmark).numbers if one.measure is not None)
+    for place, number in enumerate(read_benchmark_config(suite.benchmark).numbers, 1):
+        where = f"{suite.benchmark}, key numbers, entry {place}"
+        if number.measure not in (None, *OF_FRAMES):
+            raise ValueError(f"{where}, key measure: must be of {', '.join(OF_FRAMES)}, got {number.measure!r}")
+        if number.measure is not None and number.number not in (known := MEASURES[number.measure].numbers):
+            raise ValueError(f"{where}, key number: must be of {', '.join(known)}, got {number.number!r}")
     default = ClipRequest(num_frames=suite.num_frames, negative_prompt=suite.negative_prompt)
-    return read_benchmark(
-        suite.benchmark,
-        suite.folder,
-        suite.edits,
-        default=default,
-        inside_masks=suite.inside_masks,
-        by_source_prompt=method.inversion_prompt is None,
-    )
+    with plain_output(as_json=False):
+        return read_benchmark(
+            suite.benchmark,
+            suite.folder,
+            suite.edits,
+            default=default,
+            inside_masks=suite.inside_masks,
+            by_source_prompt=method.inversion_prompt is None,
+        )
 
 
 def finish_benchmark(benchmark: Benchmark, output: str | Path, networks: Networks, device: str) -> dict[str, Any]:
@@ -96,8 +103,9 @@ def finish_benchmark(benchmark: Benchmark, output: str | Path, networks: Network
 
     folder = Path(output)
     records = {record["id"]: record for record in read_results(folder) if record["status"] == "done"}
-    for note in write_evaluation(benchmark, folder, records):
-        warnings.warn(note, stacklevel=2)
-    summary = Scorer(benchmark, folder, networks, device).score(records)
-    try_to_write_page(folder)
+    with plain_output(as_json=False):  # nothing is printed here but warnings
+        for note in write_evaluation(benchmark, folder, records):
+            warnings.warn(note, stacklevel=2)
+        summary = Scorer(benchmark, folder, networks, device).score(records)
+        try_to_write_page(folder)
     return summary

@@ -50,7 +50,7 @@ def read(folder: Path) -> dict:
 def folder(tiny_model: Path, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All of them, in one go."""
     output = tmp_path_factory.mktemp("benchmark") / "new"
-    assert run(tiny_model, videos, output) == 1  # for one is broken
+    assert run(tiny_model, videos, output) == 3  # for one is broken
     return output
 
 
@@ -128,7 +128,7 @@ def test_it_goes_on_where_it_was_cut_off(tiny_model, videos, folder, tmp_path, c
     assert len(kept) == len(lines) - 1
     (tmp_path / "records-0.jsonl").write_text("".join(kept) + lines[-1][:40], "utf-8")
     capsys.readouterr()
-    assert run(tiny_model, videos, tmp_path) == 1
+    assert run(tiny_model, videos, tmp_path) == 3
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("clip_")] == ["clip_1: BDIA"]
     first, second = read(folder), read(tmp_path)
     assert [row["to_vae"] for row in first["rows"]] == [row["to_vae"] for row in second["rows"]]
@@ -146,7 +146,7 @@ def test_another_video_of_the_same_name_is_measured_anew(tiny_model, videos, fol
 
 
 def test_a_budget_leaves_the_dear_ones_out_and_says_so(tiny_model, videos, tmp_path):
-    assert run(tiny_model, videos, tmp_path, "--budget", "0.001") == 1
+    assert run(tiny_model, videos, tmp_path, "--budget", "0.001") == 3
     result = read(tmp_path)
     assert [(row["name"], row["clips"]) for row in result["rows"]] == [(METHODS[0], 1)]
     assert len(result["left_out"]) == 2 * len(METHODS) - 1 and "clip_0 by FixedPoint" in result["left_out"]
@@ -162,7 +162,7 @@ def test_a_method_that_fails_on_a_clip_loses_nothing_of_the_others(tiny_model, v
         return invert_step(self, velocity_fn, state, schedule, i)
 
     monkeypatch.setattr(DDIM, "invert_step", fail)
-    assert run(tiny_model, videos / "clip 0.mp4", tmp_path) == 1
+    assert run(tiny_model, videos / "clip 0.mp4", tmp_path) == 3
     result = read(tmp_path)
     assert {row["name"] for row in result["by_clip"][0]["rows"]} == {*METHODS} - {METHODS[1]}
     assert result["skipped"] == [{"id": "clip_0", "reason": "DDIM, 12 steps: no memory is left"}]
@@ -174,7 +174,7 @@ def test_a_clip_of_which_nothing_can_be_made_is_listed(tiny_model, videos, tmp_p
         raise ValueError("nothing can be made of it")
 
     monkeypatch.setattr(coming_back.Clip, "__init__", fail)
-    assert run(tiny_model, videos / "clip 0.mp4", tmp_path) == 1
+    assert run(tiny_model, videos / "clip 0.mp4", tmp_path) == 3
     assert {row["reason"] for row in read(tmp_path)["skipped"]} == {
         f"{name}: nothing can be made of it" for name in METHODS
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import math
 import os
 import signal
 import struct
@@ -93,6 +94,22 @@ def predict(printer, module, loaders, *callbacks, bar=False):
 
 def make_console(**options):
     return Console(file=io.StringIO(), width=120, **options)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_clip_that_cannot_be_written_is_counted_as_skipped(tmp_path, is_first):
+    class Unwritable(Worker):
+        def work(self, clip):
+            result = super().work(clip)
+            result.metrics = {"vae": {"psnr": math.nan}} if clip.id == "clip-1" else {}
+            return result
+
+    watch, writer = Watch(make_console()), VideoWriter(str(tmp_path))
+    # Callbacks of a config come after those of the command line.
+    first, second = (writer, watch) if is_first else (watch, writer)
+    with pytest.warns(UserWarning, match="clip clip-1: skipped: metrics: psnr"):
+        predict(second, Unwritable(), load(make_clips(2)), first)
+    assert watch.ticks[-1].num_skipped == 1
 
 
 def test_clips_are_counted_whatever_became_of_them(tmp_path):

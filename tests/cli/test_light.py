@@ -59,7 +59,7 @@ MISTAKES = [
     (["benchmark", "five", "empty", "--output", "out"], 1, "folder: must hold the tables of FiVE-Bench"),
     (["benchmark", "five", "empty"], 2, "required: output"),
     (["benchmark", "five", "empty", "--output", "out", "--devices", "0"], 2, "devices: must be at least 1, got 0"),
-    (["benchmark", "measure.yaml", "empty", "--output", "out"], 1, "metrics: must be of psnr, "),
+    (["benchmark", "measure.yaml", "empty", "--output", "out"], 1, "measure.yaml, key numbers, entry 1, key measure: "),
     (["benchmark", "value.yaml", "empty", "--output", "out"], 1, "value.yaml, key title: must be given"),
     (["predict", "--config", "nope"], 1, "config: must be a file or one of the shipped "),
     (["predict", "--config", "edti"], 1, "got 'edti' (did you mean edit?)"),
@@ -76,7 +76,7 @@ MISTAKES = [
                 ["--lora", "gone.safetensors:0.5"],
                 "lora: must be a safetensors file or a folder with one, got 'gone.saf",
             ),
-            (["--start", "5"], "too few frames: 4 of 9 can be used (start=5, stride=1)"),
+            (["--start", "5"], "too few frames: 4 of 9 can be used (start=5)"),
             (["--num-frames", "13"], "num_frames must be at most 9, what the clip of 9 frames holds"),
             (["--height", "63"], "height must be a positive multiple of 8 pixels, got 63"),
         )

@@ -168,6 +168,21 @@ def test_a_name_that_cannot_be_made_is_told(five, tmp_path, change, said):
         read_benchmark("five", tmp_path)
 
 
+def test_rows_that_make_no_edit_are_told(five, tmp_path):
+    for name in ("images", "videos", "bmasks"):
+        (tmp_path / name).symlink_to(five / name)
+    (tmp_path / "edit_prompt").mkdir()
+    (tmp_path / "edit_prompt" / "edit1_FiVE.json").write_text(json.dumps([ROW, {**ROW, "target_prompt": " "}]))
+    with pytest.warns(UserWarning, match=r"edit1_FiVE.json entry 2, column target_prompt \(prompts\)"):
+        assert len(read_benchmark("five", tmp_path).edits) == 1
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "title: Mine\nedits: edit_prompt/*.json\ncolumns: {video: 'images/{video_name}'}\nskip_without: b\n"
+    )
+    with pytest.raises(ValueError, match=r"mine.yaml, key skip_without: .* got b"):
+        read_benchmark(str(config), tmp_path)
+
+
 def test_what_is_missing_of_a_benchmark_is_told(five, tmp_path):
     with pytest.raises(NotADirectoryError, match="folder: "):
         read_benchmark("five", tmp_path / "gone")

@@ -50,6 +50,21 @@ def test_published_numbers_have_a_source_and_columns(name):
         (GOOD + "numbers: [{number: a}]", "key numbers, entry 1, key title: must be given"),
         (GOOD + "published: [{source: a, rows: [{psnr: 3}]}]", "key published, entry 1, key rows: must be a list"),
         (GOOD + "fit: crop\nnumbers: [{number: a, title: b}]", "key fit: must be stretch with numbers"),
+        ('title: Mine\nedits: "*"\ncolumns: {video: a, prompt: b}', "got 'prompt' (did you mean prompts?)"),
+        (GOOD + "optional: [mask]", "key optional: must be of video"),
+        (GOOD + "fps: 0", "key fps: must be a number in 0.01 .. 1000, got 0"),
+        (GOOD + "mask_threshold: 256", "key mask_threshold: must be a number in 0 .. 255, got 256"),
+        ("title: Mine\nedits: /all/*.csv\ncolumns: {video: a}", "key edits: must be a list of globs inside the folder"),
+        (GOOD + "output: {edit: a, table: ../b.csv}", "key output, key table: must be a path inside the folder"),
+        (GOOD + "output: {edit: a, source: b}", "key output, key frames: must be given with source"),
+        (GOOD + "output: {edit: a, frames: frame.png}", "key output, key frames: must be a name with one number"),
+        (GOOD + "output: {edit: a, frames: '%d.mp4'}", "key output, key frames: must be a name with one number"),
+        (GOOD + "numbers: [{number: a, title: b}, {number: a, title: c}]", "key numbers: must name a once, got 2"),
+        (
+            GOOD + "numbers: [{number: a, title: b}]\npublished: [{source: c, rows: [{method: d, e: 1}]}]",
+            "key published: must have numbers of a, got e",
+        ),
+        (GOOD + "published: [{source: a, rows: [{method: b, c: .inf}]}]", "key rows: must be a list of mappings"),
     ],
 )
 def test_a_config_that_will_not_do_is_named_by_file_and_key(tmp_path, text, said):

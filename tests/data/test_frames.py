@@ -86,16 +86,16 @@ def test_spread_over_a_clip_shorter_than_the_model_takes():
 @pytest.mark.parametrize(
     ("total", "options", "message"),
     [
-        (4, {}, "too few frames: 4 of 4 … start=0, stride=1 … at least 5"),
-        (132, {"start": 200}, "too few frames: 0 of 132 … start=200, stride=1 … at least 5"),
-        (12, {"stride": 3}, "too few frames: 4 of 12 … start=0, stride=3 … at least 5"),
-        (4, {"stride": "spread"}, "too few frames: 4 of 4 … start=0, stride=spread … at least 5"),
+        (4, {"stride": 1.0}, "too few frames: 4 of 4 can be used, at least 5"),  # nothing that nobody asked for
+        (132, {"start": 200}, "too few frames: 0 of 132 … (start=200), at least 5"),
+        (12, {"stride": 3.0}, "too few frames: 4 of 12 … (stride=3), at least 5"),
+        (4, {"stride": "spread"}, "too few frames: 4 of 4 … (stride=spread), at least 5"),
         (132, {"num_frames": 8}, "num_frames … 4k + 1 … at least 5, got 8"),
         (132, {"num_frames": 1}, "num_frames … 4k + 1 … at least 5, got 1"),
         (
             20,
             {"num_frames": 21, "start": 2},
-            "num_frames … at most 18 … 20 frames … start=2, stride=1 … got 21",
+            "num_frames … at most 18 … 20 frames … (start=2), got 21",
         ),
         (132, {"stride": 0.5}, "stride … >= 1 … got 0.5"),
         (132, {"stride": "wide"}, "stride … >= 1 … got 'wide'"),

@@ -112,3 +112,7 @@ def test_a_folder_of_other_frames_is_not_mixed_with_ours_and_costs_none_of_the_o
     (note,) = write_evaluation(benchmark, output, records)
     assert "row 6: not laid out: " in note and note.endswith("alone, got 00099.jpg; move it")
     assert (found / "youtube_480p/volleyball/style/00000.jpg").is_file()
+    benchmark, output, records, found = run("editboard", lambda root: write_editboard(root, count=5), tmp_path)
+    (found / "sample/bear_autumn/frame_00099.png").touch()
+    write_evaluation(benchmark, output, records)
+    assert "panda" in (found / "script.csv").read_text() and "autumn" not in (found / "script.csv").read_text()

@@ -86,6 +86,13 @@ def test_what_is_asked_for_by_name_is_measured_or_told_and_decides_the_status(fo
     assert "five_mse: masks must be given" in capsys.readouterr().err
     words = "--metrics", "five_mse", "--masks", folders / "masks" / "shifted", "--quiet"
     assert run(*pair, *words) == 0
+    assert run(*pair, "--metrics", "latent_error", "--quiet") == 3
+    assert "latent_error: latents: " in capsys.readouterr().err
+    (tmp_path / "broken.pth").write_bytes(b"no weights")
+    for name in ("gone.pth", "broken.pth"):
+        assert run(*pair, "--lpips-weights", tmp_path / name, "--quiet") == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "lpips_weights: " in line and name in line and "weights_only" not in line  # no advice to unpickle
 
 
 def test_a_mask_that_is_not_there_is_told(folders, tmp_path, capsys):
@@ -98,6 +105,13 @@ def test_a_mask_that_is_not_there_is_told(folders, tmp_path, capsys):
     assert run(*words) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: shifted: masks: ")
+
+
+def test_a_mask_without_white_is_told(folders, tmp_path, capsys):
+    mask = write_frames(tmp_path / "mask", torch.full((4, 24, 32), 38))  # luma of the first color of DAVIS
+    assert run(folders / "A" / "shifted", folders / "B" / "shifted", "--masks", mask, "--metrics", "psnr") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: shifted: masks: nothing of {mask} is white")
 
 
 def test_what_has_no_partner_is_listed(folders, tmp_path, capsys):
@@ -122,6 +136,11 @@ def test_latents_are_compared_where_both_sides_have_them(tmp_path, capsys):
     save_file({"latents": torch.ones(2, 4)}, tmp_path / "B" / "cat.safetensors")
     assert run(tmp_path / "A", tmp_path / "B", "--quiet") == 3
     assert "reference: must have the shape of the latents" in capsys.readouterr().err
+    for value in (0.0, math.nan):  # which have no error that JSON could say
+        save_file({"latents": torch.full((2, 4), value)}, tmp_path / "A" / "cat.safetensors")
+        assert run(tmp_path / "A", tmp_path / "B", "--json") == 3
+        (pair,) = json.loads(capsys.readouterr().out)["pairs"]
+        assert set(pair["numbers"]) == {"psnr", "ssim"} and "finite" in pair["problems"][0]
 
 
 def test_files_of_others_are_not_replaced_and_ours_are(folders, tmp_path, capsys):

@@ -109,6 +109,13 @@ def test_embedded_videos_are_the_files(folder, tmp_path):
     assert all(link.startswith(("#", "data:")) for link in page.links)
 
 
+def test_the_folder_of_a_page_is_made_and_one_that_cannot_be_is_told(folder, tmp_path):
+    assert write_page([folder], tmp_path / "new" / "folder" / "one.html").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"^output: .*file"):
+        write_page([folder], tmp_path / "file" / "one.html")
+
+
 def test_two_runs_are_paired_by_id(folder, tmp_path):
     better = make_small_result("b", metrics={"vae": {"psnr": math.inf, "ssim": 0.75}, "reconstruction": {}})
     second = write_run(tmp_path / "second", better, make_small_result("only here"))

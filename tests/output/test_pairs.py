@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +109,13 @@ def test_prompts_come_from_a_table_by_name_and_position(run, tmp_path):
         find_pairs(str(run), str(run), prompts=str(table))
 
 
+def test_a_file_of_a_run_that_is_gone_is_told(tmp_path):
+    run = write_run(tmp_path / "run", make_result("cat", reconstruction=None))
+    (run / "cat" / "edit-00.mp4").unlink()
+    with pytest.warns(UserWarning, match="edit-00.mp4 of cat is not there"):
+        assert list(describe(find_pairs(str(run), str(run)))) == ["cat/edit-01"]
+
+
 def test_a_record_leads_to_no_file_outside_the_folder_of_its_clip(run, tmp_path):
     record = json.loads((run / "cat" / "result.json").read_text("utf-8"))
     record["files"] |= {"reconstruction": "../../secret.mp4", "edits": ["/etc/passwd"]}
@@ -115,4 +123,29 @@ def test_a_record_leads_to_no_file_outside_the_folder_of_its_clip(run, tmp_path)
     (tmp_path / "run" / "cat").mkdir(parents=True)
     (tmp_path / "run" / "cat" / "source.mp4").touch()
     (tmp_path / "run" / "results.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    assert find_pairs(str(tmp_path / "run"), str(tmp_path / "run")).found == []
+    with pytest.warns(UserWarning, match="/etc/passwd of cat is not there"):
+        assert find_pairs(str(tmp_path / "run"), str(tmp_path / "run")).found == []
+
+
+def test_names_count_as_they_stand_and_a_clip_of_a_run_has_that_of_its_file_too(tmp_path):
+    long = "x" * 60
+    for name in ("my cat", "b[1]", f"{long} one"):
+        for side in "AB":
+            write_frames(tmp_path / side / name, make_frames(0, f=1))
+    (tmp_path / "B" / f"{long} one").rename(tmp_path / "B" / f"{long} two")
+    write_frames(tmp_path / "masks" / "my cat", make_frames(0, f=1))
+    table = tmp_path / "prompts.csv"
+    table.write_text("video,prompt\nmy cat,a lion\n", encoding="utf-8")
+    sides = tmp_path / "A", tmp_path / "B"
+    pairs = find_pairs(*map(str, sides), masks=str(tmp_path / "masks"), prompts=str(table))
+    assert list(describe(pairs)) == ["b[1]", "my cat"] and pairs.without_reference == [f"{long} two"]
+    assert [(pair.mask, pair.prompt) for pair in pairs.found] == [
+        (None, None), (tmp_path / "masks" / "my cat", "a lion")
+    ]  # fmt: skip
+    result = make_result("my_cat", reconstruction=None)
+    run = write_run(tmp_path / "run", replace(result, clip=replace(result.clip, source="clips/my cat.mp4")))
+    edits, *_ = find_pairs(str(sides[0]), str(run), str(tmp_path / "masks"), str(table)).found
+    assert (edits.name, edits.reference) == ("my_cat/edit-00", sides[0] / "my cat")
+    assert (edits.mask, edits.prompt) == (tmp_path / "masks" / "my cat", "a lion")
+    pairs = find_pairs(str(run), str(sides[1]))
+    assert list(describe(pairs)) == ["my cat"] and not pairs.without_video
