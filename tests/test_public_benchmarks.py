@@ -75,14 +75,17 @@ def test_one_inversion_a_clip_serves_all_of_its_edits(done):
     assert {record["settings"]["mask"] for record in records} == {False}
 
 
-def test_what_cannot_be_measured_is_told_as_any_other_warning(five, done, tmp_path, capsys):
+def test_what_cannot_be_measured_is_told_as_any_other_warning_and_decides_the_status(five, done, tmp_path, capsys):
     root, output = (Path(shutil.copytree(path, tmp_path / path.name)) for path in (five, done))
     (output / "benchmark.json").unlink()
     for file in (root / "bmasks" / "0003_blackswan").iterdir():
         file.write_bytes(b"no picture")
-    assert main(["benchmark", "five", str(root), "--output", str(output), *SMALL]) == 0
+    words = ["benchmark", "five", str(root), "--output", str(output), *SMALL]
+    assert main(words) == 3
     told = [line for line in capsys.readouterr().err.splitlines() if "not measured: " in line]
     assert len(told) == 2 and all(line.startswith("warning: ") for line in told)
+    shutil.copytree(five / "bmasks", root / "bmasks", dirs_exist_ok=True)
+    assert main(words) == 0
 
 
 def test_the_results_have_the_names_that_the_evaluation_looks_for(done):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ddim_lightning.cli.options import Frames, Graphs, Method, Run, Video
-from ddim_lightning.cli.running import DONE, predict_clips, tell_results
+from ddim_lightning.cli.running import DONE, SOME_SKIPPED, predict_clips, tell_results
 from ddim_lightning.data.benchmark import Benchmark
 from ddim_lightning.data.frames import make_size
 from ddim_lightning.datamodule import VideoDataModule
@@ -20,7 +20,6 @@ from ddim_lightning.engine.config import Outputs
 from ddim_lightning.engine.export import export_network, make_row_size
 from ddim_lightning.module import DDIMInversionModule
 from ddim_lightning.output.suite import Suite, finish_benchmark
-from ddim_lightning.report.console import plain_output
 from ddim_lightning.report.tables import make_means, print_benchmark, print_edits
 from ddim_lightning.runtime.processes import is_first, leave_group
 from ddim_lightning.tiny.demo import make_demo
@@ -53,11 +52,11 @@ def benchmark(*, run: Run, suite: Suite, benchmark: Benchmark, method: Method, o
         records = predict_clips(run, module, data, devices=suite.devices)
         if not is_first():
             return DONE
-    with plain_output(run.json):
-        summary = finish_benchmark(benchmark, run.output, outputs, str(module.trainer.strategy.root_device))
+    summary = finish_benchmark(benchmark, run.output, outputs, str(module.trainer.strategy.root_device))
     if not (run.quiet or run.json):
         print_benchmark(summary)
-    return tell_results(run, records, {"benchmark": summary})
+    status = tell_results(run, records, {"benchmark": summary})
+    return SOME_SKIPPED if any(edit["problems"] for edit in summary["edits"]) else status
 
 
 def export(*, run: Run, graphs: Graphs, frames: Frames, method: Method, **groups: Any) -> int:

@@ -8,8 +8,9 @@ from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
-from lightning import LightningDataModule, LightningModule
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.utilities import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ddim_lightning.callbacks.progress import ProgressPrinter
@@ -38,8 +39,7 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
     raises = {"exit_on_error": False}  # instead of ending the process with a page of usage
     with plain_output(as_json), leave_group():
         # Lightning fears that arguments given twice differ; here they are those of the process, tidied up.
-        warnings.filterwarnings("ignore", "LightningCLI's args parameter")
-        warnings.filterwarnings("ignore", "Couldn't infer the batch indices")
+        warnings.filterwarnings("ignore", "LightningCLI's args parameter|Couldn't infer the batch indices")
         cli = cli_class(
             datamodule_class=LightningDataModule,
             subclass_mode_model=True,
@@ -57,8 +57,7 @@ def run_lightning(verb: str, flags: Sequence[str], *, as_json: bool = False) -> 
         status = tell_results(Run(output_dir, json=as_json), read_results(output_dir))
         return DONE if TorchElasticEnvironment.detect() else status  # torchrun ends all where one has another status
     if as_json:
-        numbers = {name: float(number) for name, number in cli.trainer.callback_metrics.items()}
-        print(json.dumps({"verb": verb, "metrics": numbers}))
+        print(json.dumps({"verb": verb, "metrics": {k: float(v) for k, v in cli.trainer.callback_metrics.items()}}))
     return DONE
 
 
@@ -102,8 +101,11 @@ class _PredictCLI(_TrainCLI):
         if (seed := self.config[self.subcommand].seed_everything) is not False:
             raise ArgumentError(None, f"seed_everything: must be unset, got {seed}; --model.seed seeds every clip")
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Say what the model does not know before the Trainer says anything."""
+        rank_zero_only(warn_of_natural)(self.model.model, [c.video for c in getattr(self.datamodule, "requests", ())])
+        return super().instantiate_trainer(**kwargs)
+
     def predict(self, **kwargs: Any) -> None:
         """Run the trainer without keeping what the writer writes."""
-        if self.trainer.is_global_zero:
-            warn_of_natural(self.model.model, [one.video for one in getattr(self.datamodule, "requests", ())])
         self.trainer.predict(**kwargs, return_predictions=False)

@@ -16,6 +16,7 @@ from ddim_lightning.metrics.measures import MEASURES
 from ddim_lightning.output.pairs import Pair, Pairs
 from ddim_lightning.output.place import make_folder, make_output_dir
 from ddim_lightning.report.environment import read_versions
+from ddim_lightning.report.numbers import list_measured
 from ddim_lightning.report.text import dump_json
 
 JSON, CSV = "metrics.json", "metrics.csv"
@@ -54,16 +55,18 @@ def make_result(
 
     Returns:
         The result; the PSNR of equal videos, which is infinite, is ``None``. ``means`` are over the pairs that have a
-        number; equal videos, which have no decibels, are left out of those of PSNR.
+        number, of reconstructions and of edits by themselves; equal videos, which have no decibels, are left out of
+        those of PSNR.
     """
-    known = {name for row in rows for name in row.numbers}
-    names = [name for measure in MEASURES.values() for name in measure.numbers if name in known]
+    kinds: dict[str, list[Measured]] = {}
+    for row in rows:
+        kinds.setdefault(f"mean {row.pair.kind}".strip(), []).append(row)
     return {
         "schema": _SCHEMA,
         "made_by": _MARK,
         "settings": dict(settings),
         "pairs": [_describe(row) for row in rows],
-        "means": {name: _average([row.numbers[name] for row in rows if name in row.numbers]) for name in names},
+        "means": [{"name": name, "numbers": _average(of_kind)} for name, of_kind in kinds.items()],
         "unpaired": {"reference": pairs.without_video, "videos": pairs.without_reference},
         "not_measured": dict(missing),
         "versions": read_versions(),
@@ -89,13 +92,13 @@ def write_measured(result: Mapping[str, Any], folder: Path) -> None:
     Raises:
         OSError: When they cannot be written.
     """
-    names = list(result["means"])
+    names = list_measured(result["means"])
     with make_folder(folder) as made:
         made.joinpath(JSON).write_text(dump_json(result, 2) + "\n", encoding="utf-8")
         with made.joinpath(CSV).open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
             table = csv.writer(file)
             table.writerow(["video", *names])
-            for row in [*result["pairs"], {"name": "mean", "numbers": result["means"]}]:
+            for row in [*result["pairs"], *result["means"]]:
                 numbers = {name: "inf" if value is None else value for name, value in row["numbers"].items()}
                 table.writerow([row["name"], *(numbers.get(name, "") for name in names)])
         for name in (JSON, CSV):
@@ -116,9 +119,14 @@ def _describe(row: Measured) -> dict[str, Any]:
     }
 
 
-def _average(values: Sequence[float]) -> float | None:
-    finite = [value for value in values if math.isfinite(value)]
-    return fmean(finite) if finite else None
+def _average(rows: Sequence[Measured]) -> dict[str, float | None]:
+    """Average every number that a row has, in the order of `MEASURES`."""
+    means: dict[str, float | None] = {}
+    for name in (name for measure in MEASURES.values() for name in measure.numbers):
+        if values := [row.numbers[name] for row in rows if name in row.numbers]:
+            finite = [value for value in values if math.isfinite(value)]
+            means[name] = fmean(finite) if finite else None
+    return means
 
 
 def _is_ours(path: Path) -> bool:

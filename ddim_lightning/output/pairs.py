@@ -40,6 +40,11 @@ class Pair:
     prompt: str | None = None
     latents: tuple[Path, Path] | None = None
 
+    @property
+    def kind(self) -> str:
+        """What a run calls it: ``reconstruction``, ``edit`` or ``trajectory``; empty for other people's videos."""
+        return self.name.partition("/")[2].partition("-")[0]
+
 
 _Kind = TypeVar("_Kind")
 

@@ -58,6 +58,11 @@ class Number:
         return f"{self.of}, {self.measure}" if self.of and self.measure else self.of or self.measure
 
 
+def list_measured(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the names of all ``numbers`` that rows have, in the order in which they come."""
+    return list(dict.fromkeys(name for row in rows for name in row["numbers"]))
+
+
 def list_numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """List all numbers of a record by their keys, and what they come to over stages and levels.
 

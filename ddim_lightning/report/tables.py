@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ddim_lightning.report.benchmark_table import make_benchmark_table
-from ddim_lightning.report.numbers import format_number, name_measure
+from ddim_lightning.report.numbers import format_number, list_measured, name_measure
 from ddim_lightning.report.text import make_plain
 
 _DECIBELS = {
@@ -76,18 +76,19 @@ def print_edits(rows: Sequence[Mapping[str, Any]]) -> None:
     print("without training, edits in context (tiny_edit) and the untouched source, against the rendered truth.")
 
 
-def print_measured(rows: Sequence[Mapping[str, Any]], means: Mapping[str, float | None]) -> None:
+def print_measured(rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]]) -> None:
     """Print a line a pair of videos, and the means.
 
     Args:
         rows: ``name`` and ``numbers`` of each; ``None`` is the PSNR of equal videos.
-        means: By the names of all numbers.
+        means: Likewise.
     """
-    table = _make_table("video", right=[name_measure(name).replace(" ", "\n") for name in means])
-    for row in [*rows, {"name": "mean", "numbers": means}]:
+    names = list_measured(means)
+    table = _make_table("video", right=[name_measure(name).replace(" ", "\n") for name in names])
+    for row in [*rows, *means]:
         numbers = row["numbers"]
         known = {name: math.inf if number is None else number for name, number in numbers.items()}
-        table.add_row(make_plain(row["name"]), *(format_number(known.get(name), f"metrics.{name}") for name in means))
+        table.add_row(make_plain(row["name"]), *(format_number(known.get(name), f"metrics.{name}") for name in names))
     for column in table.columns:
         column.no_wrap = True  # a cut number would be another one
     needed = table.__rich_measure__(Console(width=_WIDEST), Console(width=_WIDEST).options).maximum

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ddim_lightning.cli.main import main
+from tests.clip_results import make_result, write_run
 from tests.metrics.networks import write_squeeze
 from tests.output.pictures import make_frames, write_frames
 
@@ -60,12 +61,13 @@ def test_the_table_the_files_and_the_status(folders, tmp_path, capsys):
         f"{name}{side}" for name in ("psnr", "ssim") for side in ("", "_inside", "_outside")
     }
     assert numbers["shifted"]["psnr_outside"] == pytest.approx(SHIFTED)
-    assert result["means"]["ssim"] == pytest.approx((1 + numbers["shifted"]["ssim"]) / 2)
+    (mean,) = result["means"]
+    assert mean["name"] == "mean" and mean["numbers"]["ssim"] == pytest.approx((1 + numbers["shifted"]["ssim"]) / 2)
     assert "lpips" in result["not_measured"] and "lpips_weights" in result["not_measured"]["lpips"]
     table = list(csv.DictReader((tmp_path / "out" / "metrics.csv").open(encoding="utf-8")))
     assert [row["video"] for row in table] == ["broken", "equal", "shifted", "mean"]
     assert [row["psnr"] for row in table[:2]] == ["", "inf"]
-    assert float(table[2]["psnr"]) == numbers["shifted"]["psnr"] and float(table[3]["psnr"]) == result["means"]["psnr"]
+    assert float(table[2]["psnr"]) == numbers["shifted"]["psnr"] and float(table[3]["psnr"]) == mean["numbers"]["psnr"]
 
 
 def test_what_is_asked_for_by_name_is_measured_or_told_and_decides_the_status(folders, tmp_path, capsys):
@@ -130,9 +132,9 @@ def test_latents_are_compared_where_both_sides_have_them(tmp_path, capsys):
         write_frames(tmp_path / side / "cat", make_frames(0, f=1))
         save_file({"latents": torch.full((2, 3), factor)}, tmp_path / side / "cat.safetensors")
     assert run(tmp_path / "A", tmp_path / "B", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["means"]["latent_error"] == pytest.approx(0.5)
+    assert json.loads(capsys.readouterr().out)["means"][0]["numbers"]["latent_error"] == pytest.approx(0.5)
     assert run(tmp_path / "A", tmp_path / "B", "--metrics", "latent_error", "--json") == 0
-    assert set(json.loads(capsys.readouterr().out)["means"]) == {"latent_error"}
+    assert set(json.loads(capsys.readouterr().out)["means"][0]["numbers"]) == {"latent_error"}
     save_file({"latents": torch.ones(2, 4)}, tmp_path / "B" / "cat.safetensors")
     assert run(tmp_path / "A", tmp_path / "B", "--quiet") == 3
     assert "reference: must have the shape of the latents" in capsys.readouterr().err
@@ -175,3 +177,14 @@ def test_mistakes(words, status, said, capsys):
     assert run(*words) == status
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and said in line
+
+
+def test_reconstructions_and_edits_of_a_run_have_means_of_their_own(tmp_path, capsys):
+    folder = write_run(tmp_path / "run", *map(make_result, ("cat", "dog")))
+    assert run(folder, folder, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [mean["name"] for mean in result["means"]] == ["mean reconstruction", "mean edit"]
+    for mean in result["means"]:
+        kind = mean["name"].removeprefix("mean ")
+        own = [pair["numbers"]["ssim"] for pair in result["pairs"] if f"/{kind}" in pair["name"]]
+        assert len(own) >= 2 and mean["numbers"]["ssim"] == pytest.approx(sum(own) / len(own))
