@@ -17,6 +17,8 @@ from ddim_lightning.output.page import find_file, read_records
 RECONSTRUCTION = "/reconstruction"
 """Ends the name of one."""
 _TRAJECTORY = "trajectory"
+_UNREAD = ("mask", "mask_threshold", "start", "num_frames")
+"""Columns of a manifest that say what an edit is made of, not what is compared."""
 _NAMES, _TEXTS = ("id", "video"), ("prompt", "prompts")
 
 
@@ -169,7 +171,12 @@ def _list_results(folder: Path, record: Mapping[str, Any]) -> Iterator[_Item]:
 
 def _list_files(place: str) -> Iterator[_Item]:
     """List the videos that a user names, with the latents that lie beside them under their names."""
-    requests = find_clips(place, ClipRequest())
+    default = ClipRequest()
+    requests = find_clips(place, default)
+    unread = [name for name in _UNREAD if any(getattr(one, name) != getattr(default, name) for one in requests)]
+    if unread:
+        told = "are not read here; what holds for all videos is --masks, --num-frames and --stride"
+        warnings.warn(f"{place}: its columns {', '.join(unread)} {told}", stacklevel=2)
     counts = Counter(_get_name(request.video) for request in requests)
     for request in requests:
         name = _get_name(request.video)

@@ -78,6 +78,14 @@ def test_latents_lie_beside_videos_under_their_names(tmp_path):
     assert pair.latents == (tmp_path / "A" / "cat.safetensors", tmp_path / "B" / "cat.safetensors")
 
 
+def test_columns_of_a_manifest_that_are_not_read_are_told(tmp_path):
+    cat = write_frames(tmp_path / "cat", make_frames(0))
+    table = tmp_path / "clips.jsonl"
+    table.write_text(json.dumps({"video": "cat", "prompts": "a dog", "start": 1, "num_frames": 5}) + "\n")
+    with pytest.warns(UserWarning, match="clips.jsonl: its columns start, num_frames are not read here"):
+        assert describe(find_pairs(str(cat), str(table))) == {"cat": (cat, cat, "a dog")}
+
+
 def test_masks_are_found_by_name_or_hold_for_all(tmp_path):
     for name in ("A/cat", "A/dog", "B/cat", "B/dog", "masks/cat", "one"):
         write_frames(tmp_path / name, make_frames(0, f=1))
