@@ -18,11 +18,11 @@ WORKERS ?= 2
 # Tracing every line takes nearly half as long again, so that it is asked for where it is judged.
 COVERED := $(if $(COVERAGE),--cov --cov-report=term)
 
-.PHONY: install develop demo test test-benchmarks test-browser test-notebook fuzz lint types layers mutations docs clean help
+.PHONY: install develop demo test test-benchmarks test-browser test-examples fuzz lint types layers mutations docs clean help
 
 help:
 	@sed -n '1,4s/^# \{0,1\}//p' Makefile
-	@echo "and: make install | develop | test-benchmarks | test-browser | test-notebook | fuzz | lint | types | layers | mutations | docs | clean"
+	@echo "and: make install | develop | test-benchmarks | test-browser | test-examples | fuzz | lint | types | layers | mutations | docs | clean"
 
 install: $(INSTALLED)
 
@@ -60,8 +60,8 @@ test-benchmarks: develop
 test-browser: develop
 	$(TEST) -m slow tests/test_*_in_browser.py
 
-# The notebook of examples/ in a real kernel.
-test-notebook: develop
+# What lies in examples/: a training, and the notebook in a real kernel.
+test-examples: develop
 	$(TEST) -m slow tests/test_examples.py
 
 # New manifests, configs and command lines, a thousand of each; the default tests try a few that stay the same.

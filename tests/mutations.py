@@ -8,20 +8,27 @@ when a mutation survives, when its text is not found exactly once, or when a nam
 
 from __future__ import annotations
 
+import compileall
 import importlib
 import logging
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from py_compile import PycInvalidationMode
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("ddim_lightning", "tests", "benchmarks", "setup.cfg")
+SHARES = 8
+"""Into which the mutations are dealt, each with a copy of its own."""
 
 
 @dataclass(frozen=True)
@@ -627,35 +634,46 @@ def find_fault(mutation: Mutation, copy: Path) -> str | None:
 
 
 def copy_tree(target: Path) -> None:
-    """Copy what the tests need."""
+    """Copy what the tests need, compiled: bytecode that goes by the hash of its source passes for no mutated file."""
     for name in COPIED:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         else:
             shutil.copy(ROOT / name, target)
+    compileall.compile_dir(target, quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+
+
+def judge(mutations: Sequence[Mutation], copy: Path) -> list[str]:
+    """Try mutations in a copy of their own, say what became of each, and return the faults."""
+    faults = []
+    for mutation in mutations:
+        fault = find_fault(mutation, copy)
+        print(f"{'ALIVE ' if fault else 'killed'}  {mutation.name}: {fault or mutation.test}", flush=True)
+        faults += [fault] if fault else []
+    return faults
 
 
 def main(wanted: str = "") -> int:
-    """Judge the mutations whose names contain ``wanted``; return the exit status."""
+    """Judge the mutations whose names contain ``wanted``, on all cores; return the exit status."""
     mutations = [mutation for mutation in MUTATIONS if wanted in mutation.name]
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        copy_tree(copy)
-        status, output = run_tests(copy, *sorted({mutation.test for mutation in mutations}))
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+        whole = Path(folder, "whole")
+        copy_tree(whole)
+        copies = [Path(shutil.copytree(whole, Path(folder, str(k)))) for k in range(SHARES)]
+        unchanged = pool.submit(run_tests, whole, *sorted({mutation.test for mutation in mutations}))
+        shares = [pool.submit(judge, mutations[k::SHARES], copy) for k, copy in enumerate(copies)]
+        status, output = unchanged.result()
         if status != pytest.ExitCode.OK:
+            pool.shutdown(cancel_futures=True)
             print(f"the named tests fail without any mutation:\n{output}")
             return 1
-        faults = []
-        for mutation in mutations:
-            fault = find_fault(mutation, copy)
-            print(f"{'ALIVE ' if fault else 'killed'}  {mutation.name}: {fault or mutation.test}", flush=True)
-            faults += [fault] if fault else []
+        faults = [fault for share in shares for fault in share.result()]
     print(f"{len(mutations) - len(faults)} of {len(mutations)} mutations killed")
     return 1 if faults or not mutations else 0
 
 
 if __name__ == "__main__":
-    # A mutated file may keep its size and, within a second, its time: old bytecode would pass for it.
+    # A mutated file may keep its size and, within a second, its time: bytecode that is written would pass for another.
     sys.dont_write_bytecode = True
     logging.getLogger("xformers").setLevel(logging.ERROR)
     importlib.import_module("diffusers.pipelines.cogvideo.pipeline_cogvideox")  # once, for every fork

@@ -14,6 +14,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
 
+@pytest.mark.slow
 def test_a_foreign_module_trains_with_our_objectives_and_our_callback(tmp_path):
     script = EXAMPLES / "editing_aware_finetuning.py"
     assert len(script.read_text().splitlines()) < 60
