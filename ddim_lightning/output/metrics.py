@@ -38,8 +38,9 @@ def tell_metrics(*, comparison: Comparison, networks: Networks) -> NoReturn:
 
         measurer = load_measures(comparison, networks, pairs.found)
         asked = _choose_asked(measurer.missing, comparison, networks)
-        for name, lacks in (asked if comparison.quiet else measurer.missing).items():
-            say(f"not measured: {name}: {lacks}")
+        told = asked if comparison.quiet else measurer.missing
+        for lacks in dict.fromkeys(told.values()):
+            say(f"not measured: {', '.join(name for name in told if told[name] == lacks)}: {lacks}")
         rows = []
         for number, pair in enumerate(pairs.found, 1):
             if sys.stderr.isatty() and not comparison.quiet:
