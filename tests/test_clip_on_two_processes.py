@@ -136,16 +136,36 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", [next(iter(CASES)), *(pytest.param(c, marks=pytest.mark.slow) for c in [*CASES][1:])])
-def test_editors_give_on_two_processes_what_they_give_on_one(tiny_model, clips, tmp_path, case):
-    one, two = tmp_path / "one", tmp_path / "two"
-    videos = [clips / "c.mp4"]
-    found = (run(tiny_model, videos, one, **CASES[case]), run(tiny_model, videos, two, 2, **CASES[case]))
+@pytest.fixture(scope="module")
+def bundled_clip(tmp_path_factory):
+    """Noise of the size that the bundled model was trained at.
+
+    Products of so many tokens do not round by the number of rows. Those of the random model do, and a guidance of 6
+    over what it holds in its context makes 1e-5 of that for some clips.
+    """
+    path, generator = tmp_path_factory.mktemp("bundled") / "c.mp4", torch.Generator().manual_seed(0)
+    write_video(path, torch.randint(0, 256, (9, 3, 64, 64), generator=generator, dtype=torch.uint8), Fraction(8))
+    return path
+
+
+def check_rows_are_split(model, clip, folder, options):
+    one, two = folder / "one", folder / "two"
+    found = (run(model, [clip], one, **options), run(model, [clip], two, 2, **options))
     check_equal(*found, "c")
     check_folders(one, two, found, "c")
     whole, shares = found[0]["0-c"]["rows"], [found[1][f"{rank}-c"]["rows"] for rank in (0, 1)]
     assert all(max(pair) <= rows for rows, pair in zip(whole, zip(*shares, strict=True), strict=True))
     assert all(sum(rows) < sum(whole) for rows in shares)
+
+
+def test_what_is_recommended_gives_on_two_processes_what_it_gives_on_one(tiny_model, clips, tmp_path):
+    check_rows_are_split(tiny_model, clips / "c.mp4", tmp_path, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_editors_give_on_two_processes_what_they_give_on_one(bundled_clip, tmp_path, case):
+    check_rows_are_split("tiny", bundled_clip, tmp_path, CASES[case])
 
 
 @pytest.mark.slow

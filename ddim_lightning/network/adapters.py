@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.functional import linear
+
+from ddim_lightning.network.products import multiply
 
 EDIT_ADAPTER = "acts_in_edits"
 """What peft calls an adapter that acts in edits alone; see `EditAdapter`."""
@@ -25,7 +26,7 @@ class Linear(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply it to (..., in)."""
-        return linear(x, self.weight, self.bias)
+        return multiply(x, self.weight, self.bias)
 
     def take(self, start: int, stop: int | None = None) -> Linear:
         """Return the part that makes the outputs from ``start`` to ``stop``, without a copy."""
@@ -117,18 +118,24 @@ def read_state(modules: Iterable[Any]) -> State:
     """
     state: State = []
     for module in modules:
-        state += [module, _address(module.weight), _address(module.bias)]
-        if has_adapter(module):
+        state += [module, _address(read_own(module, "weight")), _address(read_own(module, "bias"))]
+        if type(module) is not nn.Linear and has_adapter(module):
             state += [module.disable_adapters, module.merged, tuple(module.active_adapters), dict(module.scaling)]
             state += [entry for tensor in module.parameters() for entry in read_change(tensor)]
     return state
+
+
+def read_own(module: nn.Module, name: str) -> Any:
+    """Return a tensor of a module, in a tenth of the time of ``module.name``: every pass asks for hundreds."""
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found
 
 
 def read_change(tensor: Tensor) -> tuple[int | None, int, float]:
     """Return the address of a tensor, the count of its changes, and on a CPU its first value."""
     # Tensors made under inference mode keep no count.
     version = 0 if tensor.is_inference() else tensor._version
-    value = tensor.detach()[(0,) * tensor.dim()].item() if tensor.device.type == "cpu" and tensor.numel() else 0.0
+    value = tensor.detach().as_strided((), ()).item() if tensor.is_cpu and tensor.numel() else 0.0
     return _address(tensor), version, value
 
 

@@ -10,7 +10,7 @@ from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from ddim_lightning.network.adapters import Linear, State, read_change, read_state, take_linear
+from ddim_lightning.network.adapters import Linear, State, read_change, read_own, read_state, take_linear
 
 
 class Projection(Protocol):
@@ -105,10 +105,11 @@ def gather_block(block: Any, own: BlockWeights | None = None) -> BlockWeights:
 
 def list_projections(block: Any) -> dict[str, nn.Module]:
     """Return the large linear layers of a `CogVideoXBlock` by name."""
-    attn, (project, _, down, *_) = block.attn1, block.ff.net
+    # From the dictionaries that attributes are looked for in: every pass lists those of every block.
+    attn, feed_forward = block.attn1._modules, block.ff.net._modules
     return {
-        "to_q": attn.to_q, "to_k": attn.to_k, "to_v": attn.to_v, "to_out": attn.to_out[0],
-        "ff up": project.proj, "ff down": down,
+        "to_q": attn["to_q"], "to_k": attn["to_k"], "to_v": attn["to_v"], "to_out": attn["to_out"]._modules["0"],
+        "ff up": feed_forward["0"]._modules["proj"], "ff down": feed_forward["2"],
     }  # fmt: skip
 
 
@@ -225,8 +226,8 @@ def read_modulation_state(transformer: CogVideoXTransformer3DModel) -> State:
     embeddings = filter(None, (transformer.time_embedding, transformer.ofs_embedding))
     linears = [layer for embedding in embeddings for layer in (embedding.linear_1, embedding.linear_2)]
     linears += [norm.linear for norm in (*blocks, transformer.norm_out)]
-    tensors = [weight for layer in linears for weight in (layer.weight, layer.bias)]
-    tensors += [weight for norm in blocks for weight in (norm.norm.weight, norm.norm.bias)]
+    layers = [*linears, *(norm.norm for norm in blocks)]
+    tensors = [read_own(layer, name) for layer in layers for name in ("weight", "bias")]
     changes = [read_change(tensor) for tensor in tensors if tensor is not None]
     return [*read_state(linears), *changes]
 
