@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -62,6 +64,7 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
         "dirty": start.dirty,
         "load_1min": start.load_1min,
         "cpus": os.cpu_count(),
+        "processor": read_processor(),
         "gpus": block["gpus"],
         "driver_and_power_limit": _ask(
             ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
@@ -73,6 +76,14 @@ def read_block(commit: str | None = None) -> dict[str, Any]:
         "versions": block["versions"],
         "broken": block["broken"],
     }
+
+
+def read_processor() -> str | None:
+    """Return the name of the processor and the vector instructions that PyTorch uses on it, as far as they are told."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
+    told = [names[0].strip() if names else platform.processor(), torch.backends.cpu.get_cpu_capability()]
+    return ", ".join(filter(None, told)) or None
 
 
 def tell_command() -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from ddim_lightning.models.source import BUNDLED
 from ddim_lightning.network.attention import Attention, sdpa_attention
 from ddim_lightning.network.kernels import CPU_KERNELS, CUDA_KERNELS
+from ddim_lightning.network.products import multiply
 from ddim_lightning.runtime.timing import StepClock, summarize_ms
 
 from .arguments import make_parser, read_count
@@ -162,7 +162,7 @@ def measure_products(
             draw((outputs,), like, args.seed + 2),
         )
         flops = count_linear(args.rows * sizes.tokens, inputs, outputs)
-        row = measure_call(lambda: linear(tokens, weight, bias), (tokens, weight, bias), flops, args)  # noqa: B023
+        row = measure_call(lambda: multiply(tokens, weight, bias), (tokens, weight, bias), flops, args)  # noqa: B023
         shape = {"tokens": args.rows * sizes.tokens, "inputs": inputs, "outputs": outputs}
         rows.append({"kind": "product", "product": name, **shape, **row})
     return rows

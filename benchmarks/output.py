@@ -80,10 +80,12 @@ def tell_place(result: Mapping[str, Any]) -> str:
 
 
 def tell_origin(result: Mapping[str, Any]) -> str:
-    """Return the line that says by what command, at what commit and under what load a result was measured."""
+    """Return the line that says by what command, at what commit under what load and on what a result was measured."""
     environment = result["environment"]
     load = "not recorded" if environment["load_1min"] is None else f"{environment['load_1min']:.2f}"
     origin = f"`{environment['command']}` at commit {environment['commit']}; load of the machine before it: {load}"
+    if processor := environment.get("processor"):  # of older results it is not known
+        origin += f"; processor: {processor}"
     if "left_out" in result:
         origin += f". **Not complete**: no time was left for {', '.join(result['left_out'])}"
     return origin

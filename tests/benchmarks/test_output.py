@@ -16,9 +16,9 @@ import torch
 
 from benchmarks import environment
 from benchmarks.arguments import QUICK_STEPS, add_steps, make_parser
-from benchmarks.environment import Start, read_block, read_start
+from benchmarks.environment import Start, read_block, read_processor, read_start
 from benchmarks.loading import FULL_SIZE, load_parts, name_model
-from benchmarks.output import tell_place, write_files, write_growing
+from benchmarks.output import tell_origin, tell_place, write_files, write_growing
 from benchmarks.plots import Line, plot_steps
 
 
@@ -135,6 +135,13 @@ def test_a_result_tells_load_and_tree(monkeypatch: pytest.MonkeyPatch):
     assert read(copy) == [None, None, 0.5]
     assert read(copy, "abc") == ["abc", False, 0.5]
     assert read(copy, "abc-dirty") == ["abc", True, 0.5]
+
+
+def test_a_report_names_the_processor_where_it_is_known():
+    told = tell_origin({"environment": read_block()})
+    assert told.endswith(f"; processor: {read_processor()}")
+    assert torch.backends.cpu.get_cpu_capability() in told
+    assert "processor" not in tell_origin({"environment": {**read_block(), "processor": None}})
 
 
 def test_a_gpu_is_named_by_its_name():
