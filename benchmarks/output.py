@@ -80,7 +80,7 @@ def tell_place(result: Mapping[str, Any]) -> str:
 
 
 def tell_origin(result: Mapping[str, Any]) -> str:
-    """Return the line that says by what command, at what commit under what load and on what a result was measured."""
+    """Return the line that says by what command, at what commit, under what load and on what processor it was."""
     environment = result["environment"]
     load = "not recorded" if environment["load_1min"] is None else f"{environment['load_1min']:.2f}"
     origin = f"`{environment['command']}` at commit {environment['commit']}; load of the machine before it: {load}"

@@ -17,9 +17,9 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Apply a linear layer, as `torch.nn.functional.linear` does.
 
-    PyTorch gives products of float32 on a CPU to MKL, which leaves half of what an AMD processor can do unused; oneDNN,
-    which makes those of all other dtypes, does not. It has no gradients. Exported graphs keep PyTorch's own operator,
-    for they are to run anywhere.
+    PyTorch gives products of float32 on a CPU to MKL, and those of bfloat16 to oneDNN, which is twice as fast on AMD
+    processors in float32, too. It has no gradients. Exported graphs keep PyTorch's own operator, for they are to run
+    anywhere.
 
     Args:
         x: (..., in).
