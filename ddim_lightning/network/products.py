@@ -31,6 +31,7 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled() or not _HAS_ONEDNN:
         return linear(x, weight, bias)
+    # PyTorch 2.11 says so of all that it compiles, which costs time and no more.
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return linear(x, weight, bias)
     product: Tensor = torch.ops.ddim_lightning.multiply(x, weight, bias)
