@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from torch.utils.flop_counter import register_flop_formula
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
+_OPERATOR = "ddim_lightning::multiply"
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -38,23 +39,24 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-# An operator of our own around oneDNN's, which the compiler takes for constant weights alone: ours are arguments. It is
-# defined in parts since `torch.library.custom_op` costs as much as a small product.
-torch.library.define("ddim_lightning::multiply", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
-
-
-@torch.library.impl("ddim_lightning::multiply", "CPU")
 def _multiply_by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return product
 
 
-@torch.library.register_fake("ddim_lightning::multiply")  # type: ignore[untyped-decorator]
 def _make_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-@register_flop_formula(torch.ops.ddim_lightning.multiply)
 def _count_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
     """Count a multiplication and an addition for each weight and token, given shapes."""
     return 2 * math.prod(x) * weight[0]
+
+
+# An operator of our own around oneDNN's, which the compiler takes for constant weights alone: ours are arguments. Made of
+# parts, since `torch.library.custom_op` costs as much as a small product, and once, since notebooks reload modules.
+if not hasattr(torch.ops.ddim_lightning, "multiply"):
+    torch.library.define(_OPERATOR, "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+    torch.library.impl(_OPERATOR, "CPU", _multiply_by_onednn)
+    torch.library.register_fake(_OPERATOR, _make_fake)
+    register_flop_formula(torch.ops.ddim_lightning.multiply)(_count_flops)

@@ -135,6 +135,26 @@ def test_weights_of_an_adapter_that_change_are_seen(parts):
     check_equal(transformer, network, rows, before)
 
 
+@torch.no_grad()
+def test_weights_that_change_behind_their_first_value_are_seen(parts):
+    transformer, network, rows, folder = parts
+    transformer.load_lora_adapter(write_lora(transformer, TARGETS["attention"], folder), prefix="transformer")
+    block = transformer.transformer_blocks[1]
+    for weight in (block.attn1.to_v.lora_B["default_0"].weight, block.norm1.linear.weight):
+        before = network(*rows, 500)
+        weight[1:].mul_(3.0)
+        check_equal(transformer, network, rows, before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["attn1.to_out.0", "norm1.linear"])
+def test_a_bias_that_is_replaced_is_seen(parts, name):
+    transformer, network, rows, _ = parts
+    before, layer = network(*rows, 500), transformer.transformer_blocks[1].get_submodule(name)
+    layer.bias = nn.Parameter(layer.bias + 0.3)
+    check_equal(transformer, network, rows, before)
+
+
 def test_an_adapter_gets_gradients_through_our_forward_pass(parts):
     transformer, network, rows, folder = parts
     transformer.load_lora_adapter(write_lora(transformer, TARGETS["attention"], folder), prefix="transformer")

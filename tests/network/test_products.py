@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn.functional import linear
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddim_lightning.network import products
 from ddim_lightning.network.products import multiply
 
 OURS = "ddim_lightning::multiply"
@@ -120,3 +122,10 @@ def test_operations_are_counted():
     with FlopCounterMode(display=False) as counter:
         multiply(make_tokens(2, 20, 48), *make_layer())
     assert counter.get_total_flops() == 2 * 2 * 20 * 48 * 72
+
+
+@torch.no_grad()
+def test_the_module_may_be_loaded_again():
+    x, layer = make_tokens(2, 20, 48), make_layer()
+    before = multiply(x, *layer)
+    assert torch.equal(importlib.reload(products).multiply(x, *layer), before)
