@@ -53,7 +53,7 @@ def _count_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) ->
     return 2 * math.prod(x) * weight[0]
 
 
-# An operator around oneDNN's, which the compiler takes for constant weights alone, and ours are arguments. It is made of
+# An operator around oneDNN's, which the compiler takes for constant weights alone; ours are arguments. It is made of
 # parts, since `torch.library.custom_op` costs as much as a small product, and once, since notebooks reload modules.
 if not hasattr(torch.ops.ddim_lightning, "multiply"):
     torch.library.define(_OPERATOR, "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
